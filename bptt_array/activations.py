@@ -1,0 +1,96 @@
+"""f of (1.1) and g of (1.2): the value, and the derivative computed from the value.
+
+Every function here knows its own derivative as a function of its *result*: tanh' = 1 - y^2,
+sigmoid' = y (1 - y), ReLU' = [y > 0], and softmax's Jacobian diag(y) - y y^T. So the backward pass needs
+the states and outputs that the forward pass kept, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .backend import Array, Backend
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function over the last axis.
+
+    Attributes
+    ----------
+    value_ : ``(backend, z)``
+        In place: z becomes f(z).
+    derivative : ``(backend, y) -> f'(z)``
+        Elementwise, from ``y = f(z)``, as a new array. ``None`` for softmax, whose Jacobian is no diagonal.
+    vjp : ``(backend, y, dy) -> dz``
+        The product of ``dy`` with the Jacobian, ``dz = f'(z)^T dy``, as a new array (or ``dy`` itself).
+    """
+
+    name: str
+    value_: Callable[[Backend, Array], None]
+    derivative: Callable[[Backend, Array], Array] | None
+    vjp: Callable[[Backend, Array, Array], Array]
+
+
+def _elementwise(
+    name: str, value_: Callable[[Backend, Array], None], derivative: Callable[[Backend, Array], Array]
+) -> Activation:
+    def vjp(backend: Backend, y: Array, dy: Array) -> Array:
+        dz = derivative(backend, y)
+        dz *= dy
+        return dz
+
+    return Activation(name, value_, derivative, vjp)
+
+
+def _tanh_derivative(backend: Backend, y: Array) -> Array:
+    slope = y * y
+    slope *= -1
+    slope += 1
+    return slope
+
+
+def _relu_derivative(backend: Backend, y: Array) -> Array:
+    return backend.xp.astype(y > 0, y.dtype)
+
+
+def _sigmoid_(backend: Backend, z: Array) -> None:
+    # e = exp(-|z|) never overflows: sigmoid is 1 / (1 + e) for z >= 0 and e / (1 + e) below.
+    xp = backend.xp
+    e = xp.exp(-xp.abs(z))
+    z[...] = xp.where(z >= 0, xp.ones_like(e), e)
+    e += 1
+    z /= e
+
+
+def _sigmoid_derivative(backend: Backend, y: Array) -> Array:
+    return y * (1 - y)
+
+
+def _softmax_(backend: Backend, z: Array) -> None:
+    xp = backend.xp
+    z -= xp.max(z, axis=-1, keepdims=True)
+    z[...] = xp.exp(z)
+    z /= xp.sum(z, axis=-1, keepdims=True)
+
+
+def _softmax_vjp(backend: Backend, y: Array, dy: Array) -> Array:
+    # (diag(y) - y y^T) dy = y * (dy - <y, dy>)
+    return y * (dy - backend.xp.sum(y * dy, axis=-1, keepdims=True))
+
+
+def _identity_(backend: Backend, z: Array) -> None:
+    """z is its own value."""
+
+
+tanh = _elementwise("tanh", lambda backend, z: backend.tanh_(z), _tanh_derivative)
+relu = _elementwise("relu", lambda backend, z: backend.relu_(z), _relu_derivative)
+sigmoid = _elementwise("sigmoid", _sigmoid_, _sigmoid_derivative)
+softmax = Activation("softmax", _softmax_, None, _softmax_vjp)
+identity = Activation("identity", _identity_, lambda backend, y: backend.xp.ones_like(y), lambda backend, y, dy: dy)
+
+#: f of (1.1)
+CELL_ACTIVATIONS = {f.name: f for f in (tanh, relu)}
+#: g of (1.2)
+OUTPUT_ACTIVATIONS = {g.name: g for g in (identity, softmax, sigmoid, tanh)}

@@ -1,0 +1,322 @@
+"""Devices: an array namespace, one of its devices, and the few operations that say where results land.
+
+A :class:`Backend` is the only place where arrays are born and the only thing that knows which library runs
+the mathematics. Its primitives end in an underscore and write into an array they are given. Each has a
+portable body here, in pure Array API; NumPy and CuPy override it with ``out=`` forms of the same signature.
+
+They rely on basic slices (and reshapes of contiguous arrays) being views, which holds for every namespace
+whose arrays can be written to: NumPy, CuPy, torch, array-api-strict.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy
+import numpy as np
+
+Array = Any  # an array of the backend's namespace
+DTYPES = ("float32", "float64")
+
+_INSTALL_CUPY = "pip install 'bptt-array[cuda12]' (or [cuda13]), or use device='cpu'"
+
+
+class Backend:
+    """A mutable Array API namespace and one of its devices; the portable form of every primitive.
+
+    Parameters
+    ----------
+    xp : module
+        An Array API namespace whose arrays can be written in place, for example ``array_api_strict``
+        or ``torch`` (wrapped by array-api-compat where needed).
+    device : optional
+        A device of that namespace; its default device if left out.
+
+    Raises
+    ------
+    TypeError
+        If arrays of the namespace cannot be written in place (JAX).
+
+    Examples
+    --------
+    >>> import numpy, bptt_array as ba
+    >>> ba.RNN(input_size=3, hidden_size=4, device=ba.Backend(numpy)).backend
+    Backend('array_api_compat.numpy', device='cpu')
+    """
+
+    #: States of one segment should fit in this many bytes: about what stays in a core's cache.
+    segment_bytes = 1 << 20
+
+    def __init__(self, xp: Any, device: Any = None) -> None:
+        probe = xp.zeros(1) if device is None else xp.zeros(1, device=device)
+        self.xp = array_api_compat.array_namespace(probe)
+        self.device = array_api_compat.device(probe)
+        if not array_api_compat.is_writeable_array(probe):
+            raise TypeError(
+                f"xp={self.xp.__name__} has arrays that cannot be written in place, which the time loop needs; "
+                "use NumPy, CuPy, torch or array_api_strict"
+            )
+
+    def __repr__(self) -> str:
+        return f"Backend({self.xp.__name__!r}, device={str(self.device)!r})"
+
+    @property
+    def name(self) -> str:
+        """Where arrays live, in the words of the ``device`` argument: ``"cpu"``, ``"cuda:0"``, …"""
+        return f"{self.xp.__name__.removeprefix('array_api_compat.')}:{self.device}"
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Context in which new arrays are born on this device (CuPy allocates on the current device)."""
+        return nullcontext()
+
+    # ---- arrays ---------------------------------------------------------------------------------------
+
+    def dtype(self, name: str) -> Any:
+        """The dtype object that the namespace calls ``name``."""
+        return getattr(self.xp, name)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.xp.empty(shape, dtype=dtype, device=self.device)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.xp.zeros(shape, dtype=dtype, device=self.device)
+
+    def ones(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.xp.ones(shape, dtype=dtype, device=self.device)
+
+    def arange(self, stop: int) -> Array:
+        return self.xp.arange(stop, dtype=self.xp.int64, device=self.device)
+
+    def from_host(self, array: np.ndarray[Any, Any]) -> Array:
+        """A copy of a NumPy array on this device."""
+        return self.xp.asarray(array, device=self.device, copy=True)
+
+    def to_host(self, array: Array) -> np.ndarray[Any, Any]:
+        """A NumPy copy of an array of this device (synchronises)."""
+        host = self.xp.__array_namespace_info__().default_device()
+        return np.array(array_api_compat.to_device(array, host))
+
+    def owns(self, array: Any) -> bool:
+        """Whether ``array`` is of this namespace and on this device."""
+        if not array_api_compat.is_array_api_obj(array):
+            return False
+        return array_api_compat.array_namespace(array) is self.xp and array_api_compat.device(array) == self.device
+
+    # ---- primitives -----------------------------------------------------------------------------------
+
+    def matmul_(self, out: Array, a: Array, b: Array) -> None:
+        """``out <- a @ b``"""
+        out[...] = self.xp.matmul(a, b)
+
+    def accumulator(self, W: Array, like: Array) -> Callable[[Array, Array], None]:
+        """A function ``(out, a)`` that does ``out += a @ W``, many times with the same ``W``.
+
+        ``like`` has the shape and dtype of ``out``. What the product needs beside its result is allocated
+        here, once, and not in the time loop.
+        """
+        matmul = self.xp.matmul
+
+        def add_product(out: Array, a: Array) -> None:
+            out += matmul(a, W)
+
+        return add_product
+
+    def tanh_(self, z: Array) -> None:
+        """``z <- tanh(z)``"""
+        z[...] = self.xp.tanh(z)
+
+    def relu_(self, z: Array) -> None:
+        """``z <- max(z, 0)``"""
+        z[...] = self.xp.maximum(z, self.xp.zeros_like(z))
+
+    def take_rows_(self, out: Array, table: Array, index: Array) -> None:
+        """``out[i..., :] <- table[index[i...], :]``"""
+        rows = self.xp.take(table, self.xp.reshape(index, (-1,)), axis=0)
+        out[...] = self.xp.reshape(rows, out.shape)
+
+    def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
+        """``result[i..., k] = 1 if index[i...] == k else 0``, shape ``(*index.shape, size)``."""
+        return self.xp.astype(index[..., None] == self.arange(size), dtype)
+
+
+class NumpyBackend(Backend):
+    """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop."""
+
+    def __init__(self) -> None:
+        super().__init__(array_api_compat.numpy)
+
+    @property
+    def name(self) -> str:
+        return "cpu"
+
+    def to_host(self, array: Array) -> np.ndarray[Any, Any]:
+        return np.array(array)
+
+    def matmul_(self, out: Array, a: Array, b: Array) -> None:
+        np.matmul(a, b, out=out)
+
+    def accumulator(self, W: Array, like: Array) -> Callable[[Array, Array], None]:
+        product = np.empty_like(like)
+        matmul, add = np.matmul, np.add
+
+        def add_product(out: Array, a: Array) -> None:
+            matmul(a, W, out=product)
+            add(out, product, out=out)
+
+        return add_product
+
+    def tanh_(self, z: Array) -> None:
+        np.tanh(z, out=z)
+
+    def relu_(self, z: Array) -> None:
+        np.maximum(z, 0, out=z)
+
+    def take_rows_(self, out: Array, table: Array, index: Array) -> None:
+        # mode="clip" lets take write straight into out; indices were checked when they came in.
+        np.take(table, index, axis=0, out=out, mode="clip")
+
+    def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
+        result = np.zeros((index.size, size), dtype=dtype)
+        result[np.arange(index.size), index.reshape(-1)] = 1
+        return result.reshape(*index.shape, size)
+
+
+class CupyBackend(Backend):
+    """CuPy on one CUDA device."""
+
+    #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
+    segment_bytes = 1 << 26
+
+    def __init__(self, index: int) -> None:
+        import array_api_compat.cupy
+        import cupy
+
+        self.cupy = cupy
+        self._index = index
+        with self.active():
+            super().__init__(array_api_compat.cupy)
+
+    @property
+    def name(self) -> str:
+        return f"cuda:{self._index}"
+
+    def active(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.cupy.cuda.Device(self._index)
+        return context
+
+    def to_host(self, array: Array) -> np.ndarray[Any, Any]:
+        host: np.ndarray[Any, Any] = self.cupy.asnumpy(array)
+        return host
+
+    def matmul_(self, out: Array, a: Array, b: Array) -> None:
+        self.cupy.matmul(a, b, out=out)
+
+    def accumulator(self, W: Array, like: Array) -> Callable[[Array, Array], None]:
+        if W.ndim > 2:  # a batched product copies a transposed operand in every call: copy it once
+            W = self.cupy.ascontiguousarray(W)
+        product = self.cupy.empty_like(like)
+        matmul = self.cupy.matmul
+
+        def add_product(out: Array, a: Array) -> None:
+            matmul(a, W, out=product)
+            out += product
+
+        return add_product
+
+    def tanh_(self, z: Array) -> None:
+        self.cupy.tanh(z, out=z)
+
+    def relu_(self, z: Array) -> None:
+        self.cupy.maximum(z, 0, out=z)
+
+    def take_rows_(self, out: Array, table: Array, index: Array) -> None:
+        self.cupy.take(table, index, axis=0, out=out)
+
+
+# ---- from the `device` argument to a Backend ----------------------------------------------------------
+
+
+@cache
+def _numpy_backend() -> NumpyBackend:
+    return NumpyBackend()
+
+
+@cache
+def _cupy_backend(index: int) -> CupyBackend:
+    return CupyBackend(index)
+
+
+def cuda_device_count() -> int:
+    """How many CUDA devices CuPy finds; 0 without CuPy, without a driver or without a device."""
+    if importlib.util.find_spec("cupy") is None:
+        return 0
+    import cupy
+
+    try:
+        return int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return 0
+
+
+def cuda_description(index: int) -> str:
+    """Name and memory of a CUDA device, for people."""
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(index)
+    return f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.1f} GiB"
+
+
+def resolve(device: str | Backend) -> Backend:
+    """The backend that a ``device`` argument names.
+
+    ``"cpu"`` is NumPy; ``"cuda"`` or ``"cuda:1"`` is CuPy on that device; ``"auto"`` is the first CUDA device
+    where there is one and the CPU otherwise; a :class:`Backend` is itself.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, CuPy is not installed, or there is no such CUDA device.
+    TypeError
+        If ``device`` is neither a string nor a Backend.
+    """
+    if isinstance(device, Backend):
+        return device
+    if not isinstance(device, str):
+        raise TypeError(
+            f"device={device!r} is a {type(device).__name__}; expected 'cpu', 'cuda', 'cuda:1', 'auto' "
+            "or a bptt_array.Backend"
+        )
+    if device == "auto":
+        device = "cuda" if cuda_device_count() else "cpu"
+    if device == "cpu":
+        return _numpy_backend()
+    kind, colon, index = device.partition(":")
+    if kind != "cuda" or (colon and not (index.isascii() and index.isdigit())):
+        raise ValueError(f"device={device!r} is unknown; expected 'cpu', 'cuda', 'cuda:1', … or 'auto'")
+    if importlib.util.find_spec("cupy") is None:
+        raise ValueError(f"device={device!r} needs CuPy, which is not installed: {_INSTALL_CUPY}")
+    count = cuda_device_count()
+    if count == 0:
+        raise ValueError(
+            f"device={device!r}: CuPy finds no CUDA device; check that nvidia-smi lists a GPU and that the driver "
+            "is recent enough for the installed CuPy, or use device='cpu'"
+        )
+    if int(index or 0) >= count:
+        raise ValueError(
+            f"device={device!r} does not exist: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}"
+        )
+    return _cupy_backend(int(index or 0))
+
+
+def backend_of(array: Array) -> Backend:
+    """The backend on which an array lives."""
+    if array_api_compat.is_numpy_array(array):
+        return _numpy_backend()
+    if array_api_compat.is_cupy_array(array):
+        return _cupy_backend(array.device.id)
+    return Backend(array_api_compat.array_namespace(array), array_api_compat.device(array))

@@ -1,0 +1,207 @@
+"""What comes in from the caller, checked before any work. Errors name argument, value, expectation, way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from .backend import DTYPES, Backend
+from .losses import FUSED_LOSSES, LOSSES
+
+
+def dtype_name(array: Any) -> str:
+    """``"float32"`` for an array of any namespace."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def is_integer(array: Any) -> bool:
+    return dtype_name(array).startswith(("int", "uint"))
+
+
+def check_option(name: str, value: Any, options: Iterable[str]) -> None:
+    options = tuple(options)
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name}={value!r} is unknown; expected one of {', '.join(map(repr, options))}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a whole number of at least {least}")
+    if value < least:
+        raise ValueError(f"{name}={value} is too small; expected a whole number of at least {least}")
+    return int(value)
+
+
+def check_number(name: str, value: Any, least: float = 0.0, below: float = math.inf) -> float:
+    """A finite real number in ``[least, below)``, as a Python float (which never widens an array's dtype)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a real number")
+    if not (math.isfinite(value) and least <= value < below):
+        upper = "" if math.isinf(below) else f" and below {below:g}"
+        raise ValueError(f"{name}={value!r}; expected a finite number of at least {least:g}{upper}")
+    return float(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected True or False")
+
+
+def check_dtype(dtype: Any) -> str:
+    """``"float32"`` or ``"float64"`` from a name or anything NumPy takes for a dtype."""
+    try:
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not supported; expected 'float32' or 'float64'")
+    return name
+
+
+def check_place(name: str, array: Any, backend: Backend, *, host: bool) -> None:
+    """An array of the backend's device; with ``host``, a NumPy array will do."""
+    if backend.owns(array) or (host and array_api_compat.is_numpy_array(array)):
+        return
+    kind = f"{type(array).__module__.partition('.')[0]}.{type(array).__name__}".removeprefix("builtins.")
+    if array_api_compat.is_array_api_obj(array):
+        kind += f" on {array_api_compat.device(array)}"
+    expected = f"{backend.xp.__name__.rpartition('.')[2]} array on {backend.name}"
+    if host and backend.name != "cpu":
+        expected += " or a NumPy array"
+    raise TypeError(
+        f"{name} is a {kind}, but this RNN is on {backend.name}: expected a {expected}; use rnn.asarray({name})"
+    )
+
+
+def check_float(name: str, array: Any, dtype: str) -> None:
+    if dtype_name(array) != dtype:
+        raise TypeError(
+            f"{name} has dtype {dtype_name(array)}, but this RNN computes in {dtype}: "
+            f"use rnn.asarray({name}), or build the RNN with another dtype"
+        )
+
+
+def check_shape(name: str, array: Any, shape: tuple[int, ...], axes: str) -> None:
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {axes} = {shape}")
+
+
+def check_floats(
+    name: str, array: Any, shape: tuple[int, ...], axes: str, backend: Backend, dtype: str, *, host: bool
+) -> None:
+    """An array of the right place, dtype and shape."""
+    check_place(name, array, backend, host=host)
+    check_float(name, array, dtype)
+    check_shape(name, array, shape, axes)
+
+
+def check_x(x: Any, input_size: int, backend: Backend, dtype: str, *, host: bool) -> tuple[int, int]:
+    """``x (T, N, I)`` of the model's dtype or tokens ``(T, N)``; returns T and N."""
+    check_place("x", x, backend, host=host)
+    if is_integer(x):
+        if x.ndim != 2:
+            raise ValueError(f"x has integers in shape {tuple(x.shape)}; expected tokens of shape (T, N)")
+    else:
+        check_float("x", x, dtype)
+        if x.ndim != 3:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; expected (T, N, I), time first, with I = input_size = {input_size} "
+                "(or integer tokens of shape (T, N))"
+            )
+        if x.shape[2] != input_size:
+            raise ValueError(
+                f"x has {x.shape[2]} features (last axis) but this RNN was built with input_size={input_size}"
+            )
+    T, N = x.shape[:2]
+    if T == 0 or N == 0:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}: T={T} steps and N={N} sequences; expected at least one of each"
+        )
+    return T, N
+
+
+def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
+    """``lengths (N,)`` as int64 on the host, or None where every sequence has T steps."""
+    if lengths is None:
+        return None
+    if not isinstance(lengths, (list, tuple, np.ndarray)):
+        raise TypeError(
+            f"lengths is a {type(lengths).__name__}; expected a list or NumPy array of N={N} integers on the host "
+            "(segments are planned with them, without asking the device)"
+        )
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"lengths has dtype {array.dtype}; expected integers")
+    check_shape("lengths", array, (N,), "(N,)")
+    wrong = np.flatnonzero((array < 0) | (array > T))
+    if wrong.size:
+        raise ValueError(f"lengths[{wrong[0]}]={array[wrong[0]]}; expected 0 to T={T}, the number of steps in x")
+    return None if (array == T).all() else array.astype(np.int64)
+
+
+def check_range(
+    name: str, array: Any, size: int, what: str, backend: Backend, lengths: np.ndarray[Any, Any] | None, *, read: bool
+) -> None:
+    """Integers within ``[0, size)`` at valid steps.
+
+    Host arrays are always checked; those of a device only with ``read``, since that synchronises.
+    """
+    if array_api_compat.is_numpy_array(array):
+        values = array
+    elif read:
+        values = backend.to_host(array)
+    else:
+        return
+    wrong = (values < 0) | (values >= size)
+    if lengths is not None:
+        steps = np.arange(values.shape[0])[:, None] if values.ndim == 2 else 0
+        wrong = wrong & (steps < lengths)
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"{name}[{', '.join(map(str, index))}]={values[index]}; expected 0 to {size - 1} ({what}); steps to be "
+            "left out are marked with lengths, or with any value in range and a weight of 0"
+        )
+
+
+def check_target(
+    target: Any,
+    loss: Any,
+    y_shape: tuple[int, ...],
+    y_axes: str,
+    output: str,
+    backend: Backend,
+    dtype: str,
+    lengths: np.ndarray[Any, Any] | None,
+    validate: bool,
+) -> None:
+    """A loss that goes with the output, and a target that the loss can compare with ``y``."""
+    if not callable(loss):
+        check_option("loss", loss, LOSSES)
+    check_place("target", target, backend, host=True)
+    if callable(loss):
+        lead = len(y_shape) - 1
+        if target.ndim not in (lead, lead + 1) or tuple(target.shape[:lead]) != y_shape[:-1]:
+            raise ValueError(
+                f"target has shape {tuple(target.shape)}; expected {y_shape[:-1]}, the steps and sequences of y, and "
+                "at most one axis more"
+            )
+        return
+    fused = FUSED_LOSSES.get(loss)
+    if fused is not None and fused.output != output:
+        raise ValueError(
+            f"loss={loss!r} belongs to output={fused.output!r}, but this RNN has output={output!r}: "
+            f"build it with output={fused.output!r}, or use loss='mse'"
+        )
+    if fused is not None and fused.takes_classes and is_integer(target):
+        axes = "(T, N)" if len(y_shape) == 3 else "(N,)"
+        check_shape("target", target, y_shape[:-1], f"classes {axes}")
+        check_range("target", target, y_shape[-1], "classes below output_size", backend, lengths, read=validate)
+        return
+    check_float("target", target, dtype)
+    check_shape("target", target, y_shape, y_axes)

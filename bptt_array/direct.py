@@ -1,0 +1,132 @@
+"""3.1.1: the direct part of ``dh_t``, what the output at step t tells the hidden state at step t.
+
+Two sources: a loss, computed per segment while the backward sweep passes (so that outputs for all of T never
+exist at once), or a gradient ``dy`` that the caller brings. Two readouts: every step, or the last valid one.
+"""
+
+from __future__ import annotations
+
+from .backend import Array, Backend
+from .batch import Batch
+from .losses import Objective
+from .padding import Feed, Padding
+from .readout import Readout
+
+
+class LossAtEveryStep:
+    """``L = sum_t L_t`` over all valid steps; :attr:`loss` adds up over the segments."""
+
+    def __init__(
+        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: dict[str, Array]
+    ) -> None:
+        backend = objective.readout.backend
+        self.objective = objective
+        self.target = Feed(backend, target, batch.padding)
+        self.weights = None if weights is None else Feed(backend, weights, batch.padding)
+        self.padding = batch.padding
+        self.grads = grads
+        self.loss: Array = backend.zeros((), batch.h_0.dtype)
+
+    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
+        h = hs[1:, ...]
+        loss, dv = self.objective(h, self.target(start, stop), self._weights(start, stop, h))
+        self.loss = self.loss + loss
+        self.objective.readout.backward_(dhs, dv, h, self.grads)
+
+    def _weights(self, start: int, stop: int, h: Array) -> Array | None:
+        if self.weights is not None:
+            return self.weights(start, stop)  # zero past the end
+        if self.padding is None or not self.padding.begins_before(stop):
+            return None
+        return self.padding.backend.xp.astype(self.padding.valid(start, stop), h.dtype)
+
+
+class LossAtLastStep:
+    """A loss of the last valid step of every sequence, in the segment in which that step is."""
+
+    def __init__(
+        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: dict[str, Array]
+    ) -> None:
+        backend = objective.readout.backend
+        self.objective = objective
+        self.target = Feed(backend, target, None)(0, batch.N)
+        self.weights = None if weights is None else Feed(backend, weights, None)(0, batch.N)
+        self.T = batch.T
+        self.padding = batch.padding
+        if self.padding is not None:  # a sequence of length 0 has no output: its target may be anything
+            self.target = self.padding.zeroed_if_empty(self.target)
+        self.grads = grads
+        self.loss: Array = backend.zeros((), batch.h_0.dtype)
+
+    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
+        dhs[...] = 0
+        if self.padding is None:
+            if stop == self.T:
+                self._backward(dhs[stop - start - 1, ...], hs[stop - start, ...], self.weights)
+        elif self.padding.ends_within(start, stop):
+            h = self.padding.last_states(hs, start, stop)
+            dh = self.padding.backend.empty(h.shape, h.dtype)
+            self._backward(dh, h, self._weights_of_those_ending(self.padding, start, stop, h))
+            self.padding.add_to_last_(dhs, dh, start, stop)
+
+    def _backward(self, dh: Array, h: Array, weights: Array | None) -> None:
+        loss, dv = self.objective(h, self.target, weights)
+        self.loss = self.loss + loss
+        self.objective.readout.backward_(dh, dv, h, self.grads)
+
+    def _weights_of_those_ending(self, padding: Padding, start: int, stop: int, h: Array) -> Array:
+        xp = padding.backend.xp
+        ends_here = padding.last(start, stop)
+        if self.weights is None:
+            return xp.astype(ends_here, h.dtype)
+        return xp.where(ends_here, self.weights, xp.zeros_like(self.weights))
+
+
+def loss_head(
+    mode: str,
+    objective: Objective,
+    target: Array,
+    weights: Array | None,
+    batch: Batch,
+    grads: dict[str, Array],
+) -> LossAtEveryStep | LossAtLastStep:
+    """The loss for a readout of ``"every"`` step or of the ``"last"``; ``grads`` are the readout's."""
+    head = LossAtEveryStep if mode == "every" else LossAtLastStep
+    return head(objective, target, weights, batch, grads)
+
+
+class GivenAtEveryStep:
+    """A gradient ``dy`` of the outputs of every step, from the caller."""
+
+    def __init__(self, readout: Readout, dy: Feed, grads: dict[str, Array]) -> None:
+        self.readout = readout
+        self.dy = dy
+        self.grads = grads
+
+    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
+        h = hs[1:, ...]
+        dv = output_gradient(self.readout, h, self.dy(start, stop))
+        self.readout.backward_(dhs, dv, h, self.grads)
+
+
+def nothing_direct(start: int, stop: int, hs: Array, dhs: Array) -> None:
+    """No loss at any step: all gradient comes in through the last state."""
+    dhs[...] = 0
+
+
+def output_gradient(readout: Readout, h: Array, dy: Array) -> Array:
+    """``dv = g'(v)^T dy`` (3.2). The outputs are computed again from ``h``, where g' needs them at all."""
+    if readout.g.name == "identity":
+        return dy
+    return readout.g.vjp(readout.backend, readout(h), dy)
+
+
+def last_state_gradient(
+    backend: Backend, readout: Readout, h: Array, dy: Array, padding: Padding | None, grads: dict[str, Array]
+) -> Array:
+    """The gradient of the last states ``h (N, H)`` from ``dy (N, O)`` of a readout of the last step."""
+    if padding is not None:
+        dy = padding.zeroed_if_empty(dy)  # a sequence of length 0 has no output
+    dh = backend.empty(h.shape, h.dtype)
+    readout.backward_(dh, output_gradient(readout, h, dy), h, grads)
+    return dh

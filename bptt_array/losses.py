@@ -1,0 +1,134 @@
+"""(2.1) ``L = sum_t L_t(y_t, target_t)``: the loss of every step and its derivative.
+
+A loss is a function of O outputs at one step of one sequence; the arrays here hold any number of them,
+``(..., O)``. Cross-entropies are functions of the pre-activation ``v = W_hy h + b_y``: together with their g
+they never overflow, and ``dL/dv`` is a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from .activations import sigmoid
+from .backend import Array, Backend
+from .readout import Readout
+
+UserLoss = Callable[[Array, Array], tuple[Array, Array]]
+
+
+def squared_error(backend: Backend, y: Array, target: Array) -> tuple[Array, Array]:
+    """``L_t = 1/2 |y - target|^2`` and ``dL_t/dy = y - target``."""
+    dy = y - target
+    return 0.5 * backend.xp.sum(dy * dy, axis=-1), dy
+
+
+def cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:
+    """``L_t = -sum_k target_k log softmax(v)_k`` and its derivative in v.
+
+    ``target`` holds class numbers ``(...)`` or probabilities ``(..., O)``.
+    """
+    xp = backend.xp
+    v = v - xp.max(v, axis=-1, keepdims=True)
+    p = xp.exp(v)
+    Z = xp.sum(p, axis=-1, keepdims=True)
+    p /= Z
+    q = backend.one_hot(target, v.shape[-1], v.dtype) if target.ndim < v.ndim else target
+    mass = xp.sum(q, axis=-1, keepdims=True)  # 1 for probabilities; any mass has the right gradient
+    loss = (mass * xp.log(Z))[..., 0] - xp.sum(q * v, axis=-1)
+    p *= mass
+    p -= q
+    return loss, p
+
+
+def binary_cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:
+    """``L_t = -sum_k [target_k log s_k + (1 - target_k) log(1 - s_k)]``, ``s = sigmoid(v)``, and ``dL_t/dv``.
+
+    With softplus(v) = max(v, 0) + log(1 + exp(-|v|)) this is ``sum_k softplus(v_k) - target_k v_k``.
+    """
+    xp = backend.xp
+    softplus = xp.log1p(xp.exp(-xp.abs(v))) + xp.maximum(v, xp.zeros_like(v))
+    dv = xp.asarray(v, copy=True)
+    sigmoid.value_(backend, dv)
+    dv -= target
+    return xp.sum(softplus - target * v, axis=-1), dv
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """A loss of the pre-activation, and the g that it belongs to."""
+
+    function: Callable[[Backend, Array, Array], tuple[Array, Array]]
+    output: str
+    takes_classes: bool
+
+
+FUSED_LOSSES = {
+    "cross_entropy": FusedLoss(cross_entropy, output="softmax", takes_classes=True),
+    "binary_cross_entropy": FusedLoss(binary_cross_entropy, output="sigmoid", takes_classes=False),
+}
+LOSSES = ("mse", *FUSED_LOSSES)
+
+
+def _checked(backend: Backend, y: Array, result: Any) -> tuple[Array, Array]:
+    """What a caller's own loss returned, or an error that says what it should have been."""
+    expected = f"expected (loss, dy) of shapes {tuple(y.shape[:-1])} and {tuple(y.shape)}"
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(f"loss returned a {type(result).__name__}; {expected}")
+    for name, array, shape in zip(("loss", "dy"), result, (y.shape[:-1], y.shape), strict=True):
+        if not backend.owns(array) or array.dtype != y.dtype:
+            raise TypeError(
+                f"loss returned {name} as {type(array).__name__} of dtype {getattr(array, 'dtype', None)}; "
+                f"expected an array of {backend.name} and dtype {y.dtype}, like y"
+            )
+        if tuple(array.shape) != tuple(shape):
+            raise ValueError(
+                f"loss returned {name} of shape {tuple(array.shape)}; {expected}: one loss per step and "
+                "sequence. For a loss that is no sum over steps use rnn.forward and its backward"
+            )
+    return result
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with its weights and its reduction: from hidden states to ``L`` and ``dL/dv``.
+
+    ``loss`` is one of :data:`LOSSES` or the caller's ``(y, target) -> (loss, dy)``; ``scale`` is the constant
+    that the reduction multiplies by.
+    """
+
+    readout: Readout
+    loss: str | UserLoss
+    scale: float
+
+    def __call__(self, h: Array, target: Array, weights: Array | None) -> tuple[Array, Array]:
+        """Loss (0-d, reduced) and ``dv (..., O)`` of states ``h (..., H)``; ``weights (...)``.
+
+        Where a weight is zero the step does not exist: even a NaN there changes nothing.
+        """
+        xp = self.readout.backend.xp
+        loss, dv = self._per_step(h, target)
+        if weights is None:
+            dv *= self.scale
+            return xp.sum(loss) * self.scale, dv
+        counts = weights != 0
+        weights = weights * self.scale
+        loss = xp.where(counts, loss, xp.zeros_like(loss)) * weights
+        dv = xp.where(counts[..., None], dv, xp.zeros_like(dv)) * weights[..., None]
+        return xp.sum(loss), dv
+
+    def _per_step(self, h: Array, target: Array) -> tuple[Array, Array]:
+        backend = self.readout.backend
+        if isinstance(self.loss, str) and self.loss in FUSED_LOSSES:
+            return FUSED_LOSSES[self.loss].function(backend, self.readout.pre_activation(h), target)
+        y = self.readout(h)
+        if callable(self.loss):
+            # Copies both ways: neither side may see the other write into its arrays.
+            copy = partial(backend.xp.asarray, copy=True)
+            loss, dy = _checked(backend, y, self.loss(copy(y), target))
+            dy = copy(dy)
+        else:
+            loss, dy = squared_error(backend, y, target)
+        return loss, self.readout.g.vjp(backend, y, dy)  # (3.2): g' * dL/dy

@@ -1,0 +1,117 @@
+"""The three things a network does with a batch: forward; backward from a given gradient; both, from a loss.
+
+Each is a schedule run over the segments of :mod:`bptt_array.bptt`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .backend import Array, Backend
+from .batch import Batch
+from .bptt import BackwardPass, DirectPart, Layer, Unrolled
+from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
+from .losses import Objective, UserLoss
+from .padding import Feed
+from .readout import Readout
+from .schedules import Backward, Forward, full, segment_length, segments, truncated
+from .state import Gradients, State
+
+
+class Network(NamedTuple):
+    """A layer and its readout with the parameters bound to them."""
+
+    backend: Backend
+    layer: Layer
+    readout: Readout
+    mode: str  # "every" or "last"
+
+    def segment_length(self, batch: Batch) -> int:
+        itemsize = self.backend.xp.finfo(self.layer.W_hh.dtype).bits // 8
+        bytes_per_step = batch.N * self.layer.W_hh.shape[-1] * itemsize
+        return segment_length(batch.T, bytes_per_step, self.backend.segment_bytes)
+
+    def zero_grads(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Where the gradients of the layer and of the readout are summed."""
+        zeros = self.backend.xp.zeros_like
+        layer = {name: zeros(getattr(self.layer, name)) for name in ("W_xh", "W_hh", "b_h")}
+        if self.readout.W_hy is None:
+            return layer, {}
+        return layer, {name: zeros(getattr(self.readout, name)) for name in ("W_hy", "b_y")}
+
+    def empty_dx(self, batch: Batch) -> Array:
+        return self.backend.empty((batch.T, batch.N, self.layer.W_xh.shape[-1]), self.layer.W_hh.dtype)
+
+
+def as_state(backend: Backend, h: Array) -> State:
+    """``h (N, H)`` as a state ``(1, 1, N, H)`` of its own, which later writes cannot reach."""
+    return State(h=backend.xp.asarray(h, copy=True)[None, None, ...])
+
+
+def run_forward(network: Network, batch: Batch, *, keep: bool) -> tuple[Array, Unrolled]:
+    """Outputs, and the layer unrolled; ``keep`` its states for :func:`run_backward`."""
+    backend, layer, readout, mode = network
+    unrolled = Unrolled(backend, layer, batch)
+    outputs = readout.size(batch.h_0.shape[-1])
+    y = backend.empty((*batch.outputs_shape(mode), outputs), layer.W_hh.dtype)
+    for start, stop in segments(0, batch.T, network.segment_length(batch)):
+        hs = unrolled.forward(start, stop)
+        if mode == "every":
+            part = readout(hs[1:, ...])
+            y[start:stop, ...] = part if batch.padding is None else batch.padding.zeroed(part, start, stop)
+        if not keep:
+            unrolled.release(start)
+    if mode == "last":
+        y = readout(unrolled.last_state)
+        y = y if batch.padding is None else batch.padding.zeroed_if_empty(y)
+    return y, unrolled
+
+
+def run_backward(
+    network: Network, unrolled: Unrolled, dy: Array | None, d_last: Array | None, *, input_grad: bool
+) -> Gradients:
+    """Full BPTT from gradients of the outputs and of the last state ``d_last (N, H)``."""
+    backend, _, readout, mode = network
+    batch = unrolled.batch
+    layer_grads, readout_grads = network.zero_grads()
+    direct: DirectPart = nothing_direct
+    if dy is not None and mode == "every":
+        direct = GivenAtEveryStep(readout, Feed(backend, dy, batch.padding), readout_grads)
+    elif dy is not None:
+        through_y = last_state_gradient(backend, readout, unrolled.last_state, dy, batch.padding, readout_grads)
+        d_last = through_y if d_last is None else d_last + through_y
+    sweep = BackwardPass(unrolled, layer_grads, direct, d_last, network.empty_dx(batch) if input_grad else None)
+    for action in full(batch.T, network.segment_length(batch)):
+        if isinstance(action, Backward):
+            sweep.segment(action.start, action.stop, cut=action.cut)
+    return _gradients(sweep, readout_grads)
+
+
+def run_training(
+    network: Network,
+    batch: Batch,
+    target: Array,
+    loss: str | UserLoss,
+    weights: Array | None,
+    scale: float,
+    window: int,
+    *,
+    input_grad: bool,
+) -> tuple[Array, Gradients, Array]:
+    """Loss, gradients and last state; the gradient is cut every ``window`` steps."""
+    layer_grads, readout_grads = network.zero_grads()
+    head = loss_head(network.mode, Objective(network.readout, loss, scale), target, weights, batch, readout_grads)
+    unrolled = Unrolled(network.backend, network.layer, batch)
+    sweep = BackwardPass(unrolled, layer_grads, head, None, network.empty_dx(batch) if input_grad else None)
+    for action in truncated(batch.T, window, network.segment_length(batch)):
+        if isinstance(action, Forward):
+            unrolled.forward(action.start, action.stop)
+        else:
+            sweep.segment(action.start, action.stop, cut=action.cut)
+            unrolled.release(action.start)
+    return head.loss, _gradients(sweep, readout_grads), unrolled.last_state
+
+
+def _gradients(sweep: BackwardPass, readout_grads: dict[str, Array]) -> Gradients:
+    params: dict[str, Any] = {f"l0.{name}": grad for name, grad in sweep.grads.items()}
+    return Gradients(params=params | readout_grads, state=as_state(sweep.unrolled.backend, sweep.d_initial), x=sweep.dx)

@@ -1,0 +1,50 @@
+"""(1.2) ``y_t = g(W_hy h_t + b_y)`` and the direct part of ``dh_t``, (3.2).
+
+Works on any number of states at once, ``(..., H)``: a whole segment, or the last state of every sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .activations import Activation
+from .backend import Array, Backend
+from .recurrence import bias_sum, flat, weight_sum
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The output layer; without ``W_hy (O, H)`` and ``b_y (O,)`` the outputs are the hidden states."""
+
+    backend: Backend
+    g: Activation
+    W_hy: Array | None = None
+    b_y: Array | None = None
+
+    def size(self, hidden_size: int) -> int:
+        """O, or H without an output layer."""
+        return hidden_size if self.b_y is None else int(self.b_y.shape[0])
+
+    def pre_activation(self, h: Array) -> Array:
+        """``v = W_hy h + b_y``, a new array ``(..., O)``."""
+        xp = self.backend.xp
+        if self.W_hy is None:
+            return xp.asarray(h, copy=True)
+        v = xp.matmul(flat(self.backend, h, 2), xp.matrix_transpose(self.W_hy))
+        v += self.b_y
+        return xp.reshape(v, (*h.shape[:-1], v.shape[-1]))
+
+    def __call__(self, h: Array) -> Array:
+        """``y = g(W_hy h + b_y)``, a new array ``(..., O)``."""
+        y = self.pre_activation(h)
+        self.g.value_(self.backend, y)
+        return y
+
+    def backward_(self, dh: Array, dv: Array, h: Array, grads: dict[str, Array]) -> None:
+        """``dh <- W_hy^T dv`` (3.2); adds ``sum dv h^T`` and ``sum dv`` to the gradients of the parameters."""
+        if self.W_hy is None:
+            dh[...] = dv
+            return
+        self.backend.matmul_(flat(self.backend, dh, 2), flat(self.backend, dv, 2), self.W_hy)
+        grads["W_hy"] += weight_sum(self.backend, dv, h)
+        grads["b_y"] += bias_sum(self.backend, dv)
