@@ -27,11 +27,16 @@ class LossAtEveryStep:
         self.grads = grads
         self.loss: Array = backend.zeros((), batch.h_0.dtype)
 
-    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
+    def add_loss(self, start: int, stop: int, hs: Array) -> Array:
+        """Add the loss of a segment to :attr:`loss`; returns ``dv (S, N, O)``."""
         h = hs[1:, ...]
         loss, dv = self.objective(h, self.target(start, stop), self._weights(start, stop, h))
         self.loss = self.loss + loss
-        self.objective.readout.backward_(dhs, dv, h, self.grads)
+        return dv
+
+    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
+        dv = self.add_loss(start, stop, hs)
+        self.objective.readout.backward_(dhs, dv, hs[1:, ...], self.grads)
 
     def _weights(self, start: int, stop: int, h: Array) -> Array | None:
         if self.weights is not None:
@@ -58,21 +63,34 @@ class LossAtLastStep:
         self.grads = grads
         self.loss: Array = backend.zeros((), batch.h_0.dtype)
 
-    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
-        dhs[...] = 0
+    def add_loss(self, start: int, stop: int, hs: Array) -> tuple[Array, Array] | None:
+        """Add the loss of the sequences that end in a segment; returns their ``h (N, H)`` and ``dv (N, O)``."""
         if self.padding is None:
-            if stop == self.T:
-                self._backward(dhs[stop - start - 1, ...], hs[stop - start, ...], self.weights)
-        elif self.padding.ends_within(start, stop):
+            if stop != self.T:
+                return None
+            h, weights = hs[stop - start, ...], self.weights
+        else:
+            if not self.padding.ends_within(start, stop):
+                return None
             h = self.padding.last_states(hs, start, stop)
-            dh = self.padding.backend.empty(h.shape, h.dtype)
-            self._backward(dh, h, self._weights_of_those_ending(self.padding, start, stop, h))
-            self.padding.add_to_last_(dhs, dh, start, stop)
-
-    def _backward(self, dh: Array, h: Array, weights: Array | None) -> None:
+            weights = self._weights_of_those_ending(self.padding, start, stop, h)
         loss, dv = self.objective(h, self.target, weights)
         self.loss = self.loss + loss
-        self.objective.readout.backward_(dh, dv, h, self.grads)
+        return h, dv
+
+    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
+        dhs[...] = 0
+        ending = self.add_loss(start, stop, hs)
+        if ending is None:
+            return
+        h, dv = ending
+        readout = self.objective.readout
+        if self.padding is None:
+            readout.backward_(dhs[stop - start - 1, ...], dv, h, self.grads)
+        else:
+            dh = readout.backend.empty(h.shape, h.dtype)
+            readout.backward_(dh, dv, h, self.grads)
+            self.padding.add_to_last_(dhs, dh, start, stop)
 
     def _weights_of_those_ending(self, padding: Padding, start: int, stop: int, h: Array) -> Array:
         xp = padding.backend.xp

@@ -35,12 +35,13 @@ def cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Arr
     p = xp.exp(v)
     Z = xp.sum(p, axis=-1, keepdims=True)
     p /= Z
-    q = backend.one_hot(target, v.shape[-1], v.dtype) if target.ndim < v.ndim else target
-    mass = xp.sum(q, axis=-1, keepdims=True)  # 1 for probabilities; any mass has the right gradient
-    loss = (mass * xp.log(Z))[..., 0] - xp.sum(q * v, axis=-1)
+    if target.ndim < v.ndim:  # -log softmax(v)_k = log Z - v_k, and its derivative p - one_hot(k)
+        p -= backend.one_hot(target, v.shape[-1], v.dtype)
+        return (xp.log(Z) - xp.take_along_axis(v, target[..., None], axis=-1))[..., 0], p
+    mass = xp.sum(target, axis=-1, keepdims=True)  # 1 for probabilities; any mass has the right gradient
     p *= mass
-    p -= q
-    return loss, p
+    p -= target
+    return (mass * xp.log(Z))[..., 0] - xp.sum(target * v, axis=-1), p
 
 
 def binary_cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""The three things a network does with a batch: forward; backward from a given gradient; both, from a loss.
+"""What a network does with a batch: forward; backward from a given gradient; a loss; a loss and its gradient.
 
 Each is a schedule run over the segments of :mod:`bptt_array.bptt`.
 """
@@ -11,11 +11,18 @@ from .backend import Array, Backend
 from .batch import Batch
 from .bptt import BackwardPass, DirectPart, Layer, Unrolled
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
-from .losses import Objective, UserLoss
+from .losses import Objective
 from .padding import Feed
 from .readout import Readout
 from .schedules import Backward, Forward, full, segment_length, segments, truncated
 from .state import Gradients, State
+
+
+class Targets(NamedTuple):
+    """What the outputs are compared with."""
+
+    target: Array
+    weights: Array | None
 
 
 class Network(NamedTuple):
@@ -87,20 +94,22 @@ def run_backward(
     return _gradients(sweep, readout_grads)
 
 
-def run_training(
-    network: Network,
-    batch: Batch,
-    target: Array,
-    loss: str | UserLoss,
-    weights: Array | None,
-    scale: float,
-    window: int,
-    *,
-    input_grad: bool,
+def run_loss(network: Network, batch: Batch, objective: Objective, targets: Targets) -> tuple[Array, Array]:
+    """Loss and last state; no segment is kept."""
+    head = loss_head(network.mode, objective, *targets, batch, {})
+    unrolled = Unrolled(network.backend, network.layer, batch)
+    for start, stop in segments(0, batch.T, network.segment_length(batch)):
+        head.add_loss(start, stop, unrolled.forward(start, stop))
+        unrolled.release(start)
+    return head.loss, unrolled.last_state
+
+
+def run_loss_and_grad(
+    network: Network, batch: Batch, objective: Objective, targets: Targets, window: int, *, input_grad: bool
 ) -> tuple[Array, Gradients, Array]:
     """Loss, gradients and last state; the gradient is cut every ``window`` steps."""
     layer_grads, readout_grads = network.zero_grads()
-    head = loss_head(network.mode, Objective(network.readout, loss, scale), target, weights, batch, readout_grads)
+    head = loss_head(network.mode, objective, *targets, batch, readout_grads)
     unrolled = Unrolled(network.backend, network.layer, batch)
     sweep = BackwardPass(unrolled, layer_grads, head, None, network.empty_dx(batch) if input_grad else None)
     for action in truncated(batch.T, window, network.segment_length(batch)):

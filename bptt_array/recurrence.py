@@ -51,7 +51,7 @@ def forward_(backend: Backend, cell: Elman, W_hh: Array, hs: Array) -> None:
     W_hh : (..., H, H)
     """
     h_before = hs[0, ...]
-    add_product = backend.accumulator(backend.xp.matrix_transpose(W_hh), h_before)
+    add_product = backend.accumulator(backend.xp.matrix_transpose(W_hh), h_before, hs.shape[0] - 1)
     for t in range(1, hs.shape[0]):
         row = hs[t, ...]
         cell.forward_(backend, add_product, row, h_before)
@@ -76,7 +76,7 @@ def backward_(backend: Backend, cell: Elman, W_hh: Array, hs: Array, dhs: Array)
     """
     slopes = cell.slopes(backend, hs[1:, ...])
     dh_before = backend.xp.zeros_like(hs[0, ...])
-    add_product = backend.accumulator(W_hh, dh_before)
+    add_product = backend.accumulator(W_hh, dh_before, dhs.shape[0])
     dz_after = None
     for t in reversed(range(dhs.shape[0])):
         row = dhs[t, ...]

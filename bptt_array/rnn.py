@@ -21,7 +21,7 @@ from .bptt import Layer
 from .cells import CELLS
 from .checks import check_count, check_dtype, check_flag, check_floats, check_option, check_target, is_integer
 from .initializers import INITIALIZERS, initial_parameters
-from .losses import UserLoss
+from .losses import Objective, UserLoss
 from .readout import Readout
 from .state import Gradients, State
 
@@ -313,21 +313,50 @@ class RNN:
         """
         with self.backend.active():
             batch = self._batch(x, state, lengths, validate, host=True)
-            y_shape = (*batch.outputs_shape(self.readout), self._outputs)
-            check_option("reduction", reduction, ("mean", "sum"))
-            check_target(
-                target, loss, y_shape, self._y_axes, self.output, self.backend, self.dtype, batch.lengths, validate
-            )
-            if weights is not None:
-                axes = "(T, N)" if self.readout == "every" else "(N,)"
-                check_floats("weights", weights, y_shape[:-1], axes, self.backend, self.dtype, host=True)
+            objective, targets = self._objective(batch, target, loss, weights, reduction, validate)
             _check_input_grad(input_grad, x)
             window = batch.T if truncate is None else check_count("truncate", truncate)
-            scale = 1.0 if reduction == "sum" else 1.0 / max(1, batch.valid_outputs(self.readout))
-            value, grads, last_state = passes.run_training(
-                self._network(self.params), batch, target, loss, weights, scale, window, input_grad=input_grad
+            value, grads, last_state = passes.run_loss_and_grad(
+                self._network(self.params), batch, objective, targets, window, input_grad=input_grad
             )
             return value, grads, passes.as_state(self.backend, last_state)
+
+    def loss(
+        self,
+        x: Array,
+        target: Array,
+        loss: str | UserLoss = "mse",
+        *,
+        state: State | None = None,
+        lengths: Any = None,
+        weights: Array | None = None,
+        reduction: str = "mean",
+        validate: bool = False,
+    ) -> tuple[Array, State]:
+        """The loss and the final state of :meth:`loss_and_grad`, without the gradient and at a third of its cost."""
+        with self.backend.active():
+            batch = self._batch(x, state, lengths, validate, host=True)
+            objective, targets = self._objective(batch, target, loss, weights, reduction, validate)
+            value, last_state = passes.run_loss(self._network(self.params), batch, objective, targets)
+            return value, passes.as_state(self.backend, last_state)
+
+    # ---- what the passes are given --------------------------------------------------------------------
+
+    def _objective(
+        self, batch: Batch, target: Any, loss: Any, weights: Any, reduction: Any, validate: bool
+    ) -> tuple[Objective, passes.Targets]:
+        """A loss and what it compares with, checked."""
+        backend, dtype = self.backend, self.dtype
+        y_shape = (*batch.outputs_shape(self.readout), self._outputs)
+        check_option("reduction", reduction, ("mean", "sum"))
+        check_target(target, loss, y_shape, self._y_axes, self.output, backend, dtype, batch.lengths, validate)
+        if weights is not None:
+            axes = "(T, N)" if self.readout == "every" else "(N,)"
+            check_floats("weights", weights, y_shape[:-1], axes, backend, dtype, host=True)
+        # (2.1) is a sum; without any valid step it is 0 either way.
+        scale = 1.0 if reduction == "sum" else 1.0 / max(1, batch.valid_outputs(self.readout))
+        readout = self._network(self.params).readout
+        return Objective(readout, loss, scale), passes.Targets(target, weights)
 
     def _batch(self, x: Any, state: Any, lengths: Any, validate: bool, *, host: bool) -> Batch:
         check_flag("validate", validate)

@@ -1,0 +1,234 @@
+"""The main job: learn a text character by character, by truncated BPTT over streams of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import serialization
+from .backend import Array
+from .checks import check_count, check_number, check_option
+from .optimizers import SGD, Adam, clip_by_global_norm
+from .rnn import RNN
+from .state import State
+from .text import Streams, Vocabulary
+
+#: Optimizers by name, and learning rates that suit them here.
+OPTIMIZERS: dict[str, tuple[Callable[[float], SGD | Adam], float]] = {
+    "adam": (Adam, 4e-3),
+    "sgd": (SGD, 2.0),
+    "momentum": (lambda lr: SGD(lr, momentum=0.9), 0.3),
+}
+#: Initial W_hh by cell.
+INIT = {"tanh": "orthogonal", "relu": "identity"}
+
+MODEL, METRICS, PLOT = "model.safetensors", "metrics.jsonl", "loss.png"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is made of. ``lr`` and ``init`` of None: what suits the optimizer and the cell."""
+
+    cell: str = "tanh"
+    hidden: int = 256
+    seq_len: int = 64
+    batch: int = 32
+    steps: int = 1500
+    lr: float | None = None
+    optimizer: str = "adam"
+    clip: float = 1.0
+    init: str | None = None
+    dtype: str = "float32"
+    seed: int = 0
+    validation: float = 0.1
+    eval_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "seq_len", "batch", "steps"):
+            check_count(name, getattr(self, name))
+        check_option("cell", self.cell, INIT)
+        check_option("optimizer", self.optimizer, OPTIMIZERS)
+        check_number("clip", self.clip)
+        check_number("validation", self.validation, below=1.0)
+        if self.lr is not None:
+            check_number("lr", self.lr)
+        if self.eval_every is not None:
+            check_count("eval_every", self.eval_every)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of ``metrics.jsonl``: after ``step`` updates, losses in nats per character.
+
+    ``loss`` is the mean over the training steps since the line before; ``validation`` is None where it was
+    not computed.
+    """
+
+    step: int
+    characters: int
+    seconds: float
+    lr: float
+    loss: float
+    validation: float | None = None
+
+
+class Trainer:
+    """Learns a text.
+
+    Parameters
+    ----------
+    text : str
+    options : Options
+    device : str or Backend
+
+    Raises
+    ------
+    ValueError
+        If the text is too short, or an option is no good.
+    """
+
+    #: Steps between two lines of metrics: the device is asked for the loss that often.
+    report_every = 10
+
+    def __init__(self, text: str, options: Options, device: Any = "cpu") -> None:
+        self.options = options
+        self.vocabulary = Vocabulary(text)
+        tokens = self.vocabulary.encode(text)
+        split = len(tokens) - int(len(tokens) * options.validation)
+        self.train = Streams(tokens[:split], options.batch, options.seq_len, "the training text")
+        self.validation = _validation_streams(tokens[split:], options)
+        make_optimizer, lr = OPTIMIZERS[options.optimizer]
+        self.lr = lr if options.lr is None else options.lr
+        self.rnn = RNN(
+            len(self.vocabulary),
+            options.hidden,
+            len(self.vocabulary),
+            cell=options.cell,
+            output="softmax",
+            init=options.init or INIT[options.cell],
+            dtype=options.dtype,
+            device=device,
+            seed=options.seed,
+        )
+        self.optimizer = make_optimizer(self.lr)
+        self.metrics: list[Progress] = []
+
+    def run(self, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False) -> None:
+        """Train for ``options.steps`` updates, or until ``stop()`` says so between two of them.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is no longer a number.
+        """
+        options, began = self.options, time.perf_counter()
+        batches, state, since = self.train.forever(), None, []
+        eval_every = options.eval_every or max(1, options.steps // 10)
+        for step in range(1, options.steps + 1):
+            first, x, target = next(batches)
+            loss, state = self._update(x, target, None if first else state, 1 - (step - 1) / options.steps)
+            since.append(loss)
+            last = step == options.steps or stop()
+            if last or step % self.report_every == 0 or step % eval_every == 0:
+                progress = Progress(
+                    step=step,
+                    characters=step * options.batch * options.seq_len,
+                    seconds=time.perf_counter() - began,
+                    lr=self.optimizer.lr,
+                    loss=self._mean(since),
+                    validation=self.evaluate() if last or step % eval_every == 0 else None,
+                )
+                since = []
+                self.metrics.append(progress)
+                report(progress)
+            if last:
+                return
+
+    def _update(self, x: Any, target: Any, state: State | None, decay: float) -> tuple[Array, State]:
+        """One step: (2.1), (3.1)-(3.4) and (4). Nothing here waits for the device."""
+        self.optimizer.lr = self.lr * decay
+        loss, grads, state = self.rnn.loss_and_grad(x, target, "cross_entropy", state=state)
+        clipped = clip_by_global_norm(grads.params, self.options.clip) if self.options.clip else grads.params
+        self.optimizer.update(self.rnn.params, clipped)
+        return loss, state
+
+    def _mean(self, losses: list[Array]) -> float:
+        mean = float(np.mean([self.rnn.backend.to_host(loss) for loss in losses]))
+        if not np.isfinite(mean):
+            raise FloatingPointError(
+                f"the loss is {mean} at a learning rate of {self.optimizer.lr:g}: training diverged; "
+                "use a smaller --lr or --clip"
+            )
+        return mean
+
+    def evaluate(self) -> float | None:
+        """Validation loss in nats per character, or None without a validation text."""
+        if self.validation is None:
+            return None
+        state, losses = None, []
+        for _, x, target in self.validation.once():
+            loss, state = self.rnn.loss(x, target, "cross_entropy", state=state)
+            losses.append(loss)
+        return float(np.mean([self.rnn.backend.to_host(loss) for loss in losses]))
+
+    def save(self, folder: Path) -> None:
+        """Write the model, the metrics and the plot into a folder."""
+        metadata = {"characters": self.vocabulary.characters, "options": json.dumps(asdict(self.options))}
+        self.rnn.save(folder / MODEL, metadata)
+        lines = "".join(json.dumps(asdict(progress)) + "\n" for progress in self.metrics)
+        serialization.write_atomically(folder / METRICS, lines.encode())
+        serialization.write_atomically(folder / PLOT, plot(self.metrics))
+
+
+def _validation_streams(tokens: Any, options: Options) -> Streams | None:
+    """As many streams of the validation text as training has, or as fit; None if there is no text for one."""
+    if len(tokens) < 2:
+        return None
+    seq_len = min(options.seq_len, len(tokens) - 1)
+    return Streams(tokens, min(options.batch, (len(tokens) - 1) // seq_len), seq_len)
+
+
+def plot(metrics: list[Progress]) -> bytes:
+    """Training and validation loss over the characters read, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([m.characters for m in metrics], [m.loss for m in metrics], label="training", linewidth=1)
+    held_out = [(m.characters, m.validation) for m in metrics if m.validation is not None]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", label="validation")
+        axes.set_title(f"validation loss {held_out[-1][1]:.3f} nats per character")
+    axes.set_xlabel("characters read")
+    axes.set_ylabel("loss (nats per character)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    return png.getvalue()
+
+
+def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
+    """The network and the characters of a run folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no run folder, or its model is damaged.
+    """
+    path = Path(folder) / MODEL
+    if not path.is_file():
+        raise ValueError(f"{folder} is no run folder: it has no {MODEL}; expected one that `train` wrote")
+    rnn = RNN.load(path, device)
+    characters = serialization.read_model(path)[2].get("characters", "")
+    if not len(characters) == rnn.input_size == rnn.output_size or rnn.output != "softmax" or rnn.readout != "every":
+        raise ValueError(f"{path} is no character model: expected a softmax over the characters that its header lists")
+    return rnn, Vocabulary(characters)

@@ -1,0 +1,62 @@
+"""Backends to run on: every namespace at hand, each on its devices."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+import bptt_array as ba
+from bptt_array.backend import NumpyBackend, cuda_device_count
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+def _strict(device):
+    import array_api_strict
+
+    return ba.Backend(array_api_strict, array_api_strict.Device(device))
+
+
+def _torch(device="cpu"):
+    import torch
+
+    return ba.Backend(torch, device)
+
+
+def _cuda(index):
+    from bptt_array.backend import CupyBackend
+
+    return CupyBackend(index)
+
+
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip install torch")
+
+
+def needs_cuda(count):
+    found = cuda_device_count()
+    reason = f"needs CuPy and {count} CUDA device(s), found {found}"
+    return [pytest.mark.gpu, pytest.mark.skipif(found < count, reason=reason)]
+
+
+BACKENDS = [
+    pytest.param(NumpyBackend, ("float32", "float64"), id="numpy"),
+    pytest.param(lambda: ba.Backend(np), ("float32", "float64"), id="numpy-portable"),
+    pytest.param(lambda: _strict("CPU_DEVICE"), ("float32", "float64"), id="strict"),
+    pytest.param(lambda: _strict("device1"), ("float32", "float64"), id="strict-device1"),
+    pytest.param(lambda: _strict("no_float64"), ("float32",), id="strict-no_float64"),
+    pytest.param(_torch, ("float32", "float64"), id="torch", marks=needs_torch),
+    pytest.param(lambda: _cuda(0), ("float32", "float64"), id="cuda:0", marks=needs_cuda(1)),
+    pytest.param(lambda: _cuda(1), ("float32", "float64"), id="cuda:1", marks=needs_cuda(2)),
+]
+
+
+def backends_and_dtypes():
+    """One parameter (make_backend, dtype) for each backend and dtype."""
+    params = []
+    for backend in BACKENDS:
+        make, dtypes = backend.values
+        params += [pytest.param(make, dtype, id=f"{backend.id}-{dtype}", marks=backend.marks) for dtype in dtypes]
+    return params
+
+
+cuda = [pytest.param("cuda", id="cuda", marks=needs_cuda(1)), pytest.param("cuda:1", id="cuda:1", marks=needs_cuda(2))]

@@ -1,0 +1,83 @@
+"""The gradient check that every option and every mutant goes through.
+
+It takes the package as an argument, so that the same check runs on mutated copies of it.
+"""
+
+import numpy as np
+import reference
+from cases import draw_off_the_kink, flat_gradients, make, options, substituted, variables
+
+
+def check_loss_gradient(ba, case):
+    """loss_and_grad against directional finite differences of the library's own loss, in float64.
+
+    With truncation the differences are of the reference, with the state at the start of every window held fixed.
+    """
+    arrays = draw_off_the_kink(case)
+    rnn = make(ba, case, arrays["params"])
+    value, grads, _ = rnn.loss_and_grad(
+        arrays["x"],
+        arrays["target"],
+        **options(ba, rnn, case, arrays),
+        truncate=case.truncate,
+        input_grad=not case.tokens,
+    )
+    at = variables(case, arrays)
+    if not case.state:
+        del at["h_0"]
+
+    def library_loss(values):
+        params, x, h_0 = substituted(arrays, values)
+        changed = {**arrays, "h_0": h_0}
+        other = make(ba, case, params)
+        return float(other.loss(x, arrays["target"], **options(ba, other, case, changed))[0])
+
+    def truncated_loss(values):
+        params, x, h_0 = substituted(arrays, values)
+        return reference_loss(np, case, arrays, params, x, h_0, frozen=starts)
+
+    starts = reference.forward(np, *substituted(arrays, {}), **case.reference_options).starts
+    loss = library_loss if case.truncate is None else truncated_loss
+    found = flat_gradients(rnn, grads)
+    step = 1e-3 if case.cell == "tanh" else 1e-4
+    ba.check_gradients(loss, at, {name: found[name] for name in at}, tolerance=1e-6, step=step)
+    assert abs(float(value) - loss(at)) <= 1e-12 * max(1.0, abs(float(value)))
+
+
+def check_given_gradient(ba, case, dy=True, dstate=True):
+    """backward(dy, dstate) against directional finite differences of ``<dy, y> + <dstate, h_last>``."""
+    arrays = draw_off_the_kink(case)
+    rnn = make(ba, case, arrays["params"])
+    given = {"dy": arrays["dy"] if dy else None}
+    given["dstate"] = ba.State(h=arrays["d_last"][None, None, ...]) if dstate else None
+    _, _, backward = rnn.forward(arrays["x"], ba.State(h=arrays["h_0"][None, None, ...]), lengths=case.lengths)
+    found = flat_gradients(rnn, backward(**given, input_grad=not case.tokens))
+
+    def probe(values):
+        params, x, h_0 = substituted(arrays, values)
+        y, state = make(ba, case, params)(x, ba.State(h=h_0[None, None, ...]), lengths=case.lengths)
+        total = 0.0
+        if dy:
+            total += np.sum(y * arrays["dy"])
+        if dstate:
+            total += np.sum(state.h[0, 0] * arrays["d_last"])
+        return float(total)
+
+    step = 1e-3 if case.cell == "tanh" else 1e-4
+    ba.check_gradients(probe, variables(case, arrays), found, tolerance=1e-6, step=step)
+
+
+def reference_loss(np, case, arrays, params, x, h_0, **more):
+    """The loss of a case by the equations."""
+    return reference.loss(
+        np,
+        params,
+        x,
+        h_0,
+        arrays["target"],
+        loss=case.loss,
+        weights=arrays["weights"],
+        reduction=case.reduction,
+        **case.reference_options,
+        **more,
+    )

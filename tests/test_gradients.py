@@ -1,0 +1,192 @@
+"""Gradient check first: finite differences, a naive reference, and autograd of that reference."""
+
+import autograd
+import autograd.numpy as anp
+import cases
+import numpy as np
+import pytest
+import reference
+from autograd.tracer import getval
+from cases import CASES, TRUNCATED, Case, draw, flat_gradients, make, options, substituted, variables
+from gradients import check_given_gradient, check_loss_gradient, reference_loss
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bptt_array as ba
+
+
+@pytest.mark.parametrize("case", CASES + TRUNCATED, ids=str)
+def test_the_gradient_of_a_loss_matches_finite_differences(case):
+    check_loss_gradient(ba, case)
+
+
+@pytest.mark.parametrize("given", ["dy", "dstate", "both"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.loss == "mse" and not case.weights], ids=str)
+def test_the_gradient_of_a_given_dy_and_dstate_matches_finite_differences(case, given):
+    if case.lengths and not any(case.lengths) and given == "dy":
+        case = cases.replace(case, lengths=(1, 0, 0, 0))  # no output at all would leave nothing to check
+    check_given_gradient(ba, case, dy=given != "dstate", dstate=given != "dy")
+
+
+def close(found, expected, tolerance=1e-10):
+    assert found.shape == expected.shape
+    scale = np.max(np.abs(expected), initial=0.0)
+    assert np.max(np.abs(found - expected), initial=0.0) <= tolerance * max(scale, 1e-3)
+
+
+def autograd_gradients(function, at):
+    """Values of every derivative of ``function(dict)`` by reverse-mode differentiation of the reference."""
+    gradients = autograd.grad(function)(at)
+    return {name: np.asarray(value) for name, value in gradients.items()}
+
+
+@pytest.mark.parametrize("case", CASES + TRUNCATED, ids=str)
+def test_values_and_gradients_match_the_naive_reference_and_its_autograd(case):
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"])
+    keywords = options(ba, rnn, case, arrays)
+    value, grads, state = rnn.loss_and_grad(
+        arrays["x"], arrays["target"], **keywords, truncate=case.truncate, input_grad=not case.tokens
+    )
+
+    def loss(values):
+        params, x, h_0 = substituted(arrays, values)
+        return reference_loss(anp, case, arrays, params, x, h_0, stop_gradient=getval)
+
+    at = variables(case, arrays)
+    close(np.asarray(value), np.asarray(loss(at)))
+    expected = autograd_gradients(loss, at) if loss(at) != 0.0 else {name: np.zeros_like(a) for name, a in at.items()}
+    for name, gradient in flat_gradients(rnn, grads).items():
+        close(gradient, expected[name])
+
+    forward = reference.forward(np, arrays["params"], arrays["x"], arrays["h_0"], **case.reference_options)
+    close(state.h[0, 0], np.stack(forward.last))
+    y, last = rnn(arrays["x"], keywords["state"], lengths=case.lengths)
+    close(last.h, state.h)
+    for n, ys in enumerate(forward.outputs):
+        if case.readout == "last":
+            close(y[n], ys[0] if ys else np.zeros(case.outputs))
+            continue
+        for t in range(case.T):
+            close(y[t, n], ys[t] if t < len(ys) else np.zeros(case.outputs))
+
+
+@pytest.mark.parametrize("case", [Case(lengths=cases.LENGTHS), Case(readout="last"), Case(output="softmax")], ids=str)
+def test_backward_matches_the_autograd_of_the_reference(case):
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"])
+    _, _, backward = rnn.forward(arrays["x"], ba.State(h=arrays["h_0"][None, None]), lengths=case.lengths)
+    found = flat_gradients(rnn, backward(arrays["dy"], ba.State(h=arrays["d_last"][None, None]), input_grad=True))
+
+    def probe(values):
+        params, x, h_0 = substituted(arrays, values)
+        return reference.probe(anp, params, x, h_0, arrays["dy"], arrays["d_last"], **case.reference_options)
+
+    for name, expected in autograd_gradients(probe, variables(case, arrays)).items():
+        close(found[name], expected)
+
+
+@st.composite
+def any_case(draw_):
+    """A point of the product space of all options."""
+    loss, output, target = draw_(
+        st.sampled_from(
+            [("mse", g, "values") for g in ("identity", "softmax", "sigmoid", "tanh")]
+            + [("cubic", "sigmoid", "values"), ("binary_cross_entropy", "sigmoid", "probabilities")]
+            + [("cross_entropy", "softmax", kind) for kind in ("classes", "probabilities")]
+        )
+    )
+    T, N = draw_(st.integers(1, 6)), draw_(st.integers(1, 4))
+    sizes = {name: draw_(st.integers(1, 4)) for name in ("I", "H", "O")}
+    lengths = st.none() | st.lists(st.integers(0, T), min_size=N, max_size=N).map(tuple)
+    return Case(
+        cell=draw_(st.sampled_from(["tanh", "relu"])),
+        output=output,
+        loss=loss,
+        target=target,
+        output_size=output != "identity" or draw_(st.booleans()),
+        readout=draw_(st.sampled_from(["every", "last"])),
+        tokens=draw_(st.booleans()),
+        lengths=draw_(lengths),
+        weights=draw_(st.booleans()),
+        reduction=draw_(st.sampled_from(["mean", "sum"])),
+        truncate=draw_(st.none() | st.integers(1, T + 1)),
+        state=draw_(st.booleans()),
+        segment=draw_(st.integers(1, T)),
+        T=T,
+        N=N,
+        **sizes,
+        seed=draw_(st.integers(0, 1000)),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=any_case())
+def test_any_combination_of_options_has_the_gradient_of_the_reference(case):
+    test_values_and_gradients_match_the_naive_reference_and_its_autograd(case)
+
+
+def test_backward_twice_and_after_an_update_gives_the_same_numbers():
+    case = Case(output="softmax", lengths=cases.LENGTHS)
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"])
+    y, state, backward = rnn.forward(arrays["x"], ba.State(h=arrays["h_0"][None, None]), lengths=case.lengths)
+    dstate = ba.State(h=arrays["d_last"][None, None])
+    first = flat_gradients(rnn, backward(arrays["dy"], dstate, input_grad=True))
+    ba.SGD(lr=0.5).update(rnn.params, backward(arrays["dy"]).params)
+    y[...] = np.nan  # results are the caller's own
+    state.h[...] = np.nan
+    rnn.to(ba.Backend(np))
+    again = flat_gradients(rnn, backward(arrays["dy"], dstate, input_grad=True))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_losses_do_not_overflow():
+    """Cross-entropies are computed before g: values of thousands have exact losses and gradients."""
+    rnn = ba.RNN(1, 1, 3, output="softmax", dtype="float32")
+    rnn.params["W_hy"][...] = 0
+    rnn.params["b_y"][...] = np.array([0.0, 3000.0, -3000.0])
+    x = np.zeros((1, 1, 1), "float32")
+    loss, grads, _ = rnn.loss_and_grad(x, np.array([[2]]), "cross_entropy")
+    assert loss == 6000
+    assert grads.params["b_y"].tolist() == [0, 1, -1]
+    rnn = ba.RNN(1, 1, 2, output="sigmoid", dtype="float32")
+    rnn.params["W_hy"][...] = 0
+    rnn.params["b_y"][...] = np.array([-4000.0, 2000.0])
+    loss, grads, _ = rnn.loss_and_grad(x, np.array([[[1, 0]]], "float32"), "binary_cross_entropy")
+    assert loss == 6000
+    assert grads.params["b_y"].tolist() == [-1, 1]
+    y, _ = rnn(x)
+    assert y.tolist() == [[[0, 1]]]
+
+
+def test_truncation_at_every_step_or_beyond_the_end_are_the_two_extremes():
+    case = Case()
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"])
+
+    def gradient(truncate):
+        return flat_gradients(rnn, rnn.loss_and_grad(arrays["x"], arrays["target"], truncate=truncate)[1])
+
+    full, cut = gradient(None), gradient(1)
+    assert all(np.array_equal(full[name], gradient(case.T + 5)[name]) for name in full)
+    assert not np.allclose(full["l0.W_hh"], cut["l0.W_hh"], rtol=1e-2)
+
+
+def test_check_gradients_finds_a_wrong_one_and_names_it():
+    arrays = {"a": np.arange(1.0, 4.0), "b": np.ones((2, 2))}
+
+    def loss(at):
+        return float(np.sum(at["a"] ** 2) + np.sum(at["b"] ** 3))
+
+    right = {"a": 2 * arrays["a"], "b": 3 * arrays["b"] ** 2}
+    assert max(check.error for check in ba.check_gradients(loss, arrays, right)) < 1e-9
+    wrong = {**right, "b": right["b"] * (1 + 1e-5)}
+    with pytest.raises(AssertionError, match="b: finite differences"):
+        ba.check_gradients(loss, arrays, wrong)
+    with pytest.raises(AssertionError, match="a: finite differences"):
+        ba.check_gradients(loss, arrays, {**right, "a": np.full(3, np.nan)})
+    with pytest.raises(ValueError, match="keys"):
+        ba.check_gradients(loss, arrays, {"a": right["a"]})
+    with pytest.raises(TypeError, match="float64"):
+        ba.check_gradients(loss, arrays, {**right, "a": right["a"].astype("float32")})
