@@ -99,7 +99,7 @@ class Backend:
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         """A NumPy copy of an array of this device (synchronises)."""
         host = self.xp.__array_namespace_info__().default_device()
-        return np.array(array_api_compat.to_device(array, host))
+        return np.asarray(array_api_compat.to_device(array, host)).copy()
 
     def owns(self, array: Any) -> bool:
         """Whether ``array`` is of this namespace and on this device."""

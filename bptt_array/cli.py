@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{PROGRAM}: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"{PROGRAM}: error: not enough memory ({error}); use a smaller --hidden or --batch", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -57,13 +60,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--cell", choices=CELLS, default="tanh", help="f of the recurrence")
     add.add_argument("--hidden", type=int, default=256, metavar="H", help="hidden units")
-    add.add_argument("--seq-len", type=int, default=64, metavar="T", help="time steps per update")
+    add.add_argument("--seq-len", type=int, default=32, metavar="T", help="time steps per update")
     add.add_argument("--batch", type=int, default=32, metavar="N", help="streams of text read side by side")
-    add.add_argument("--steps", type=int, default=1500, help="updates")
+    add.add_argument("--steps", type=int, default=2000, help="updates")
     add.add_argument("--lr", type=float, help="learning rate, falling linearly to zero (None: suits the optimizer)")
     add.add_argument("--optimizer", choices=("adam", "sgd", "momentum"), default="adam", help="update rule")
     add.add_argument("--clip", type=float, default=1.0, metavar="NORM", help="largest global gradient norm; 0: any")
-    add.add_argument("--init", choices=INITIALIZERS, help="initial W_hh (None: orthogonal for tanh, identity for relu)")
+    add.add_argument("--init", choices=INITIALIZERS, default="uniform", help="initial W_hh")
     add.add_argument("--validation", type=float, default=0.1, metavar="PART", help="part of the text held out")
     add.add_argument("--eval-every", type=int, metavar="STEPS", help="validate that often (None: ten times)")
     add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … or auto")

@@ -60,11 +60,11 @@ class Padding:
     def last_states(self, hs: Array, start: int, stop: int) -> Array:
         """(N, H): of the states ``hs (S+1, N, H)`` of a segment, each sequence's last valid one.
 
-        Meaningful for the sequences of :meth:`last` only.
+        Meaningful for the sequences of :meth:`last` only; of the others it is the first state.
         """
         xp = self.backend.xp
         rows, N, H = hs.shape
-        row = xp.clip(self._lengths - start, 0, rows - 1)
+        row = (self._lengths - start) * xp.astype(self.last(start, stop), xp.int64)
         return xp.take(xp.reshape(hs, (rows * N, H)), row * N + self.backend.arange(N), axis=0)
 
     def add_to_last_(self, dhs: Array, d_last: Array, start: int, stop: int) -> None:

@@ -92,13 +92,29 @@ class RNN:
         device: str | Backend = "cpu",
         seed: int = 0,
     ) -> None:
+        self._configure(input_size, hidden_size, output_size, cell, output, readout, dtype, device)
+        check_option("init", init, INITIALIZERS)
+        values = initial_parameters(init, check_count("seed", seed, least=0), self._shapes(), self.hidden_size)
+        self.params = self._on(self.backend, values)
+
+    def _configure(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int | None,
+        cell: str,
+        output: str,
+        readout: str,
+        dtype: str,
+        device: str | Backend,
+    ) -> None:
+        """Everything but the parameters."""
         self.input_size = check_count("input_size", input_size)
         self.hidden_size = check_count("hidden_size", hidden_size)
         self.output_size = None if output_size is None else check_count("output_size", output_size)
         check_option("cell", cell, CELLS)
         check_option("output", output, OUTPUT_ACTIVATIONS)
         check_option("readout", readout, ("every", "last"))
-        check_option("init", init, INITIALIZERS)
         if output_size is None and output != "identity":
             raise ValueError(f"output={output!r} needs a readout; give output_size as well, or leave output='identity'")
         self.cell = cell
@@ -106,8 +122,6 @@ class RNN:
         self.readout = readout
         self.dtype = check_dtype(dtype)
         self.backend = resolve(device)
-        values = initial_parameters(init, check_count("seed", seed, least=0), self._shapes(), self.hidden_size)
-        self.params = self._on(self.backend, values)
 
     # ---- what a network is ----------------------------------------------------------------------------
 
@@ -174,8 +188,9 @@ class RNN:
             says.
         """
         params, config, _ = serialization.read_model(path)
+        rnn = cls.__new__(cls)
         try:
-            rnn = cls(**config, device=device)
+            rnn._configure(**config, device=device)
         except TypeError as error:
             raise ValueError(f"path={str(path)!r} has an unusable configuration: {error}") from None
         found = {name: (value.shape, value.dtype.name) for name, value in params.items()}

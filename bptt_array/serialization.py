@@ -73,7 +73,7 @@ def read_model(
     if metadata.pop("format", None) != FORMAT:
         raise ValueError(f"path={str(path)!r} was not written by bptt_array (no format={FORMAT!r} in its header)")
     try:
-        config = json.loads(metadata.pop("config"))
-    except (KeyError, ValueError):
+        config = dict(json.loads(metadata.pop("config")).items())
+    except (AttributeError, KeyError, ValueError):
         raise ValueError(f"path={str(path)!r} has no readable configuration in its header") from None
     return params, config, metadata

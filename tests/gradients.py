@@ -5,7 +5,7 @@ It takes the package as an argument, so that the same check runs on mutated copi
 
 import numpy as np
 import reference
-from cases import draw_off_the_kink, flat_gradients, make, options, substituted, variables
+from cases import Case, draw, draw_off_the_kink, flat_gradients, make, options, substituted, variables
 
 
 def check_loss_gradient(ba, case):
@@ -41,7 +41,8 @@ def check_loss_gradient(ba, case):
     found = flat_gradients(rnn, grads)
     step = 1e-3 if case.cell == "tanh" else 1e-4
     ba.check_gradients(loss, at, {name: found[name] for name in at}, tolerance=1e-6, step=step)
-    assert abs(float(value) - loss(at)) <= 1e-12 * max(1.0, abs(float(value)))
+    expected = reference_loss(np, case, arrays, *substituted(arrays, {}))
+    assert abs(float(value) - expected) <= 1e-12 * max(1.0, abs(expected))
 
 
 def check_given_gradient(ba, case, dy=True, dstate=True):
@@ -65,6 +66,46 @@ def check_given_gradient(ba, case, dy=True, dstate=True):
 
     step = 1e-3 if case.cell == "tanh" else 1e-4
     ba.check_gradients(probe, variables(case, arrays), found, tolerance=1e-6, step=step)
+
+
+def check_padding(ba, case):
+    """Whatever stands past the end of a sequence changes no bit of any result, not even by overflowing there."""
+    plain, filled = draw(case), draw(case)
+    steps = np.arange(case.T)[:, None]
+    past = steps >= np.asarray(case.lengths) if case.readout == "every" else np.asarray(case.lengths) == 0
+    filled["x"][steps >= np.asarray(case.lengths)] = -7 if case.tokens else np.nan
+    for name in ("target", "weights", "dy"):
+        if filled[name] is not None:
+            filled[name][past] = -7 if filled[name].dtype.kind == "i" else np.nan
+    first, second = _everything(ba, case, plain), _everything(ba, case, filled)
+    for name, value in first.items():
+        assert np.isfinite(value).all(), name
+        assert np.array_equal(value, second[name]), name
+
+
+def check_explosion_in_the_padding(ba):
+    """A network whose states overflow after two steps is no matter if every sequence has one."""
+    case = Case(cell="relu", lengths=(1, 0, 1, 1), segment=3)
+    arrays = draw(case)
+    arrays["params"]["l0.W_hh"] = np.abs(arrays["params"]["l0.W_hh"]) * 1e200
+    arrays["params"]["l0.b_h"] = np.abs(arrays["params"]["l0.b_h"])
+    arrays["h_0"] *= 1e-200
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, value in _everything(ba, case, arrays).items():
+            assert np.isfinite(value).all(), name
+
+
+def _everything(ba, case, arrays):
+    """Every result of both kinds of backward pass, by name."""
+    rnn = make(ba, case, arrays["params"])
+    keywords = options(ba, rnn, case, arrays)
+    input_grad = not case.tokens
+    loss, grads, state = rnn.loss_and_grad(arrays["x"], arrays["target"], **keywords, input_grad=input_grad)
+    y, _, backward = rnn.forward(arrays["x"], keywords["state"], lengths=case.lengths)
+    given = backward(arrays["dy"], ba.State(h=arrays["d_last"][None, None]), input_grad=input_grad)
+    named = {"loss": loss, "y": y, "state": state.h}
+    named |= flat_gradients(rnn, grads)
+    return named | {f"{name} of dy": value for name, value in flat_gradients(rnn, given).items()}
 
 
 def reference_loss(np, case, arrays, params, x, h_0, **more):

@@ -1,0 +1,258 @@
+"""Errors are part of the interface: argument, value, expectation, way out; and nothing has changed."""
+
+import subprocess
+import sys
+
+import array_api_strict
+import numpy as np
+import pytest
+
+import bptt_array as ba
+from bptt_array import backend as backend_module
+
+T, N, I, H, O = 5, 3, 4, 6, 2  # noqa: E741
+
+
+def f32(*shape):
+    return np.ones(shape, dtype="float32")
+
+
+def rnn(**more):
+    return ba.RNN(I, H, O, **more)
+
+
+BUILD = [
+    (dict(input_size=0), ValueError, r"input_size=0 is too small; expected a whole number of at least 1"),
+    (dict(input_size=2.5), TypeError, r"input_size=2.5 is a float"),
+    (dict(hidden_size=True), TypeError, r"hidden_size=True is a bool"),
+    (dict(output_size=-1), ValueError, r"output_size=-1"),
+    (dict(cell="elu"), ValueError, r"cell='elu' is unknown; expected one of 'tanh', 'relu'"),
+    (dict(cell=None), ValueError, r"cell=None is unknown"),
+    (dict(output="relu"), ValueError, r"output='relu' is unknown; expected one of 'identity'"),
+    (dict(output_size=None, output="softmax"), ValueError, r"output='softmax' needs a readout; give output_size"),
+    (dict(readout="first"), ValueError, r"readout='first' is unknown"),
+    (dict(init="zeros"), ValueError, r"init='zeros' is unknown"),
+    (dict(dtype="float16"), ValueError, r"dtype='float16' is not supported; expected 'float32' or 'float64'"),
+    (dict(dtype=int), ValueError, r"dtype=<class 'int'> is not supported"),
+    (dict(dtype=object()), ValueError, r"dtype=<object.*is not supported"),
+    (dict(device="gpu"), ValueError, r"device='gpu' is unknown; expected 'cpu', 'cuda'"),
+    (dict(device="cuda:x"), ValueError, r"device='cuda:x' is unknown"),
+    (dict(device=0), TypeError, r"device=0 is a int; expected 'cpu'"),
+    (dict(seed=-1), ValueError, r"seed=-1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), BUILD, ids=lambda v: str(v)[:40])
+def test_a_network_that_cannot_be_built_says_why(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        ba.RNN(**{"input_size": I, "hidden_size": H, "output_size": O, **arguments})
+
+
+X = f32(T, N, I)
+RUN = [
+    (dict(x=[[1.0]]), TypeError, r"x is a list, but this RNN is on cpu: expected a numpy array on cpu; use rnn\.asarray"),
+    (dict(x=np.float32(1)), ValueError, r"x has shape \(\); expected \(T, N, I\)"),
+    (dict(x=array_api_strict.ones((T, N, I))), TypeError, r"x is a array_api_strict.*rnn\.asarray\(x\)"),
+    (dict(x=X.astype("float64")), TypeError, r"x has dtype float64, but this RNN computes in float32"),
+    (dict(x=X.astype("complex64")), TypeError, r"x has dtype complex64"),
+    (dict(x=X > 0), TypeError, r"x has dtype bool"),
+    (dict(x=f32(T, I)), ValueError, r"x has shape \(5, 4\); expected \(T, N, I\), time first"),
+    (dict(x=f32(T, N, I, 1)), ValueError, r"x has shape \(5, 3, 4, 1\)"),
+    (dict(x=f32(T, N, I + 1)), ValueError, r"x has 5 features \(last axis\) but this RNN was built with input_size=4"),
+    (dict(x=f32(0, N, I)), ValueError, r"x has shape \(0, 3, 4\): T=0"),
+    (dict(x=f32(T, 0, I)), ValueError, r"N=0 sequences"),
+    (dict(x=np.zeros((T, N, 1), int)), ValueError, r"x has integers in shape \(5, 3, 1\); expected tokens of shape"),
+    (dict(x=np.full((T, N), I)), ValueError, r"x\[0, 0\]=4; expected 0 to 3"),
+    (dict(x=np.full((T, N), -1)), ValueError, r"x\[0, 0\]=-1; expected 0 to 3"),
+    (dict(lengths=[6, 0, 0]), ValueError, r"lengths\[0\]=6; expected 0 to T=5"),
+    (dict(lengths=[1, -1, 0]), ValueError, r"lengths\[1\]=-1"),
+    (dict(lengths=[1, 2]), ValueError, r"lengths has shape \(2,\); expected \(N,\) = \(3,\)"),
+    (dict(lengths=[1.0, 2.0, 3.0]), TypeError, r"lengths has dtype float64; expected integers"),
+    (dict(lengths=3), TypeError, r"lengths is a int; expected a list or NumPy array of N=3 integers"),
+    (dict(state=f32(1, 1, N, H)), TypeError, r"state is a ndarray; expected bptt_array\.State"),
+    (dict(state=ba.State(h=f32(N, H))), ValueError, r"state\.h has shape \(3, 6\); expected \(L, D, N, H\) = \(1, 1, 3, 6\)"),
+    (dict(state=ba.State(h=np.ones((1, 1, N, H)))), TypeError, r"state\.h has dtype float64"),
+    (dict(state=ba.State(h=f32(1, 1, N, H), c=f32(1, 1, N, H))), ValueError, r"state\.c is given"),
+    (dict(validate=1), TypeError, r"validate=1 is a int; expected True or False"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), RUN, ids=lambda v: str(v)[:40])
+def test_inputs_that_do_not_fit_say_why_in_every_call(arguments, kind, message):
+    network = rnn()
+    arguments = {"x": X, **arguments}
+    with pytest.raises(kind, match=message):
+        network(**arguments)
+    with pytest.raises(kind, match=message):
+        network.forward(**arguments)
+    with pytest.raises(kind, match=message):
+        network.loss_and_grad(target=f32(T, N, O), **arguments)
+    with pytest.raises(kind, match=message):
+        network.loss(target=f32(T, N, O), **arguments)
+
+
+Y = f32(T, N, O)
+CLASSES = np.zeros((T, N), dtype=int)
+LOSS = [
+    ({}, dict(target=f32(T, N)), ValueError, r"target has shape \(5, 3\); expected \(T, N, O\) = \(5, 3, 2\)"),
+    ({}, dict(target=None), TypeError, r"target is a NoneType"),
+    ({}, dict(target=Y.astype("float64")), TypeError, r"target has dtype float64"),
+    ({}, dict(target=CLASSES), TypeError, r"target has dtype int64"),
+    ({}, dict(loss="hinge"), ValueError, r"loss='hinge' is unknown; expected one of 'mse', 'cross_entropy'"),
+    ({}, dict(loss="cross_entropy"), ValueError, r"loss='cross_entropy' belongs to output='softmax', but this RNN has"),
+    ({}, dict(loss="binary_cross_entropy"), ValueError, r"belongs to output='sigmoid'"),
+    ({}, dict(reduction="max"), ValueError, r"reduction='max' is unknown"),
+    ({}, dict(truncate=0), ValueError, r"truncate=0 is too small"),
+    ({}, dict(truncate=2.0), TypeError, r"truncate=2.0 is a float"),
+    ({}, dict(weights=f32(N, T)), ValueError, r"weights has shape \(3, 5\); expected \(T, N\) = \(5, 3\)"),
+    ({}, dict(weights=np.ones((T, N))), TypeError, r"weights has dtype float64"),
+    ({}, dict(input_grad="yes"), TypeError, r"input_grad='yes' is a str"),
+    ({}, dict(x=CLASSES, input_grad=True), ValueError, r"input_grad=True, but x holds integer tokens"),
+    (dict(output="softmax"), dict(loss="cross_entropy", target=CLASSES + 2), ValueError, r"target\[0, 0\]=2; expected 0 to 1"),
+    (dict(output="softmax"), dict(loss="cross_entropy", target=CLASSES[0]), ValueError, r"target has shape \(3,\); expected classes \(T, N\)"),
+    (dict(readout="last"), {}, ValueError, r"target has shape \(5, 3, 2\); expected \(N, O\) = \(3, 2\)"),
+    (dict(readout="last"), dict(target=f32(N, O), weights=f32(T, N)), ValueError, r"weights has shape \(5, 3\); expected \(N,\)"),
+    (dict(readout="last", output="softmax"), dict(loss="cross_entropy", target=CLASSES), ValueError, r"classes \(N,\)"),
+    ({}, dict(loss=lambda y, t: 0.0), TypeError, r"loss returned a float; expected \(loss, dy\) of shapes \(5, 3\)"),
+    ({}, dict(loss=lambda y, t: (y.sum(), y)), ValueError, r"loss returned loss of shape \(\)"),
+    ({}, dict(loss=lambda y, t: (float(y.sum()), y)), TypeError, r"loss returned loss as float of dtype None"),
+    ({}, dict(loss=lambda y, t: (y, y)), ValueError, r"loss returned loss of shape \(5, 3, 2\).*use rnn\.forward"),
+    ({}, dict(loss=lambda y, t: (y[..., 0], y.astype("float64"))), TypeError, r"loss returned dy as ndarray of dtype float64"),
+    ({}, dict(loss=lambda y, t: (y[..., 0], y), target=f32(N, T)), ValueError, r"target has shape \(3, 5\); expected \(5, 3\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "arguments", "kind", "message"), LOSS, ids=lambda v: str(v)[:40])
+def test_losses_and_targets_that_do_not_fit_say_why(network, arguments, kind, message):
+    network = rnn(**network)
+    before = {name: value.copy() for name, value in network.params.items()}
+    with pytest.raises(kind, match=message):
+        network.loss_and_grad(**{"x": X, "target": Y, **arguments})
+    assert all(np.array_equal(before[name], network.params[name]) for name in before)
+
+
+def test_gradients_that_do_not_fit_say_why():
+    _, state, backward = rnn().forward(X)
+    with pytest.raises(ValueError, match="dy=None and dstate=None"):
+        backward()
+    with pytest.raises(ValueError, match=r"dy has shape \(5, 3\); expected \(T, N, O\) = \(5, 3, 2\)"):
+        backward(f32(T, N))
+    with pytest.raises(TypeError, match=r"dy has dtype float64"):
+        backward(np.ones((T, N, O)))
+    with pytest.raises(TypeError, match=r"dstate is a ndarray; expected bptt_array\.State"):
+        backward(Y, state.h)
+    with pytest.raises(ValueError, match=r"dstate\.h has shape \(3, 6\)"):
+        backward(Y, ba.State(h=f32(N, H)))
+    _, _, backward = rnn().forward(CLASSES)
+    with pytest.raises(ValueError, match="input_grad=True, but x holds integer tokens"):
+        backward(Y, input_grad=True)
+
+
+def test_invalid_tokens_and_targets_past_the_end_are_nobodys_business():
+    network = rnn(output="softmax")
+    x, target = np.zeros((T, N), int), np.zeros((T, N), int)
+    x[3:, 0] = target[3:, 0] = -100
+    network.loss_and_grad(x, target, "cross_entropy", lengths=[3, 5, 5])
+    with pytest.raises(ValueError, match=r"x\[3, 0\]=-100"):
+        network.loss_and_grad(x, target, "cross_entropy", lengths=[4, 5, 5])
+
+
+OPTIMIZERS = [
+    (lambda: ba.SGD(float("nan")), ValueError, r"lr=nan; expected a finite number of at least 0"),
+    (lambda: ba.SGD(-0.1), ValueError, r"lr=-0.1"),
+    (lambda: ba.SGD("fast"), TypeError, r"lr='fast' is a str; expected a real number"),
+    (lambda: ba.SGD(True), TypeError, r"lr=True is a bool"),
+    (
+        lambda: ba.SGD(0.1, momentum=1.0),
+        ValueError,
+        r"momentum=1.0; expected a finite number of at least 0 and below 1",
+    ),
+    (lambda: ba.Adam(float("inf")), ValueError, r"lr=inf"),
+    (lambda: ba.Adam(beta1=1), ValueError, r"beta1=1"),
+    (lambda: ba.Adam(eps=0), ValueError, r"eps=0; expected a positive number"),
+    (lambda: setattr(ba.Adam(), "lr", -1), ValueError, r"lr=-1"),
+    (lambda: ba.clip_by_global_norm({"a": f32(2)}, 0), ValueError, r"max_norm=0"),
+    (lambda: ba.clip_by_global_norm({"a": f32(2)}, float("nan")), ValueError, r"max_norm=nan"),
+    (lambda: ba.clip_by_global_norm({}, 1), ValueError, r"grads is empty"),
+    (lambda: ba.check_gradients(float, {}, {}, tolerance=-1), ValueError, r"tolerance=-1"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), OPTIMIZERS)
+def test_optimizer_settings_that_make_no_sense_say_why(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+@pytest.mark.parametrize("make", [lambda: ba.SGD(0.1, momentum=0.9), ba.Adam])
+def test_an_update_that_cannot_be_done_changes_nothing(make):
+    optimizer = make()
+    params = {"a": f32(2), "b": f32(3)}
+    optimizer.update(params, {"a": f32(2), "b": f32(3)})
+    before = {name: value.copy() for name, value in params.items()}
+    bad = [
+        ({"a": f32(2)}, ValueError, r"grads has keys \['a'\]; expected those of params, \['a', 'b'\]"),
+        (
+            {"a": f32(2), "b": f32(2)},
+            ValueError,
+            r"grads\['b'\] has shape \(2,\).*expected those of params\['b'\], \(3,\)",
+        ),
+        ({"a": f32(2), "b": np.ones(3)}, ValueError, r"grads\['b'\] has shape \(3,\) and dtype float64"),
+        ({"a": f32(2), "b": [1, 1, 1]}, TypeError, r"grads\['b'\] is a list"),
+        ({"a": f32(2), "b": array_api_strict.ones(3)}, TypeError, r"grads\['b'\] is a Array"),
+    ]
+    for grads, kind, message in bad:
+        with pytest.raises(kind, match=message):
+            optimizer.update(params, grads)
+    with pytest.raises(ValueError, match=r"params\['a'\] changed its shape or device"):
+        optimizer.update({"a": f32(4)}, {"a": f32(4)})
+    with pytest.raises(ValueError, match="params is empty"):
+        optimizer.update({}, {})
+    assert all(np.array_equal(before[name], params[name]) for name in before)
+
+
+def test_cuda_without_cupy_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^device='cuda' needs CuPy, which is not installed: pip install"):
+        ba.RNN(1, 1, device="cuda")
+    assert backend_module.resolve("auto").name == "cpu"
+
+
+def test_cuda_without_a_device_says_what_to_check(monkeypatch):
+    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(backend_module, "cuda_device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"^device='cuda:1': CuPy finds no CUDA device; check that nvidia-smi[^\n]*$"):
+        ba.RNN(1, 1, device="cuda:1")
+    assert backend_module.resolve("auto").name == "cpu"
+    monkeypatch.setattr(backend_module, "cuda_device_count", lambda: 2)
+    with pytest.raises(
+        ValueError, match=r"^device='cuda:2' does not exist: there are 2 CUDA devices, cuda:0 to cuda:1$"
+    ):
+        ba.RNN(1, 1, device="cuda:2")
+
+
+def test_a_namespace_that_cannot_be_written_to_is_refused(monkeypatch):
+    monkeypatch.setattr(backend_module.array_api_compat, "is_writeable_array", lambda array: False)
+    with pytest.raises(TypeError, match="cannot be written in place"):
+        ba.Backend(np)
+
+
+def test_importing_needs_and_loads_neither_cupy_nor_torch_nor_the_extras():
+    code = (
+        "import sys, bptt_array; "
+        "heavy = {'cupy', 'torch', 'matplotlib', 'tqdm', 'scipy', 'pydoc_data'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_asarray_takes_numbers_and_nothing_else():
+    network = rnn()
+    assert network.asarray([[1, 2]]).dtype == np.int64
+    assert network.asarray([1.5]).dtype == np.float32
+    assert network.asarray(np.ones(2) > 0).dtype == np.float32
+    assert network.asarray(array_api_strict.ones(2)).dtype == np.float32
+    same = f32(2)
+    assert network.asarray(same) is same
+    with pytest.raises(TypeError, match="array has dtype <U1; expected real numbers"):
+        network.asarray(["a"])

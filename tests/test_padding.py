@@ -1,0 +1,60 @@
+"""Sequences of different lengths: what stands past the end is nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import CASES, Case, draw, make
+from gradients import check_explosion_in_the_padding, check_padding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_gradients import any_case
+
+import bptt_array as ba
+
+PADDED = [case for case in CASES if case.lengths]
+
+
+@pytest.mark.parametrize("case", PADDED, ids=str)
+def test_padding_filled_with_nan_changes_nothing(case):
+    check_padding(ba, case)
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=any_case(), data=st.data())
+def test_padding_changes_nothing_for_any_combination_of_options(case, data):
+    lengths = tuple(data.draw(st.lists(st.integers(0, case.T), min_size=case.N, max_size=case.N)))
+    check_padding(ba, replace(case, lengths=lengths, truncate=None))
+
+
+def test_states_that_overflow_in_the_padding_do_not_reach_the_gradient():
+    check_explosion_in_the_padding(ba)
+
+
+def test_a_batch_with_lengths_is_the_sum_of_its_sequences():
+    case = Case(lengths=(7, 0, 4, 1), reduction="sum")
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"])
+    loss, grads, state = rnn.loss_and_grad(arrays["x"], arrays["target"], lengths=case.lengths, reduction="sum")
+    total, summed = 0.0, {name: np.zeros_like(value) for name, value in rnn.params.items()}
+    for n, length in enumerate(case.lengths):
+        if length == 0:
+            assert not state.h[0, 0, n].any()
+            continue
+        x, target = arrays["x"][:length, n : n + 1], arrays["target"][:length, n : n + 1]
+        alone, alone_grads, alone_state = rnn.loss_and_grad(x, target, reduction="sum")
+        total += alone
+        assert np.allclose(alone_state.h[0, 0, 0], state.h[0, 0, n], rtol=1e-13, atol=0)
+        for name in summed:
+            summed[name] += alone_grads.params[name]
+    assert np.isclose(loss, total, rtol=1e-13)
+    assert all(np.allclose(grads.params[name], summed[name], rtol=1e-11, atol=1e-13) for name in summed)
+
+
+def test_lengths_may_be_a_list_a_tuple_or_an_array_and_full_lengths_are_none():
+    case = Case()
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"])
+    plain = rnn(arrays["x"])[0]
+    for lengths in ([7] * 4, (7,) * 4, np.full(4, 7, dtype="uint8")):
+        assert np.array_equal(rnn(arrays["x"], lengths=lengths)[0], plain)

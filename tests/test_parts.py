@@ -1,0 +1,202 @@
+"""Schedules, initial weights, optimizers, files: the parts that have no time in them."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import bptt_array as ba
+from bptt_array import serialization
+from bptt_array.initializers import initial_parameters
+from bptt_array.schedules import Backward, Forward, full, segment_length, segments, truncated
+
+
+@given(T=st.integers(1, 60), k=st.integers(1, 70), length=st.integers(1, 70))
+def test_a_schedule_runs_every_step_once_each_way_and_never_keeps_more_than_a_window(T, k, length):
+    forward, backward, kept, cuts = [], Counter(), {}, set()
+    carried = None  # where the segment begins whose gradient is at hand
+    for action in truncated(T, k, length):
+        steps = range(action.start, action.stop)
+        assert 1 <= len(steps) <= length
+        if isinstance(action, Forward):
+            forward += steps
+            kept[action.start] = action.stop
+            assert sum(stop - start for start, stop in kept.items()) <= min(k, T)
+            continue
+        assert kept.pop(action.start) == action.stop
+        backward.update(steps)
+        if action.cut:
+            cuts.add(action.stop)
+        else:
+            assert carried == action.stop
+        carried = action.start
+    assert forward == list(range(T))
+    assert backward == Counter(range(T))
+    assert cuts == {min(begin + k, T) for begin in range(0, T, k)}
+
+
+@given(start=st.integers(0, 50), steps=st.integers(1, 200), length=st.integers(1, 60))
+def test_segments_are_few_and_even(start, steps, length):
+    parts = segments(start, start + steps, length)
+    sizes = [b - a for a, b in parts]
+    assert [start, *(b for _, b in parts)] == [*(a for a, _ in parts), start + steps]
+    assert len(parts) == -(-steps // length)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_full_bptt_is_all_forward_then_all_backward():
+    assert full(5, 2) == truncated(5, 5, 2)
+    kinds = [type(action) for action in full(5, 2)]
+    assert kinds == [Forward] * 3 + [Backward] * 3
+
+
+def test_segments_fit_the_cache_and_have_at_least_one_step():
+    assert segment_length(1000, 32 * 256 * 4, 2**20) == 32
+    assert segment_length(10, 1, 2**20) == 10
+    assert segment_length(10, 2**30, 2**20) == 1
+
+
+SHAPES = {"l0.W_xh": (64, 3), "l0.W_hh": (64, 64), "l0.b_h": (64,), "W_hy": (2, 64), "b_y": (2,)}
+
+
+def test_uniform_weights_have_the_range_of_pytorch():
+    params = initial_parameters("uniform", 0, SHAPES, 64)
+    for value in params.values():
+        assert np.abs(value).max() <= 1 / 8
+    assert np.abs(params["l0.W_hh"]).max() > 0.99 / 8
+    assert abs(params["l0.W_hh"].mean()) < 0.01
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "identity"])
+def test_other_initial_weights_keep_lengths_and_have_no_bias(init):
+    params = initial_parameters(init, 0, SHAPES, 64)
+    W_hh = params["l0.W_hh"]
+    assert np.allclose(W_hh @ W_hh.T, np.eye(64), atol=1e-13)
+    assert not params["l0.b_h"].any()
+    assert not params["b_y"].any()
+    assert params["W_hy"].any()
+    assert np.array_equal(W_hh, np.eye(64)) == (init == "identity")
+
+
+def test_a_seed_is_a_model_and_another_seed_another():
+    first, same, other = (ba.RNN(3, 8, 2, seed=seed).params for seed in (1, 1, 2))
+    assert all(np.array_equal(first[name], same[name]) for name in first)
+    assert not np.array_equal(first["W_hy"], other["W_hy"])
+    wide = ba.RNN(3, 8, 2, seed=1, dtype="float64").params
+    assert all(np.array_equal(first[name], wide[name].astype("float32")) for name in first)
+
+
+def test_sgd_is_equation_4_for_every_parameter():
+    rnn = ba.RNN(3, 8, 2, dtype="float64")
+    x = np.random.default_rng(0).standard_normal((6, 4, 3))
+    _, grads, _ = rnn.loss_and_grad(x, np.zeros((6, 4, 2)))
+    before = {name: value.copy() for name, value in rnn.params.items()}
+    ba.SGD(lr=0.1).update(rnn.params, grads.params)
+    for name, value in rnn.params.items():
+        assert np.array_equal(value, before[name] - 0.1 * grads.params[name])
+        assert not np.array_equal(value, before[name])
+
+
+def test_clipping_scales_all_gradients_by_one_factor_or_leaves_them_alone():
+    grads = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}
+    assert ba.global_norm(grads) == 5.0
+    clipped = ba.clip_by_global_norm(grads, 1.0)
+    assert np.allclose(clipped["a"], [0.6, 0.0])
+    assert np.allclose(clipped["b"], [[0.8]])
+    untouched = ba.clip_by_global_norm(grads, 7.0)
+    assert all(np.array_equal(untouched[name], grads[name]) for name in grads)
+    assert grads["a"][0] == 3.0
+
+
+def test_clipping_survives_exploding_and_vanishing_gradients():
+    huge = {"a": np.full(4, 1e30, dtype="float32"), "b": np.zeros(2, dtype="float32")}
+    clipped = ba.clip_by_global_norm(huge, 1.0)
+    assert np.allclose(clipped["a"], 0.5)
+    assert clipped["a"].dtype == np.float32
+    tiny = {"a": np.full(4, 1e-30, dtype="float32")}
+    assert np.isclose(ba.global_norm(tiny), 2e-30)
+    zero = {"a": np.zeros(3, dtype="float32")}
+    assert ba.global_norm(zero) == 0
+    assert np.array_equal(ba.clip_by_global_norm(zero, 1.0)["a"], zero["a"])
+
+
+def test_adam_takes_steps_of_about_the_learning_rate_whatever_the_scale():
+    for scale in (1e-4, 1.0, 1e4):
+        params = {"a": np.zeros(3)}
+        ba.Adam(lr=0.01).update(params, {"a": scale * np.array([1.0, -2.0, 3.0])})
+        assert np.allclose(params["a"], [-0.01, 0.01, -0.01], rtol=1e-3)
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    rnn = ba.RNN(3, 5, 2, cell="relu", output="tanh", readout="last", dtype="float64", seed=4)
+    path = tmp_path / "model.safetensors"
+    rnn.save(path, {"note": "ö"})
+    return rnn, path
+
+
+def test_a_saved_network_comes_back_the_same(saved):
+    rnn, path = saved
+    back = ba.RNN.load(path)
+    assert back.config == rnn.config
+    assert all(np.array_equal(back.params[name], rnn.params[name]) for name in rnn.params)
+    assert serialization.read_model(path)[2] == {"note": "ö"}
+    assert set(load_file(path)) == set(rnn.params)  # any safetensors reader can
+    assert "cell='relu'" in repr(back)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(saved, monkeypatch):
+    _, path = saved
+    before = path.read_bytes()
+
+    def no_space(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(serialization.os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        ba.RNN(3, 5, 2).save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_files_that_are_no_model_say_so(saved, tmp_path):
+    rnn, path = saved
+    data = path.read_bytes()
+    bad = tmp_path / "bad"
+    for length in (0, 4, 8, 50, len(data) // 2, len(data) - 1):
+        bad.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"is damaged or no safetensors file"):
+            ba.RNN.load(bad)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        ba.RNN.load(tmp_path / "none")
+
+    def write(params=rnn.params, **header):
+        save_file(params, bad, metadata={"format": serialization.FORMAT, "config": json.dumps(rnn.config)} | header)
+
+    for header, message in [
+        ({"format": "pt"}, "was not written by bptt_array"),
+        ({"config": "{"}, "no readable configuration"),
+        ({"config": "[]"}, "no readable configuration"),
+        ({"config": json.dumps({"cell": "tanh"})}, "unusable configuration"),
+        ({"config": json.dumps({**rnn.config, "evil": 1})}, "unusable configuration"),
+        ({"config": json.dumps({**rnn.config, "hidden_size": 6})}, "its configuration needs"),
+        ({"config": json.dumps({**rnn.config, "hidden_size": 10**9})}, "its configuration needs"),
+        ({"config": json.dumps({**rnn.config, "cell": "elu"})}, "cell='elu' is unknown"),
+    ]:
+        write(**header)
+        with pytest.raises(ValueError, match=message):
+            ba.RNN.load(bad)
+    write({name: value for name, value in rnn.params.items() if name != "b_y"})
+    with pytest.raises(ValueError, match="its configuration needs"):
+        ba.RNN.load(bad)
+    write({name: value.astype("float32") for name, value in rnn.params.items()})
+    with pytest.raises(ValueError, match="its configuration needs"):
+        ba.RNN.load(bad)
