@@ -93,13 +93,15 @@ class Backend:
         return self.xp.arange(stop, dtype=self.xp.int64, device=self.device)
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
-        """A copy of a NumPy array on this device."""
-        return self.xp.asarray(array, device=self.device, copy=True)
+        """A copy of a NumPy array on this device, of the same dtype."""
+        return self.xp.asarray(array, dtype=self.dtype(array.dtype.name), device=self.device, copy=True)
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         """A NumPy copy of an array of this device (synchronises)."""
         host = self.xp.__array_namespace_info__().default_device()
-        return np.asarray(array_api_compat.to_device(array, host)).copy()
+        local = array_api_compat.to_device(array, host)
+        # DLPack is what every namespace has for this; NumPy's own scalars have it not.
+        return np.array(local) if array_api_compat.is_numpy_array(local) else np.from_dlpack(local).copy()
 
     def owns(self, array: Any) -> bool:
         """Whether ``array`` is of this namespace and on this device."""

@@ -124,6 +124,10 @@ class Trainer:
         FloatingPointError
             If the loss is no longer a number.
         """
+        with np.errstate(over="ignore", invalid="ignore"):  # _mean looks at what they lead to
+            self._run(report, stop)
+
+    def _run(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
         options, began = self.options, time.perf_counter()
         batches, state, since = self.train.forever(), None, []
         eval_every = options.eval_every or max(1, options.steps // 10)

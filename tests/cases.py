@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import reference
+from hypothesis import strategies as st
 
 SIZES = {"T": 7, "N": 4, "I": 3, "H": 5, "O": 4}
 
@@ -106,11 +107,44 @@ TRUNCATED = [
 ]
 
 
+@st.composite
+def any_case(draw_):
+    """A point of the product space of all options."""
+    loss, output, target = draw_(
+        st.sampled_from(
+            [("mse", g, "values") for g in ("identity", "softmax", "sigmoid", "tanh")]
+            + [("cubic", "sigmoid", "values"), ("binary_cross_entropy", "sigmoid", "probabilities")]
+            + [("cross_entropy", "softmax", kind) for kind in ("classes", "probabilities")]
+        )
+    )
+    T, N = draw_(st.integers(1, 6)), draw_(st.integers(1, 4))
+    sizes = {name: draw_(st.integers(1, 4)) for name in ("I", "H", "O")}
+    lengths = st.none() | st.lists(st.integers(0, T), min_size=N, max_size=N).map(tuple)
+    return Case(
+        cell=draw_(st.sampled_from(["tanh", "relu"])),
+        output=output,
+        loss=loss,
+        target=target,
+        output_size=output != "identity" or draw_(st.booleans()),
+        readout=draw_(st.sampled_from(["every", "last"])),
+        tokens=draw_(st.booleans()),
+        lengths=draw_(lengths),
+        weights=draw_(st.booleans()),
+        reduction=draw_(st.sampled_from(["mean", "sum"])),
+        truncate=draw_(st.none() | st.integers(1, T + 1)),
+        state=draw_(st.booleans()),
+        segment=draw_(st.integers(1, T)),
+        T=T,
+        N=N,
+        **sizes,
+        seed=draw_(st.integers(0, 1000)),
+    )
+
+
 def cubic(y, target):
     """A loss of the caller's own: L_t = 1/3 sum (y - target)^3."""
     difference = y - target
-    loss = (difference**3) / 3
-    return loss.sum(axis=-1) if hasattr(loss, "sum") else None, difference**2
+    return (difference**3).sum(axis=-1) / 3, difference**2
 
 
 def draw(case):

@@ -42,7 +42,7 @@ BUILD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "kind", "message"), BUILD, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("arguments", "kind", "message"), BUILD, ids=[row[-1] for row in BUILD])
 def test_a_network_that_cannot_be_built_says_why(arguments, kind, message):
     with pytest.raises(kind, match=message):
         ba.RNN(**{"input_size": I, "hidden_size": H, "output_size": O, **arguments})
@@ -77,7 +77,7 @@ RUN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "kind", "message"), RUN, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("arguments", "kind", "message"), RUN, ids=[row[-1] for row in RUN])
 def test_inputs_that_do_not_fit_say_why_in_every_call(arguments, kind, message):
     network = rnn()
     arguments = {"x": X, **arguments}
@@ -122,7 +122,7 @@ LOSS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("network", "arguments", "kind", "message"), LOSS, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("network", "arguments", "kind", "message"), LOSS, ids=[row[-1] for row in LOSS])
 def test_losses_and_targets_that_do_not_fit_say_why(network, arguments, kind, message):
     network = rnn(**network)
     before = {name: value.copy() for name, value in network.params.items()}
@@ -178,13 +178,13 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), OPTIMIZERS)
+@pytest.mark.parametrize(("call", "kind", "message"), OPTIMIZERS, ids=[row[-1] for row in OPTIMIZERS])
 def test_optimizer_settings_that_make_no_sense_say_why(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
 
 
-@pytest.mark.parametrize("make", [lambda: ba.SGD(0.1, momentum=0.9), ba.Adam])
+@pytest.mark.parametrize("make", [lambda: ba.SGD(0.1, momentum=0.9), ba.Adam], ids=["momentum", "adam"])
 def test_an_update_that_cannot_be_done_changes_nothing(make):
     optimizer = make()
     params = {"a": f32(2), "b": f32(3)}

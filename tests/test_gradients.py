@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import reference
 from autograd.tracer import getval
-from cases import CASES, TRUNCATED, Case, draw, flat_gradients, make, options, substituted, variables
+from cases import CASES, TRUNCATED, Case, any_case, draw, flat_gradients, make, options, substituted, variables
 from gradients import check_given_gradient, check_loss_gradient, reference_loss
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import bptt_array as ba
 
@@ -84,40 +83,6 @@ def test_backward_matches_the_autograd_of_the_reference(case):
 
     for name, expected in autograd_gradients(probe, variables(case, arrays)).items():
         close(found[name], expected)
-
-
-@st.composite
-def any_case(draw_):
-    """A point of the product space of all options."""
-    loss, output, target = draw_(
-        st.sampled_from(
-            [("mse", g, "values") for g in ("identity", "softmax", "sigmoid", "tanh")]
-            + [("cubic", "sigmoid", "values"), ("binary_cross_entropy", "sigmoid", "probabilities")]
-            + [("cross_entropy", "softmax", kind) for kind in ("classes", "probabilities")]
-        )
-    )
-    T, N = draw_(st.integers(1, 6)), draw_(st.integers(1, 4))
-    sizes = {name: draw_(st.integers(1, 4)) for name in ("I", "H", "O")}
-    lengths = st.none() | st.lists(st.integers(0, T), min_size=N, max_size=N).map(tuple)
-    return Case(
-        cell=draw_(st.sampled_from(["tanh", "relu"])),
-        output=output,
-        loss=loss,
-        target=target,
-        output_size=output != "identity" or draw_(st.booleans()),
-        readout=draw_(st.sampled_from(["every", "last"])),
-        tokens=draw_(st.booleans()),
-        lengths=draw_(lengths),
-        weights=draw_(st.booleans()),
-        reduction=draw_(st.sampled_from(["mean", "sum"])),
-        truncate=draw_(st.none() | st.integers(1, T + 1)),
-        state=draw_(st.booleans()),
-        segment=draw_(st.integers(1, T)),
-        T=T,
-        N=N,
-        **sizes,
-        seed=draw_(st.integers(0, 1000)),
-    )
 
 
 @settings(max_examples=150, deadline=None)

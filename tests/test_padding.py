@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import CASES, Case, draw, make
+from cases import CASES, Case, any_case, draw, make
 from gradients import check_explosion_in_the_padding, check_padding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gradients import any_case
 
 import bptt_array as ba
 

@@ -1,0 +1,63 @@
+"""Every example in the README and in the docstrings runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import bptt_array
+from bptt_array import cli
+
+README = Path(__file__).parent.parent / "README.md"
+MODULES = [module.name for module in pkgutil.iter_modules(bptt_array.__path__) if module.name != "__main__"]
+
+
+@pytest.mark.parametrize("name", ["", *MODULES])
+def test_docstring_examples_run(name):
+    module = importlib.import_module(f"bptt_array.{name}".rstrip("."))
+    assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
+    assert module.__doc__
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_readme_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    examples = blocks("python")
+    assert len(examples) >= 3
+    namespace = {}
+    for example in examples:
+        exec(compile(example, str(README), "exec"), namespace)
+
+
+def test_commands_of_the_readme_are_commands():
+    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    calls = [line.split("python -m bptt_array ", 1)[1] for line in lines if "python -m bptt_array " in line]
+    assert {call.split()[0] for call in calls} == {"train", "sample", "parity", "info"}
+    for call in calls:
+        cli.parser().parse_args(shlex.split(call, comments=True))
+
+
+def test_every_file_that_the_readme_names_is_there():
+    text = README.read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\(([^):#]+)\)", text))
+    assert named
+    assert [path for path in named if not (README.parent / path).exists()] == []
+
+
+def test_every_numbered_equation_is_in_the_source_that_the_readme_points_to():
+    """The README's table of equations: number in the first column, a link to the file in the last."""
+    rows = re.findall(
+        r"^\| (\([0-9.]+\)|§[0-9.]+[^|]*) \|.*\| (.*) \|$", README.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) >= 8
+    for number, files in rows:
+        for path in re.findall(r"\]\((bptt_array/[^)]+)\)", files):
+            source = (README.parent / path).read_text(encoding="utf-8")
+            assert number.split()[0].rstrip("-") in source, (number, path)

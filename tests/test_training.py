@@ -1,0 +1,363 @@
+"""The main job, as a person runs it: train, sample, parity, info; and what goes wrong, in one line."""
+
+import importlib.metadata
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bptt_array as ba
+from bptt_array import cli, training
+from bptt_array.sampling import sample
+from bptt_array.text import Streams, Vocabulary, language_reference, read_texts
+from bptt_array.training import Options, Trainer
+
+TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
+SMALL = ["--hidden", "16", "--seq-len", "8", "--batch", "4", "--steps", "30"]
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run_folder(tmp_path, text_file, capsys):
+    folder = tmp_path / "run"
+    assert cli.main(["train", str(text_file), *SMALL, "--out", str(folder)]) == 0
+    capsys.readouterr()
+    return folder
+
+
+def fails(capsys, *arguments):
+    """The one line that a failing command prints; nothing on standard output."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("bptt-array: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+# ---- text -------------------------------------------------------------------------------------------------
+
+
+@given(text=st.text(st.characters(codec="utf-8"), min_size=1))
+def test_a_vocabulary_encodes_and_decodes_any_text(text):
+    vocabulary = Vocabulary(text)
+    tokens = vocabulary.encode(text)
+    assert vocabulary.decode(tokens) == text
+    assert set(tokens.tolist()) == set(range(len(vocabulary)))
+
+
+@pytest.mark.parametrize("unknown", ["é", "\x00", "\U0001f600", "Z"])
+def test_a_character_never_seen_is_named(unknown):
+    with pytest.raises(ValueError, match=re.escape(f"prompt has the character {unknown!r}")):
+        Vocabulary("abc").encode(f"ab{unknown}", "prompt")
+
+
+@given(batch=st.integers(1, 5), seq_len=st.integers(1, 6), extra=st.integers(0, 40))
+def test_streams_are_the_text_cut_into_columns_with_the_next_character_as_target(batch, seq_len, extra):
+    tokens = np.arange(batch * seq_len + 1 + extra)
+    streams = Streams(tokens, batch, seq_len)
+    parts = list(streams.once())
+    assert [first for first, _, _ in parts] == [True] + [False] * (len(parts) - 1)
+    x = np.concatenate([x for _, x, _ in parts])
+    target = np.concatenate([target for _, _, target in parts])
+    length = (len(tokens) - 1) // batch
+    assert x.shape == (length // seq_len * seq_len, batch)
+    assert np.array_equal(target, x + 1)
+    assert np.array_equal(x, np.arange(batch) * length + np.arange(len(x))[:, None])
+
+
+def test_the_language_reference_is_a_long_english_text():
+    text = language_reference()
+    assert len(text) > 300_000
+    assert text.count(" the ") > 3000
+
+
+def test_files_are_read_one_after_the_other_without_byte_order_marks(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone\r\n")
+    (tmp_path / "b").write_bytes("zwölf".encode())
+    assert read_texts([tmp_path / "a", tmp_path / "b"]) == "one\nzwölf"
+
+
+# ---- training ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["tanh", "relu"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum"])
+def test_a_network_learns_a_short_text(cell, optimizer):
+    trainer = Trainer(TEXT, Options(cell=cell, optimizer=optimizer, hidden=32, seq_len=16, batch=4, steps=300))
+    first = trainer.evaluate()
+    trainer.run(lambda progress: None)
+    assert first == pytest.approx(np.log(len(trainer.vocabulary)), rel=0.1)
+    assert trainer.metrics[-1].validation < 0.4
+    written = sample(trainer.rnn, trainer.vocabulary, "the quick", length=30, temperature=0)
+    assert written.startswith(" brown fox jumps over")
+
+
+def test_the_same_seed_gives_the_same_bits():
+    def run():
+        trainer = Trainer(TEXT, Options(hidden=8, seq_len=8, batch=4, steps=20, seed=7))
+        trainer.run(lambda progress: None)
+        return trainer.rnn.params, [m.loss for m in trainer.metrics]
+
+    (first, losses), (second, again) = run(), run()
+    assert losses == again
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_learning_rate_that_is_too_high_ends_training_with_a_word(capsys, text_file, tmp_path):
+    command = ["train", str(text_file), *SMALL, "--lr", "1e38", "--optimizer", "sgd", "--cell", "relu"]
+    assert cli.main([*command, "--out", str(tmp_path / "run")]) == 2
+    assert "training diverged; use a smaller --lr" in capsys.readouterr().err.splitlines()[-1]
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": 0}, "hidden=0"),
+        ({"steps": 0}, "steps=0"),
+        ({"cell": "lstm"}, "cell='lstm' is unknown"),
+        ({"optimizer": "lion"}, "optimizer='lion' is unknown"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"clip": -1}, "clip=-1"),
+        ({"validation": 1.0}, "validation=1.0"),
+        ({"eval_every": 0}, "eval_every=0"),
+        ({"init": "zeros"}, "init='zeros' is unknown"),
+    ],
+)
+def test_options_that_make_no_sense_say_why(options, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(TEXT, Options(**options))
+
+
+def test_without_a_validation_text_and_without_clipping_it_still_trains():
+    trainer = Trainer(TEXT, Options(hidden=8, seq_len=8, batch=4, steps=3, validation=0, clip=0))
+    trainer.run(lambda progress: None)
+    assert trainer.metrics[-1].validation is None
+    assert training.plot(trainer.metrics)[:4] == b"\x89PNG"
+
+
+def test_the_loss_on_a_validation_text_is_in_nats_per_character():
+    """Against a plain loop over every character that is evaluated."""
+    trainer = Trainer(TEXT, Options(hidden=8, seq_len=8, batch=4, steps=5))
+    trainer.run(lambda progress: None)
+    total, count = 0.0, 0
+    columns = trainer.validation.inputs.shape[0] // 8 * 8
+    for n in range(trainer.validation.inputs.shape[1]):
+        state = None
+        for t in range(columns):
+            y, state = trainer.rnn(trainer.validation.inputs[t : t + 1, n : n + 1], state)
+            total -= np.log(float(y[0, 0, trainer.validation.targets[t, n]]))
+            count += 1
+    assert trainer.evaluate() == pytest.approx(total / count, rel=1e-5)
+
+
+# ---- the command line -------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_model_metrics_and_plot(run_folder):
+    assert sorted(path.name for path in run_folder.iterdir()) == ["loss.png", "metrics.jsonl", "model.safetensors"]
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines][-1] == 30
+    assert lines[-1]["characters"] == 30 * 8 * 4
+    assert lines[-1]["validation"] < lines[0]["validation"]
+    assert lines[-1]["lr"] < lines[0]["lr"]
+    assert (run_folder / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    rnn, vocabulary = training.load(run_folder)
+    assert vocabulary.characters == "".join(sorted(set(TEXT)))
+    assert rnn.hidden_size == 16
+
+
+def test_train_shows_progress_and_a_sample(text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", str(text_file), *SMALL, "--eval-every", "15"]) == 0
+    out, err = capsys.readouterr()
+    assert f"learning {text_file}: {len(TEXT):,} characters" in out
+    assert out.count("nats per character") == 2
+    assert "A sample" in out
+    assert "char/s" in err
+    assert "loss " in err
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_sample_continues_a_prompt_the_same_way_for_the_same_seed(run_folder, capsys):
+    def write(*more):
+        assert cli.main(["sample", str(run_folder), "--length", "40", *more]) == 0
+        return capsys.readouterr().out
+
+    text = write("--prompt", "the ", "--seed", "1")
+    assert text.startswith("the ")
+    assert len(text) == len("the ") + 40 + 1
+    assert write("--prompt", "the ", "--seed", "1") == text
+    assert write("--prompt", "the ", "--seed", "2") != text
+    assert write("--temperature", "0") == write("--temperature", "0", "--seed", "9")
+    assert len(write()) == 41
+
+
+def test_temperature_makes_text_bolder_or_wilder(run_folder):
+    rnn, vocabulary = training.load(run_folder)
+    different = [len(set(sample(rnn, vocabulary, length=300, temperature=t))) for t in (0.05, 1.0, 10.0)]
+    assert different == sorted(different)
+    assert different[0] < different[2]
+
+
+def test_sample_refuses_what_it_cannot_do(run_folder, tmp_path, capsys, text_file):
+    assert "prompt has the character 'Z', which the model has never seen" in fails(
+        capsys, "sample", run_folder, "--prompt", "Z"
+    )
+    assert "temperature=-1.0" in fails(capsys, "sample", run_folder, "--temperature", "-1")
+    assert "length=-1" in fails(capsys, "sample", run_folder, "--length", "-1")
+    assert "device='tpu' is unknown" in fails(capsys, "sample", run_folder, "--device", "tpu")
+    assert f"{tmp_path} is no run folder: it has no model.safetensors" in fails(capsys, "sample", tmp_path)
+    assert "is no run folder" in fails(capsys, "sample", text_file)
+    assert "is no run folder" in fails(capsys, "sample", tmp_path / "none")
+    model = run_folder / "model.safetensors"
+    data = model.read_bytes()
+    model.write_bytes(data[: len(data) // 2])
+    assert "is damaged or no safetensors file" in fails(capsys, "sample", run_folder)
+    ba.RNN(3, 4, 3, output="softmax").save(model, {"characters": "ab"})
+    assert "is no character model" in fails(capsys, "sample", run_folder)
+    diverged = ba.RNN(2, 4, 2, output="softmax")
+    diverged.params["b_y"][...] = np.nan
+    diverged.save(model, {"characters": "ab"})
+    assert "outputs are not numbers" in fails(capsys, "sample", run_folder)
+
+
+def test_train_refuses_what_it_cannot_read_and_overwrites_nothing(run_folder, tmp_path, capsys, text_file):
+    out = tmp_path / "new"
+    before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "latin").write_bytes("größer".encode("latin-1") * 1000)
+    (tmp_path / "short").write_text("abc" * 10)
+    for file, message in [
+        ("none", "none cannot be read: No such file or directory"),
+        (".", "cannot be read: Is a directory"),
+        ("empty", "empty is empty; expected a text"),
+        ("latin", "latin is not UTF-8 (byte 2)"),
+        ("short", "has 27 characters, too few for 32 streams of one sequence of 32; expected at least 1025"),
+    ]:
+        assert message in fails(capsys, "train", tmp_path / file, "--out", out)
+    assert "exists and is not an empty folder" in fails(capsys, "train", text_file, *SMALL, "--out", run_folder)
+    assert "exists and is not an empty folder" in fails(capsys, "train", text_file, *SMALL, "--out", text_file)
+    assert "lr=nan" in fails(capsys, "train", text_file, *SMALL, "--lr", "nan", "--out", out)
+    assert "device='gpu' is unknown" in fails(capsys, "train", text_file, *SMALL, "--device", "gpu", "--out", out)
+    assert "Not a directory" in fails(capsys, "train", text_file, *SMALL, "--out", text_file / "below")
+    assert {path.name: path.read_bytes() for path in run_folder.iterdir()} == before
+    assert text_file.read_text(encoding="utf-8") == TEXT
+    assert not out.exists()
+
+
+def test_train_without_its_extras_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert "train needs tqdm and matplotlib: pip install 'bptt-array[train]'" in fails(capsys, "train")
+
+
+def test_running_out_of_memory_is_one_line(monkeypatch, capsys, text_file, tmp_path):
+    def exhausted(self, *arguments):
+        raise MemoryError("Unable to allocate 40 TiB")
+
+    monkeypatch.setattr(training.Trainer, "__init__", exhausted)
+    assert "not enough memory (Unable to allocate 40 TiB)" in fails(capsys, "train", text_file, "--out", tmp_path / "x")
+
+
+def test_parity_prints_a_table_and_its_verdict(monkeypatch, capsys):
+    assert cli.main(["parity", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "dl0.W_hh of loss" in out
+    assert "within bounds" in out
+    monkeypatch.setattr(ba.parity, "bound", lambda dtype: 1e-30)
+    assert cli.main(["parity", "--device", "cpu"]) == 1
+    assert "TOO LARGE" in capsys.readouterr().out
+
+
+def test_info_prints_versions_and_devices(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"bptt_array        {ba.__version__}" in out
+    assert f"numpy             {np.__version__}" in out
+    assert "device cpu" in out
+    assert "cuda" in out.lower()
+
+
+def test_a_package_that_is_not_there_is_said_to_be_so():
+    assert cli._version("no-such-package-at-all") == "not installed"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["sample", "--help"], ["parity", "--help"]])
+def test_there_is_help_and_every_option_is_in_it(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "usage: bptt-array" in out
+    parser = cli.parser()
+    (commands,) = [action for action in parser._actions if action.choices and "train" in action.choices]
+    for name, command in commands.choices.items():
+        assert all(action.help for action in command._actions), name
+
+
+def start(*arguments, cwd):
+    command = [sys.executable, "-u", "-m", "bptt_array", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_saves_what_was_learnt(text_file, tmp_path):
+    options = ["--hidden", "16", "--seq-len", "8", "--batch", "4", "--steps", "1000000", "--eval-every", "5"]
+    process = start("train", text_file, *options, "--out", tmp_path / "run", cwd=tmp_path)
+    seen = [process.stdout.readline() for _ in range(4)]
+    assert "nats per character" in seen[3]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("bptt-array: interrupted after step ")
+    step = int(last.split("step ")[1].split(";")[0])
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == step
+    assert json.loads(lines[-1])["validation"] is not None
+    assert cli.main(["sample", str(tmp_path / "run"), "--length", "5"]) == 0
+
+
+def test_ctrl_c_anywhere_else_is_one_line(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "info", interrupted)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "bptt-array: interrupted\n"
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with cli._Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_default_options_are_those_of_the_command_line():
+    parsed = vars(cli.parser().parse_args(["train"]))
+    for name, value in vars(Options()).items():
+        assert parsed[name] == value, name
+
+
+def test_the_module_and_the_console_script_are_the_same_program(tmp_path):
+    process = start("--version", cwd=tmp_path)
+    out, _ = process.communicate(timeout=60)
+    assert out == f"bptt-array {ba.__version__}\n"
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="bptt-array")
+    assert [script.load() for script in scripts] == [cli.main]
