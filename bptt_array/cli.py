@@ -116,11 +116,16 @@ def train(options: argparse.Namespace) -> int:
 
     characters = chosen.batch * chosen.seq_len
     interrupt = _Interrupt()
-    with tqdm(total=chosen.steps * characters, unit="char", unit_scale=True, dynamic_ncols=True) as bar, interrupt:
+    total = chosen.steps * characters
+    # disable=None: no bar where standard error is no terminal; the lines on standard output are there anyway.
+    with tqdm(total=total, unit="char", unit_scale=True, dynamic_ncols=True, disable=None) as bar, interrupt:
+        read = 0
 
         def report(progress: Progress) -> None:
-            bar.update(progress.characters - bar.n)
-            bar.set_postfix_str(f"loss {progress.loss:.3f}")
+            nonlocal read
+            bar.set_postfix_str(f"loss {progress.loss:.3f}", refresh=False)
+            bar.update(progress.characters - read)
+            read = progress.characters
             if progress.validation is not None:
                 bar.write(
                     f"step {progress.step:>6}  loss {progress.loss:.3f}  validation {progress.validation:.4f} nats per "

@@ -28,10 +28,10 @@ def squared_error(backend: Backend, y: Array, target: Array) -> tuple[Array, Arr
 def cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:
     """``L_t = -sum_k target_k log softmax(v)_k`` and its derivative in v.
 
-    ``target`` holds class numbers ``(...)`` or probabilities ``(..., O)``.
+    ``target`` holds class numbers ``(...)`` or probabilities ``(..., O)``; ``v`` is used up.
     """
     xp = backend.xp
-    v = v - xp.max(v, axis=-1, keepdims=True)
+    v -= xp.max(v, axis=-1, keepdims=True)
     p = xp.exp(v)
     Z = xp.sum(p, axis=-1, keepdims=True)
     p /= Z

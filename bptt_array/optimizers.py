@@ -174,12 +174,12 @@ def global_norm(grads: Arrays) -> Array:
     with backend.active():
         largest = xp.zeros_like(xp.max(next(iter(grads.values()))))
         for grad in grads.values():
-            largest = xp.maximum(largest, xp.max(xp.abs(grad)))
+            largest = xp.maximum(largest, xp.maximum(xp.max(grad), -xp.min(grad)))
         scale = largest + xp.astype(largest == 0, largest.dtype)  # 1 where all gradients are zero
         total = xp.zeros_like(scale)
         for grad in grads.values():
-            part = grad / scale
-            total = total + xp.sum(part * part)
+            part = xp.reshape(grad / scale, (-1,))
+            total = total + xp.vecdot(part, part)
         return scale * xp.sqrt(total)
 
 

@@ -43,7 +43,9 @@ def test_a_training_step_copies_the_batch_in_and_never_waits(device, cell, lengt
         optimizer.update(rnn.params, ba.clip_by_global_norm(grads.params, 1.0))
         return state
 
-    state = step(step(None))
+    state = None
+    for _ in range(5):  # until kernels are compiled and the pool has blocks of every size
+        state = step(state)
     with gpuemu.count() as counted:
         step(state)
     assert counted.syncs == 0

@@ -182,14 +182,20 @@ def test_a_run_folder_holds_model_metrics_and_plot(run_folder):
 
 def test_train_shows_progress_and_a_sample(text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert cli.main(["train", str(text_file), *SMALL, "--eval-every", "15"]) == 0
     out, err = capsys.readouterr()
     assert f"learning {text_file}: {len(TEXT):,} characters" in out
     assert out.count("nats per character") == 2
     assert "A sample" in out
-    assert "char/s" in err
-    assert "loss " in err
+    assert "char/s, loss " in err
+    assert "100%" in err
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_there_is_no_progress_bar_where_there_is_no_terminal(text_file, tmp_path, capsys):
+    assert cli.main(["train", str(text_file), *SMALL, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_sample_continues_a_prompt_the_same_way_for_the_same_seed(run_folder, capsys):
