@@ -61,6 +61,9 @@ def forward_(backend: Backend, cell: Elman, W_hh: Array, hs: Array) -> None:
 def backward_(backend: Backend, cell: Elman, W_hh: Array, hs: Array, dhs: Array) -> Array:
     """Run a segment backward, in place: (3.1) by the total derivative.
 
+    ``dh_t = (direct) + W_hh^T dz_{t+1}`` and ``dz_t = f'(z_t) * dh_t``: the product (3.3) of the Jacobians
+    ``diag(f'(z_j)) W_hh`` is never formed, the loop multiplies the gradient by one of them in every step.
+
     Parameters
     ----------
     hs : (S+1, ..., N, H)

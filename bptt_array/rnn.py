@@ -348,7 +348,7 @@ class RNN:
         reduction: str = "mean",
         validate: bool = False,
     ) -> tuple[Array, State]:
-        """The loss and the final state of :meth:`loss_and_grad`, without the gradient and at a third of its cost."""
+        """The loss and the final state of :meth:`loss_and_grad`, without the gradient, at about half its cost."""
         with self.backend.active():
             batch = self._batch(x, state, lengths, validate, host=True)
             objective, targets = self._objective(batch, target, loss, weights, reduction, validate)
