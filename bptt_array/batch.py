@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Backend
-from .checks import check_floats, check_lengths, check_range, check_x, is_integer
+from .checks import check_lengths, check_range, check_state, check_x, is_integer
 from .padding import Padding
-from .state import State
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,7 @@ def make_batch(
         check_range("x", x, input_size, "tokens below input_size", backend, known, read=validate)
     if state is None:
         h_0 = backend.zeros((N, hidden_size), backend.dtype(dtype))
-    elif isinstance(state, State):
-        check_floats("state.h", state.h, (1, 1, N, hidden_size), "(L, D, N, H)", backend, dtype, host=host)
-        if state.c is not None:
-            raise ValueError("state.c is given, but the Elman cells have no cell state; expected State(h=…)")
-        h_0 = state.h[0, 0, ...] if backend.owns(state.h) else backend.from_host(state.h[0, 0, ...])
     else:
-        raise TypeError(f"state is a {type(state).__name__}; expected bptt_array.State(h=…)")
+        check_state("state", state, (N, hidden_size), backend, dtype, host=host)
+        h_0 = state.h[0, 0, ...] if backend.owns(state.h) else backend.from_host(state.h[0, 0, ...])
     return Batch(T, N, x, h_0, None if known is None else Padding(backend, known))

@@ -11,6 +11,7 @@ import numpy as np
 
 from .backend import DTYPES, Backend
 from .losses import FUSED_LOSSES, LOSSES
+from .state import State
 
 
 def dtype_name(array: Any) -> str:
@@ -98,6 +99,21 @@ def check_floats(
     check_place(name, array, backend, host=host)
     check_float(name, array, dtype)
     check_shape(name, array, shape, axes)
+
+
+def check_state(name: str, state: Any, shape: tuple[int, ...], backend: Backend, dtype: str, *, host: bool) -> None:
+    """A :class:`State` with ``h (1, 1, N, H)``, for ``shape`` (N, H)."""
+    if not isinstance(state, State):
+        raise TypeError(f"{name} is a {type(state).__name__}; expected bptt_array.State(h=…)")
+    check_floats(f"{name}.h", state.h, (1, 1, *shape), "(L, D, N, H)", backend, dtype, host=host)
+    if state.c is not None:
+        raise ValueError(f"{name}.c is given, but the Elman cells have no cell state; expected State(h=…)")
+
+
+def check_input_grad(input_grad: Any, x: Any) -> None:
+    check_flag("input_grad", input_grad)
+    if input_grad and is_integer(x):
+        raise ValueError("input_grad=True, but x holds integer tokens, which have no gradient; leave input_grad=False")
 
 
 def check_x(x: Any, input_size: int, backend: Backend, dtype: str, *, host: bool) -> tuple[int, int]:

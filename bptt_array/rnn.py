@@ -7,7 +7,7 @@ far). Arrays are time-major.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import array_api_compat
@@ -16,10 +16,20 @@ import numpy as np
 from . import passes, serialization
 from .activations import OUTPUT_ACTIVATIONS
 from .backend import Array, Backend, backend_of, resolve
+from .backward import Backward
 from .batch import Batch, make_batch
 from .bptt import Layer
 from .cells import CELLS
-from .checks import check_count, check_dtype, check_flag, check_floats, check_option, check_target, is_integer
+from .checks import (
+    check_count,
+    check_dtype,
+    check_flag,
+    check_floats,
+    check_input_grad,
+    check_option,
+    check_target,
+    is_integer,
+)
 from .initializers import INITIALIZERS, initial_parameters
 from .losses import Objective, UserLoss
 from .readout import Readout
@@ -236,14 +246,12 @@ class RNN:
 
     def forward(
         self, x: Array, state: State | None = None, *, lengths: Any = None, validate: bool = False
-    ) -> tuple[Array, State, Callable[..., Gradients]]:
+    ) -> tuple[Array, State, Backward]:
         """Run forward and return ``backward`` beside the result, for any loss of your own.
 
-        Parameters and the first two results are those of calling the network. The third is
-        ``backward(dy=None, dstate=None, *, input_grad=False) -> Gradients``: ``dy`` has the shape of ``y``,
-        ``dstate`` that of ``state``, and either may be left out. It may be called any number of times, also
-        after the parameters were updated, and gives the gradient at the point where ``forward`` ran; only
-        ``x`` must not be written to in between.
+        Parameters and the first two results are those of calling the network. The third is a
+        :class:`~bptt_array.backward.Backward`: call it with ``dy`` of the shape of ``y``, ``dstate`` of that of
+        ``state``, or both, as often as you like; ``x`` must not be written to in between.
 
         Examples
         --------
@@ -255,31 +263,14 @@ class RNN:
         >>> grads.x.shape
         (5, 4, 3)
         """
-        backend, dtype = self.backend, self.dtype
+        backend = self.backend
         with backend.active():
             batch = self._batch(x, state, lengths, validate, host=False)
             copy = {name: backend.xp.asarray(value, copy=True) for name, value in self.params.items()}
             network = self._network(copy)
             y, unrolled = passes.run_forward(network, batch, keep=True)
-        shapes = {"y": tuple(y.shape), "h": (1, 1, batch.N, self.hidden_size)}
-        y_axes = self._y_axes
-
-        def backward(dy: Array | None = None, dstate: State | None = None, *, input_grad: bool = False) -> Gradients:
-            if dy is None and dstate is None:
-                raise ValueError("dy=None and dstate=None: expected a gradient of y, of the final state, or both")
-            if dy is not None:
-                check_floats("dy", dy, shapes["y"], y_axes, backend, dtype, host=False)
-            d_last = None
-            if dstate is not None:
-                if not isinstance(dstate, State):
-                    raise TypeError(f"dstate is a {type(dstate).__name__}; expected bptt_array.State(h=…)")
-                check_floats("dstate.h", dstate.h, shapes["h"], "(L, D, N, H)", backend, dtype, host=False)
-                d_last = dstate.h[0, 0, ...]
-            _check_input_grad(input_grad, x)
-            with backend.active():
-                return passes.run_backward(network, unrolled, dy, d_last, input_grad=input_grad)
-
-        return y, passes.as_state(self.backend, unrolled.last_state), backward
+        backward = Backward(network, unrolled, self.dtype, tuple(y.shape), self._y_axes)
+        return y, passes.as_state(backend, unrolled.last_state), backward
 
     def loss_and_grad(
         self,
@@ -329,7 +320,7 @@ class RNN:
         with self.backend.active():
             batch = self._batch(x, state, lengths, validate, host=True)
             objective, targets = self._objective(batch, target, loss, weights, reduction, validate)
-            _check_input_grad(input_grad, x)
+            check_input_grad(input_grad, x)
             window = batch.T if truncate is None else check_count("truncate", truncate)
             value, grads, last_state = passes.run_loss_and_grad(
                 self._network(self.params), batch, objective, targets, window, input_grad=input_grad
@@ -393,9 +384,3 @@ class RNN:
     def _y_axes(self) -> str:
         O = "H" if self.output_size is None else "O"  # noqa: E741
         return f"(T, N, {O})" if self.readout == "every" else f"(N, {O})"
-
-
-def _check_input_grad(input_grad: Any, x: Array) -> None:
-    check_flag("input_grad", input_grad)
-    if input_grad and is_integer(x):
-        raise ValueError("input_grad=True, but x holds integer tokens, which have no gradient; leave input_grad=False")
