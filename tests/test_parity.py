@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import array_api_strict
 import numpy as np
 import pytest
-from cases import Case, draw, flat_gradients, make, options
+from cases import Case, any_case, draw, flat_gradients, make, options
 from conftest import backends_and_dtypes, cuda
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bptt_array as ba
 
@@ -20,6 +23,7 @@ CHOSEN = [
     Case(output="softmax", readout="last", lengths=(7, 0, 4, 1)),
     Case(output_size=False, readout="last"),
     Case(output="sigmoid", truncate=3),
+    Case(output="tanh", loss="cubic"),
 ]
 
 
@@ -72,6 +76,19 @@ def test_every_result_equals_that_of_numpy(make_backend, dtype, case):
         assert found[name].shape == value.shape, name
         scale = max(float(np.max(np.abs(value))), 1e-2)
         assert float(np.max(np.abs(found[name] - value))) <= tolerance * scale, name
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=any_case(), dtype=st.sampled_from(["float32", "float64"]), name=st.sampled_from(["numpy", "strict"]))
+def test_any_combination_of_options_stays_in_its_dtype_and_near_the_reference(case, dtype, name):
+    """Random shapes from 1, random lengths from 0; ``results`` asserts dtype and device of every array."""
+    backend = ba.Backend({"numpy": np, "strict": array_api_strict}[name])
+    expected = results(case, "float64", ba.backend.NumpyBackend(), dtype)
+    found = results(case, dtype, backend, dtype)
+    for quantity, value in expected.items():
+        # small sums of terms of order one lose digits: their error is measured against one
+        scale = max(float(np.max(np.abs(value))), 1.0)
+        assert float(np.max(np.abs(found[quantity] - value))) <= 32 * float(np.finfo(dtype).eps) * scale, quantity
 
 
 @pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
