@@ -20,6 +20,7 @@ from .cells import CELLS
 from .initializers import INITIALIZERS
 
 PROGRAM = "bptt-array"
+LEARNING_RATES = "adam 0.003, momentum 0.3, sgd 2"
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -47,8 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but for None and "", whose meaning is in the help text itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "", []) else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
+    formatter = _Formatter
     top = argparse.ArgumentParser(prog=PROGRAM, description="Recurrent networks by backpropagation through time.")
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -56,38 +64,44 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser("train", help="learn a text character by character", formatter_class=formatter)
     add.set_defaults(run=train)
     add.add_argument(
-        "files", nargs="*", metavar="FILE", help="UTF-8 texts (none: the language reference inside Python)"
+        "files", nargs="*", metavar="FILE", help="UTF-8 texts (default: the language reference inside Python)"
     )
     add.add_argument("--cell", choices=CELLS, default="tanh", help="f of the recurrence")
     add.add_argument("--hidden", type=int, default=256, metavar="H", help="hidden units")
     add.add_argument("--seq-len", type=int, default=32, metavar="T", help="time steps per update")
     add.add_argument("--batch", type=int, default=32, metavar="N", help="streams of text read side by side")
     add.add_argument("--steps", type=int, default=2000, help="updates")
-    add.add_argument("--lr", type=float, help="learning rate, falling linearly to zero (None: suits the optimizer)")
+    add.add_argument("--lr", type=float, help=f"learning rate, falling linearly to zero (default: {LEARNING_RATES})")
     add.add_argument("--optimizer", choices=("adam", "sgd", "momentum"), default="adam", help="update rule")
-    add.add_argument("--clip", type=float, default=1.0, metavar="NORM", help="largest global gradient norm; 0: any")
+    add.add_argument(
+        "--clip", type=float, default=1.0, metavar="NORM", help="clip the global gradient norm to this; 0: do not clip"
+    )
     add.add_argument("--init", choices=INITIALIZERS, default="uniform", help="initial W_hh")
     add.add_argument("--validation", type=float, default=0.1, metavar="PART", help="part of the text held out")
-    add.add_argument("--eval-every", type=int, metavar="STEPS", help="validate that often (None: ten times)")
-    add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … or auto")
-    add.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of everything")
-    add.add_argument("--seed", type=int, default=0, help="of the initial weights and the sample")
-    add.add_argument("--out", type=Path, metavar="RUN", help="new run folder (None: runs/DATE-TIME)")
+    add.add_argument("--eval-every", type=int, metavar="STEPS", help="validate that often (default: ten times)")
+    add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (and so on) or auto")
+    add.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="of weights, states and gradients"
+    )
+    add.add_argument("--seed", type=int, default=0, help="of the initial weights and of the sample")
+    add.add_argument("--out", type=Path, metavar="RUN", help="new run folder (default: runs/DATE-TIME)")
 
     add = commands.add_parser("sample", help="write text with a trained network", formatter_class=formatter)
     add.set_defaults(run=sample)
     add.add_argument("folder", type=Path, metavar="RUN", help="run folder that train wrote")
-    add.add_argument("--prompt", default="", help="beginning of the text")
+    add.add_argument("--prompt", default="", help="beginning of the text (default: a line break, unseen)")
     add.add_argument("--length", type=int, default=500, help="characters to write")
-    add.add_argument("--temperature", type=float, default=0.8, help="below 1 bolder, above 1 wilder, 0 no chance")
+    add.add_argument(
+        "--temperature", type=float, default=0.8, help="below 1 bolder, above 1 wilder, 0: always the likeliest"
+    )
     add.add_argument("--seed", type=int, default=0, help="of the choice of characters")
-    add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … or auto")
+    add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (and so on) or auto")
 
     add = commands.add_parser(
         "parity", help="compare a device with NumPy in float64, every gradient", formatter_class=formatter
     )
     add.set_defaults(run=parity)
-    add.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … or auto")
+    add.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (and so on) or auto")
 
     add = commands.add_parser("info", help="print versions and devices")
     add.set_defaults(run=info)

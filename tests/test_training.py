@@ -359,6 +359,8 @@ def test_the_default_options_are_those_of_the_command_line():
     parsed = vars(cli.parser().parse_args(["train"]))
     for name, value in vars(Options()).items():
         assert parsed[name] == value, name
+    rates = [f"{name} {lr:g}" for name, (_, lr) in sorted(training.OPTIMIZERS.items())]
+    assert ", ".join(rates) == cli.LEARNING_RATES
 
 
 def test_the_module_and_the_console_script_are_the_same_program(tmp_path):
