@@ -53,6 +53,8 @@ class Backend:
     segment_bytes = 1 << 20
 
     def __init__(self, xp: Any, device: Any = None) -> None:
+        if not callable(getattr(xp, "zeros", None)):
+            raise TypeError(f"xp={xp!r} is no Array API namespace; expected a module like array_api_strict or torch")
         probe = xp.zeros(1) if device is None else xp.zeros(1, device=device)
         self.xp = array_api_compat.array_namespace(probe)
         self.device = array_api_compat.device(probe)
@@ -61,6 +63,9 @@ class Backend:
                 f"xp={self.xp.__name__} has arrays that cannot be written in place, which the time loop needs; "
                 "use NumPy, CuPy, torch or array_api_strict"
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
+        return self  # a place, not a value: a copied network lives in the same one
 
     def __repr__(self) -> str:
         return f"Backend({self.xp.__name__!r}, device={str(self.device)!r})"
@@ -160,6 +165,9 @@ class NumpyBackend(Backend):
     @property
     def name(self) -> str:
         return "cpu"
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, (np.ndarray, np.generic))
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         return np.array(array)
@@ -262,7 +270,7 @@ def _cupy_backend(index: int) -> CupyBackend:
 
 def cuda_device_count() -> int:
     """How many CUDA devices CuPy finds; 0 without CuPy, without a driver or without a device."""
-    if importlib.util.find_spec("cupy") is None:
+    if importlib.util.find_spec("cupy") is None or cupy_import_error():
         return 0
     import cupy
 
@@ -270,6 +278,15 @@ def cuda_device_count() -> int:
         return int(cupy.cuda.runtime.getDeviceCount())
     except cupy.cuda.runtime.CUDARuntimeError:
         return 0
+
+
+def cupy_import_error() -> str:
+    """Why an installed CuPy cannot be imported, in one line; empty if it can."""
+    try:
+        import cupy  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # both are what a library that is missing leads to
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip(" =")) or repr(error)
+    return ""
 
 
 def cuda_description(index: int) -> str:
@@ -309,6 +326,8 @@ def resolve(device: str | Backend) -> Backend:
         raise ValueError(f"device={device!r} is unknown; expected 'cpu', 'cuda', 'cuda:1', … or 'auto'")
     if importlib.util.find_spec("cupy") is None:
         raise ValueError(f"device={device!r} needs CuPy, which is not installed: {_INSTALL_CUPY}")
+    if problem := cupy_import_error():
+        raise ValueError(f"device={device!r}: the installed CuPy cannot be imported ({problem}): {_INSTALL_CUPY}")
     count = cuda_device_count()
     if count == 0:
         raise ValueError(

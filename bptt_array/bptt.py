@@ -44,7 +44,8 @@ class Unrolled:
         self.layer = layer
         self.batch = batch
         self.last_state = batch.h_0
-        self._state = batch.h_0  # the state before the next segment
+        # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
+        self._state = batch.h_0 if batch.padding is None else batch.padding.zeroed_if_empty(batch.h_0)
         self._x = Feed(backend, batch.x, batch.padding)
         self._kept: dict[int, tuple[Array, Array]] = {}
         self._table: Array | None = None  # (I, H): W_xh x + b_h for every token x

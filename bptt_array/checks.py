@@ -15,8 +15,8 @@ from .state import State
 
 
 def dtype_name(array: Any) -> str:
-    """``"float32"`` for an array of any namespace."""
-    return str(array.dtype).rpartition(".")[2]
+    """``"float32"`` for an array of any namespace, in any byte order."""
+    return array.dtype.name if isinstance(array.dtype, np.dtype) else str(array.dtype).rpartition(".")[2]
 
 
 def is_integer(array: Any) -> bool:
@@ -42,10 +42,14 @@ def check_number(name: str, value: Any, least: float = 0.0, below: float = math.
     """A finite real number in ``[least, below)``, as a Python float (which never widens an array's dtype)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a real number")
-    if not (math.isfinite(value) and least <= value < below):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and least <= number < below):
         upper = "" if math.isinf(below) else f" and below {below:g}"
         raise ValueError(f"{name}={value!r}; expected a finite number of at least {least:g}{upper}")
-    return float(value)
+    return number
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -56,9 +60,9 @@ def check_flag(name: str, value: Any) -> None:
 def check_dtype(dtype: Any) -> str:
     """``"float32"`` or ``"float64"`` from a name or anything NumPy takes for a dtype."""
     try:
-        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        name = dtype if dtype is None or isinstance(dtype, str) else np.dtype(dtype).name
     except TypeError:
-        name = repr(dtype)
+        name = None
     if name not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not supported; expected 'float32' or 'float64'")
     return name
@@ -66,6 +70,12 @@ def check_dtype(dtype: Any) -> str:
 
 def check_place(name: str, array: Any, backend: Backend, *, host: bool) -> None:
     """An array of the backend's device; with ``host``, a NumPy array will do."""
+    if isinstance(array, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(
+            f"{name} is a {type(array).__name__}; expected a plain array (for masks see lengths and weights)"
+        )
+    if getattr(array, "requires_grad", False):
+        raise TypeError(f"{name} is tracked by torch's autograd, which is not used here; pass {name}.detach()")
     if backend.owns(array) or (host and array_api_compat.is_numpy_array(array)):
         return
     kind = f"{type(array).__module__.partition('.')[0]}.{type(array).__name__}".removeprefix("builtins.")
@@ -150,10 +160,13 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
             f"lengths is a {type(lengths).__name__}; expected a list or NumPy array of N={N} integers on the host "
             "(segments are planned with them, without asking the device)"
         )
-    array = np.asarray(lengths)
+    try:
+        array = np.asarray(lengths)
+    except ValueError:
+        raise ValueError(f"lengths={lengths!r} is ragged; expected N={N} integers") from None
+    check_shape("lengths", array, (N,), "(N,)")
     if array.dtype.kind not in "iu":
         raise TypeError(f"lengths has dtype {array.dtype}; expected integers")
-    check_shape("lengths", array, (N,), "(N,)")
     wrong = np.flatnonzero((array < 0) | (array > T))
     if wrong.size:
         raise ValueError(f"lengths[{wrong[0]}]={array[wrong[0]]}; expected 0 to T={T}, the number of steps in x")

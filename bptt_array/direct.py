@@ -144,7 +144,7 @@ def last_state_gradient(
 ) -> Array:
     """The gradient of the last states ``h (N, H)`` from ``dy (N, O)`` of a readout of the last step."""
     if padding is not None:
-        dy = padding.zeroed_if_empty(dy)  # a sequence of length 0 has no output
+        h, dy = padding.zeroed_if_empty(h), padding.zeroed_if_empty(dy)  # a sequence of length 0 has no output
     dh = backend.empty(h.shape, h.dtype)
     readout.backward_(dh, output_gradient(readout, h, dy), h, grads)
     return dh

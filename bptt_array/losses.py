@@ -107,7 +107,7 @@ class Objective:
     def __call__(self, h: Array, target: Array, weights: Array | None) -> tuple[Array, Array]:
         """Loss (0-d, reduced) and ``dv (..., O)`` of states ``h (..., H)``; ``weights (...)``.
 
-        Where a weight is zero the step does not exist: even a NaN there changes nothing.
+        Where a weight is zero, so is the loss, even if the target there is no number.
         """
         xp = self.readout.backend.xp
         loss, dv = self._per_step(h, target)
@@ -128,7 +128,7 @@ class Objective:
         if callable(self.loss):
             # Copies both ways: neither side may see the other write into its arrays.
             copy = partial(backend.xp.asarray, copy=True)
-            loss, dy = _checked(backend, y, self.loss(copy(y), target))
+            loss, dy = _checked(backend, y, self.loss(copy(y), copy(target)))
             dy = copy(dy)
         else:
             loss, dy = squared_error(backend, y, target)

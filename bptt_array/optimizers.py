@@ -10,30 +10,52 @@ from typing import Any
 
 import array_api_compat
 
-from .backend import Array, backend_of
+from .backend import DTYPES, Array, backend_of
 from .checks import check_number, dtype_name
+from .state import Gradients
 
 Arrays = Mapping[str, Array]
 
 
-def _check_gradients(params: Arrays, grads: Arrays) -> None:
+def _check_arrays(name: str, arrays: Any) -> None:
+    """A dictionary of arrays, not empty."""
+    if isinstance(arrays, Gradients):
+        raise TypeError(f"{name} is a Gradients; expected its dictionary: use grads.params")
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"{name} is a {type(arrays).__name__}; expected a dictionary of arrays")
+    if not arrays:
+        raise ValueError(f"{name} is empty; expected at least one array")
+    for key, array in arrays.items():
+        if not array_api_compat.is_array_api_obj(array) or dtype_name(array) not in DTYPES:
+            kind = f"{type(array).__name__} of dtype {getattr(array, 'dtype', None)}"
+            raise TypeError(f"{name}[{key!r}] is a {kind}; expected a float32 or float64 array")
+
+
+def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]) -> None:
     """Everything that can be wrong, before anything is changed."""
-    if not params:
-        raise ValueError("params is empty; expected at least one array")
+    _check_arrays("params", params)
+    _check_arrays("grads", grads)
     if set(params) != set(grads):
         raise ValueError(f"grads has keys {sorted(grads)}; expected those of params, {sorted(params)}")
     for name, param in params.items():
-        grad = grads[name]
-        if not array_api_compat.is_array_api_obj(grad) or not backend_of(param).owns(grad):
+        grad, backend = grads[name], backend_of(param)
+        if not array_api_compat.is_writeable_array(param):
+            raise ValueError(f"params[{name!r}] cannot be written to; expected an array of its own: copy it first")
+        if not backend.owns(grad):
             raise TypeError(
-                f"grads[{name!r}] is a {type(grad).__name__}; expected an array of {backend_of(param).name}, "
-                "like params"
+                f"grads[{name!r}] is a {type(grad).__name__}; expected an array of {backend.name}, like params"
             )
         if tuple(param.shape) != tuple(grad.shape) or param.dtype != grad.dtype:
             raise ValueError(
                 f"grads[{name!r}] has shape {tuple(grad.shape)} and dtype {dtype_name(grad)}; expected those of "
                 f"params[{name!r}], {tuple(param.shape)} and {dtype_name(param)}"
             )
+        for array in kept.get(name, []):
+            if not backend.owns(array) or array.shape != param.shape or array.dtype != param.dtype:
+                raise ValueError(
+                    f"params[{name!r}] changed its shape, dtype or device since the last update; expected one "
+                    "optimizer per model and device: make a new one"
+                )
 
 
 class _Optimizer:
@@ -64,21 +86,14 @@ class _Optimizer:
             If keys, shapes, dtypes or devices of ``grads`` are not those of ``params``, or parameters
             changed their shape or device since the last update; nothing is changed then.
         """
-        _check_gradients(params, grads)
-        for name, kept in self._kept.items():
-            if name in params and not all(
-                backend_of(params[name]).owns(a) and a.shape == params[name].shape for a in kept
-            ):
-                raise ValueError(
-                    f"params[{name!r}] changed its shape or device since the last update; expected one optimizer per "
-                    "model and device: make a new one"
-                )
+        _check_update(params, grads, self._kept)
         self._begin()
         for name, param in params.items():
             backend = backend_of(param)
             with backend.active():
-                kept = self._kept.setdefault(name, [backend.xp.zeros_like(param) for _ in range(self.slots)])
-                self._update(backend.xp, param, grads[name], *kept)
+                if name not in self._kept:
+                    self._kept[name] = [backend.xp.zeros_like(param) for _ in range(self.slots)]
+                self._update(backend.xp, param, grads[name], *self._kept[name])
 
     def _begin(self) -> None:
         """Once per update, before the first parameter."""
@@ -156,31 +171,41 @@ class Adam(_Optimizer):
         # The two corrections as scalars: lr m_hat / (sqrt(v_hat) + eps) = lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)
         step = xp.sqrt(v)
         step *= (1 - self.beta2**self._t) ** -0.5
-        step += self.eps
+        step += max(self.eps, float(xp.finfo(param.dtype).smallest_normal))  # which no dtype takes for 0
         step = m / step
         step *= self.lr / (1 - self.beta1**self._t)
         param -= step
 
 
+def _scaled_norm(grads: Arrays, least: float | None = None) -> tuple[Array, Array]:
+    """``(scale, root)`` with norm = scale * root; squares of gradients / scale do not overflow.
+
+    ``scale`` is the largest entry, and at least ``least`` (the smallest normal number, if left out).
+    """
+    first = next(iter(grads.values()))
+    xp = backend_of(first).xp
+    limits = xp.finfo(first.dtype)
+    largest = xp.zeros_like(xp.max(first))
+    for grad in grads.values():
+        largest = xp.maximum(largest, xp.maximum(xp.max(grad), -xp.min(grad)))
+    least = float(limits.smallest_normal) if least is None else least
+    scale = xp.minimum(xp.maximum(largest, xp.full_like(largest, least)), xp.full_like(largest, float(limits.max)))
+    total = xp.zeros_like(scale)
+    for grad in grads.values():
+        part = xp.reshape(grad / scale, (-1,))
+        total = total + xp.vecdot(part, part)
+    return scale, xp.sqrt(total)
+
+
 def global_norm(grads: Arrays) -> Array:
     """The Euclidean norm of all gradients together, 0-d, on the device.
 
-    Scaled by the largest entry, so that exploding gradients do not overflow in the square.
+    Exploding gradients do not overflow in the square, nor do vanishing ones underflow.
     """
-    if not grads:
-        raise ValueError("grads is empty; expected at least one array")
-    backend = backend_of(next(iter(grads.values())))
-    xp = backend.xp
-    with backend.active():
-        largest = xp.zeros_like(xp.max(next(iter(grads.values()))))
-        for grad in grads.values():
-            largest = xp.maximum(largest, xp.maximum(xp.max(grad), -xp.min(grad)))
-        scale = largest + xp.astype(largest == 0, largest.dtype)  # 1 where all gradients are zero
-        total = xp.zeros_like(scale)
-        for grad in grads.values():
-            part = xp.reshape(grad / scale, (-1,))
-            total = total + xp.vecdot(part, part)
-        return scale * xp.sqrt(total)
+    _check_arrays("grads", grads)
+    with backend_of(next(iter(grads.values()))).active():
+        scale, root = _scaled_norm(grads)
+        return scale * root
 
 
 def clip_by_global_norm(grads: Arrays, max_norm: float) -> dict[str, Array]:
@@ -192,11 +217,14 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> dict[str, Array]:
     max_norm : float
         Finite and positive.
     """
-    if not check_number("max_norm", max_norm):
+    max_norm = check_number("max_norm", max_norm)
+    if not max_norm:
         raise ValueError("max_norm=0; expected a positive number (0 would stop all learning)")
-    norm = global_norm(grads)
-    backend = backend_of(norm)
+    _check_arrays("grads", grads)
+    backend = backend_of(next(iter(grads.values())))
     with backend.active():
-        # max_norm / max(norm, max_norm), which is exactly 1 where nothing is to be clipped
-        factor = max_norm / backend.xp.where(norm < max_norm, backend.xp.full_like(norm, max_norm), norm)
+        scale, root = _scaled_norm(grads, least=1.0)
+        bound = min(max_norm, float(backend.xp.finfo(scale.dtype).max)) / scale
+        # max_norm / max(norm, max_norm), both divided by the scale; exactly 1 where nothing is to be clipped
+        factor = bound / backend.xp.maximum(root, bound)
         return {name: grad * factor for name, grad in grads.items()}

@@ -163,16 +163,26 @@ class RNN:
 
         Takes anything NumPy does, and arrays of other devices (which then travel through the host).
         """
-        if array_api_compat.is_array_api_obj(array) and not self.backend.owns(array):
-            array = backend_of(array).to_host(array)
-        with self.backend.active():
-            if not self.backend.owns(array):
-                array = np.asarray(array)
-                if array.dtype.kind not in "biuf":
-                    raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
-                array = self.backend.from_host(array.astype(np.int64 if is_integer(array) else self.dtype))
-            dtype = self.backend.dtype("int64" if is_integer(array) else self.dtype)
-            return self.backend.xp.astype(array, dtype, copy=False)
+        backend = self.backend
+        with backend.active():
+            if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_numpy_array(array):
+                if backend.owns(array):
+                    dtype = backend.dtype("int64" if is_integer(array) else self.dtype)
+                    return backend.xp.astype(array, dtype, copy=False)
+                array = backend_of(array).to_host(array)
+            host = self._host_array(array)
+            return host if backend.owns(host) else backend.from_host(host)
+
+    def _host_array(self, array: Any) -> np.ndarray[Any, Any]:
+        """A NumPy array of int64 or of this network's dtype, from anything that NumPy takes for real numbers."""
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError("array is masked; expected a plain array (for masks see lengths and weights)")
+        array = np.asarray(array)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
+        if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+            raise ValueError(f"array holds {array.max()}, which does not fit in int64")
+        return array.astype(np.int64 if is_integer(array) else self.dtype, copy=False)
 
     def to(self, device: str | Backend) -> RNN:
         """Move the parameters to a device, in place; returns the network."""
@@ -184,6 +194,7 @@ class RNN:
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write weights and configuration to a safetensors file, atomically; ``metadata`` goes along."""
+        self._check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
         serialization.write_model(path, values, self.config, metadata or {})
 
@@ -197,10 +208,11 @@ class RNN:
             If there is no such file; if it is damaged or does not hold the weights that its configuration
             says.
         """
+        backend = resolve(device)
         params, config, _ = serialization.read_model(path)
         rnn = cls.__new__(cls)
         try:
-            rnn._configure(**config, device=device)
+            rnn._configure(**config, device=backend)
         except TypeError as error:
             raise ValueError(f"path={str(path)!r} has an unusable configuration: {error}") from None
         found = {name: (value.shape, value.dtype.name) for name, value in params.items()}
@@ -266,6 +278,7 @@ class RNN:
         backend = self.backend
         with backend.active():
             batch = self._batch(x, state, lengths, validate, host=False)
+            self._check_params(self.params)
             copy = {name: backend.xp.asarray(value, copy=True) for name, value in self.params.items()}
             network = self._network(copy)
             y, unrolled = passes.run_forward(network, batch, keep=True)
@@ -300,7 +313,8 @@ class RNN:
         loss : {"mse", "cross_entropy", "binary_cross_entropy"} or callable
             ``L_t``: ``1/2 |y - target|^2``; cross-entropies of a softmax or sigmoid output; or
             ``(y, target) -> (loss, dy)``, called per segment with ``y (S, N, O)``, that returns the loss of
-            every step ``(S, N)`` and ``dL_t/dy_t (S, N, O)``.
+            every step ``(S, N)`` and ``dL_t/dy_t (S, N, O)``. With ``readout="last"`` it is called with
+            ``y (N, O)`` for each segment in which a sequence ends; what it says of the others is left out.
         weights : (T, N), or (N,) with ``readout="last"``, optional
             Factors of ``L_t``. A step of weight 0 is left out of the sum, but still counts in ``"mean"``.
         reduction : {"mean", "sum"}
@@ -370,7 +384,19 @@ class RNN:
             self.backend, self.dtype, self.input_size, self.hidden_size, x, state, lengths, validate=validate, host=host
         )
 
+    def _check_params(self, params: Mapping[str, Array]) -> None:
+        """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""
+        shapes = self._shapes()
+        if set(params) != set(shapes):
+            raise ValueError(f"rnn.params has keys {sorted(params)}; expected {sorted(shapes)}")
+        dtype = self.backend.dtype(self.dtype)
+        for name, shape in shapes.items():
+            check_floats(f"params[{name!r}]", params[name], shape, "shape", self.backend, self.dtype, host=False)
+            if params[name].dtype != dtype:
+                raise TypeError(f"params[{name!r}] is not in the byte order of this machine; use rnn.asarray")
+
     def _network(self, params: Mapping[str, Array]) -> passes.Network:
+        self._check_params(params)
         layer = Layer(CELLS[self.cell], params["l0.W_xh"], params["l0.W_hh"], params["l0.b_h"])
         g = OUTPUT_ACTIVATIONS[self.output]
         readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))

@@ -18,7 +18,9 @@ FORMAT = "bptt_array.RNN"
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path`` so that at any moment the old file or the new one is there, complete."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r}: the folder does not exist; make it first")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -45,6 +47,11 @@ def write_model(
     metadata: Mapping[str, str],
 ) -> None:
     """Write parameters (on the host), the configuration (JSON) and further strings to one file."""
+    for key, value in metadata.items():
+        if key in ("format", "config") or not (isinstance(key, str) and isinstance(value, str)):
+            raise ValueError(
+                f"metadata[{key!r}]={value!r}; expected a string under a string other than 'format' and 'config'"
+            )
     header = {**metadata, "format": FORMAT, "config": json.dumps(config)}
     contiguous = {name: np.ascontiguousarray(value) for name, value in params.items()}
     write_atomically(path, save(contiguous, metadata=header))
@@ -68,7 +75,7 @@ def read_model(
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy has not
         raise ValueError(f"path={str(path)!r} is damaged or no safetensors file: {error}") from None
     if metadata.pop("format", None) != FORMAT:
         raise ValueError(f"path={str(path)!r} was not written by bptt_array (no format={FORMAT!r} in its header)")
