@@ -1,4 +1,4 @@
-"""The default training run against torch.nn.RNN with autograd: time per update and validation loss.
+"""The default training run against torch.nn.RNN with autograd: time per update, and training losses.
 
     python benchmarks/char_rnn.py [FILE ...] [--updates 600] [--threads 2]
 

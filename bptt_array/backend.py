@@ -23,7 +23,7 @@ import numpy as np
 Array = Any  # an array of the backend's namespace
 DTYPES = ("float32", "float64")
 
-_INSTALL_CUPY = "pip install 'bptt-array[cuda12]' (or [cuda13]), or use device='cpu'"
+_INSTALL_CUPY = "pip install 'cupy-cuda12x[ctk]' (or cupy-cuda13x[ctk]), or use device='cpu'"
 
 
 class Backend:
@@ -335,9 +335,7 @@ def resolve(device: str | Backend) -> Backend:
             "is recent enough for the installed CuPy, or use device='cpu'"
         )
     if int(index or 0) >= count:
-        raise ValueError(
-            f"device={device!r} does not exist: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}"
-        )
+        raise ValueError(f"device={device!r} does not exist: CuPy finds {count} of them, cuda:0 to cuda:{count - 1}")
     return _cupy_backend(int(index or 0))
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import io
 import platform
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
-from .backend import cuda_description, cuda_device_count, resolve
+from .backend import DTYPES, cuda_description, cuda_device_count, resolve
 from .cells import CELLS
 from .initializers import INITIALIZERS
+from .training import METRICS, OPTIMIZERS, Options
 
 PROGRAM = "bptt-array"
-LEARNING_RATES = "adam 0.003, momentum 0.3, sgd 2"
-INTERRUPTED = 128 + signal.SIGINT
 
 
 class CommandError(Exception):
@@ -29,23 +30,45 @@ class CommandError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 (parity out of bounds), 2 (error) or 130 (Ctrl-C)."""
+    """Run a command; returns the exit status.
+
+    0, 1 (parity out of bounds), 2 (error), or 128 + the number of the signal that ended training (Ctrl-C: 130).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a sample may hold what the terminal has not
     options = parser().parse_args(arguments)
     try:
         status: int = options.run(options)
     except (CommandError, ValueError, FloatingPointError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{PROGRAM}: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return 2
+        return _fail(_in_flags(str(error), options))
     except MemoryError as error:
-        print(f"{PROGRAM}: error: not enough memory ({error}); use a smaller --hidden or --batch", file=sys.stderr)
-        return 2
+        return _fail(f"not enough memory ({error}); use a smaller --hidden or --batch")
+    except OSError as error:
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + signal.SIGINT
     return status
+
+
+def _fail(message: str) -> int:
+    message = message.replace("\n", "\\n")
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _in_flags(message: str, options: argparse.Namespace) -> str:
+    """An error of the library about an argument, in the words of the command line: eval_every=0 is --eval-every=0."""
+    name, equals, rest = message.partition("=")
+    return f"--{name.replace('_', '-')}={rest}" if equals and name in vars(options) else message
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -57,7 +80,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def parser() -> argparse.ArgumentParser:
     formatter = _Formatter
-    top = argparse.ArgumentParser(prog=PROGRAM, description="Recurrent networks by backpropagation through time.")
+    rates = ", ".join(f"{name} {lr:g}" for name, (_, lr) in OPTIMIZERS.items())
+    top = _Parser(prog=PROGRAM, description="Recurrent networks by backpropagation through time.")
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -66,24 +90,28 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "files", nargs="*", metavar="FILE", help="UTF-8 texts (default: the language reference inside Python)"
     )
-    add.add_argument("--cell", choices=CELLS, default="tanh", help="f of the recurrence")
-    add.add_argument("--hidden", type=int, default=256, metavar="H", help="hidden units")
-    add.add_argument("--seq-len", type=int, default=32, metavar="T", help="time steps per update")
-    add.add_argument("--batch", type=int, default=32, metavar="N", help="streams of text read side by side")
-    add.add_argument("--steps", type=int, default=2000, help="updates")
-    add.add_argument("--lr", type=float, help=f"learning rate, falling linearly to zero (default: {LEARNING_RATES})")
-    add.add_argument("--optimizer", choices=("adam", "sgd", "momentum"), default="adam", help="update rule")
+    add.add_argument("--cell", choices=CELLS, default=Options.cell, help="f of the recurrence")
+    add.add_argument("--hidden", type=int, default=Options.hidden, metavar="H", help="hidden units")
+    add.add_argument("--seq-len", type=int, default=Options.seq_len, metavar="T", help="time steps per update")
+    add.add_argument("--batch", type=int, default=Options.batch, metavar="N", help="streams of text read side by side")
+    add.add_argument("--steps", type=int, default=Options.steps, help="updates")
+    add.add_argument("--lr", type=float, help=f"learning rate, falling linearly to zero (default: {rates})")
+    add.add_argument("--optimizer", choices=OPTIMIZERS, default=Options.optimizer, help="update rule")
     add.add_argument(
-        "--clip", type=float, default=1.0, metavar="NORM", help="clip the global gradient norm to this; 0: do not clip"
+        "--clip",
+        type=float,
+        default=Options.clip,
+        metavar="NORM",
+        help="clip the global gradient norm to this; 0: do not clip",
     )
-    add.add_argument("--init", choices=INITIALIZERS, default="uniform", help="initial W_hh")
-    add.add_argument("--validation", type=float, default=0.1, metavar="PART", help="part of the text held out")
+    add.add_argument("--init", choices=INITIALIZERS, default=Options.init, help="initial W_hh")
+    add.add_argument(
+        "--validation", type=float, default=Options.validation, metavar="PART", help="part of the text held out"
+    )
     add.add_argument("--eval-every", type=int, metavar="STEPS", help="validate that often (default: ten times)")
     add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (and so on) or auto")
-    add.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="of weights, states and gradients"
-    )
-    add.add_argument("--seed", type=int, default=0, help="of the initial weights and of the sample")
+    add.add_argument("--dtype", choices=DTYPES, default=Options.dtype, help="of weights, states and gradients")
+    add.add_argument("--seed", type=int, default=Options.seed, help="of the initial weights and of the sample")
     add.add_argument("--out", type=Path, metavar="RUN", help="new run folder (default: runs/DATE-TIME)")
 
     add = commands.add_parser("sample", help="write text with a trained network", formatter_class=formatter)
@@ -92,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--prompt", default="", help="beginning of the text (default: a line break, unseen)")
     add.add_argument("--length", type=int, default=500, help="characters to write")
     add.add_argument(
-        "--temperature", type=float, default=0.8, help="below 1 bolder, above 1 wilder, 0: always the likeliest"
+        "--temperature", type=float, default=0.8, help="below 1 more cautious, above 1 wilder, 0: always the likeliest"
     )
     add.add_argument("--seed", type=int, default=0, help="of the choice of characters")
     add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (and so on) or auto")
@@ -111,12 +139,12 @@ def parser() -> argparse.ArgumentParser:
 def train(options: argparse.Namespace) -> int:
     missing = [name for name in ("tqdm", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
-        raise CommandError(f"train needs {' and '.join(missing)}: pip install 'bptt-array[train]'")
+        raise CommandError(f"train needs {' and '.join(missing)}: pip install {' '.join(missing)} (the extra `train`)")
     from tqdm import tqdm
 
     from .sampling import sample as write
     from .text import language_reference, read_texts
-    from .training import Options, Progress, Trainer
+    from .training import Progress, Trainer
 
     names = Options.__dataclass_fields__
     chosen = Options(**{name: value for name, value in vars(options).items() if name in names})
@@ -128,11 +156,10 @@ def train(options: argparse.Namespace) -> int:
     print(f"{trainer.rnn!r}")
     print(f"learning {source}: {len(text):,} characters, {len(trainer.vocabulary)} different")
 
-    characters = chosen.batch * chosen.seq_len
-    interrupt = _Interrupt()
-    total = chosen.steps * characters
+    stop = _Stop()
+    total = chosen.steps * chosen.batch * chosen.seq_len
     # disable=None: no bar where standard error is no terminal; the lines on standard output are there anyway.
-    with tqdm(total=total, unit="char", unit_scale=True, dynamic_ncols=True, disable=None) as bar, interrupt:
+    with tqdm(total=total, unit="char", unit_scale=True, dynamic_ncols=True, disable=None) as bar, stop:
         read = 0
 
         def report(progress: Progress) -> None:
@@ -141,49 +168,72 @@ def train(options: argparse.Namespace) -> int:
             bar.update(progress.characters - read)
             read = progress.characters
             if progress.validation is not None:
+                trainer.save_model(folder)  # before anything that may fail, such as writing to a closed pipe
                 bar.write(
                     f"step {progress.step:>6}  loss {progress.loss:.3f}  validation {progress.validation:.4f} nats per "
                     f"character  {progress.characters / progress.seconds:,.0f} characters per second",
                     file=sys.stdout,
                 )
 
-        trainer.run(report, stop=lambda: interrupt.asked)
-        trainer.save(folder)
-    if interrupt.asked:
+        try:
+            trainer.run(report, stop=lambda: stop.signal is not None)
+            trainer.save_model(folder)
+        finally:
+            if trainer.metrics:
+                trainer.save_metrics(folder)
+            else:  # nothing was learnt: leave nothing behind
+                (folder / METRICS).unlink()
+                folder.rmdir()
+    if stop.signal is not None:
         step = trainer.metrics[-1].step
         print(f"{PROGRAM}: interrupted after step {step}; what was learnt is in {folder}", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + stop.signal
+    print(f"\nSaved in {folder}. For more text:")
+    print(shlex.join([sys.executable, "-m", "bptt_array", "sample", str(folder)]))
     print(f"\nA sample (temperature 0.8):\n\n{write(trainer.rnn, trainer.vocabulary, seed=chosen.seed)}\n")
-    print(f"Saved in {folder}. More text: python -m bptt_array sample {folder} --prompt 'The '")
     return 0
 
 
-class _Interrupt:
-    """While active, the first Ctrl-C only sets a flag, so that work ends between two steps; the second one raises."""
+class _Stop:
+    """While active, the first Ctrl-C or SIGTERM is only noted, so that work ends between two steps.
+
+    A second one raises KeyboardInterrupt.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signal: int | None = None
 
-    def __enter__(self) -> _Interrupt:
-        self._before = signal.signal(signal.SIGINT, self._ask)
+    def __enter__(self) -> _Stop:
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
             raise KeyboardInterrupt
-        self.asked = True
+        self.signal = number
 
 
 def _new_folder(folder: Path | None) -> Path:
-    """Make the run folder; one that holds anything is left alone."""
+    """Make the run folder and claim it; one that holds anything, or is claimed by another run, is left alone."""
     if folder is None:
-        folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CommandError(f"--out {folder} exists and is not an empty folder; choose another name")
-    folder.mkdir(parents=True, exist_ok=True)
+        stem, count = Path("runs") / time.strftime("%Y%m%d-%H%M%S"), 1
+        folder = stem
+        while folder.exists():
+            count += 1
+            folder = stem.with_name(f"{stem.name}-{count}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileExistsError
+        (folder / METRICS).touch(exist_ok=False)  # of two runs that come this far, one gets an error
+    except FileExistsError:
+        raise CommandError(f"--out {folder} exists and is not an empty folder; choose another name") from None
     return folder
 
 

@@ -182,7 +182,8 @@ class RNN:
             raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
         if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
             raise ValueError(f"array holds {array.max()}, which does not fit in int64")
-        return array.astype(np.int64 if is_integer(array) else self.dtype, copy=False)
+        host: np.ndarray[Any, Any] = array.astype(np.int64 if is_integer(array) else self.dtype, copy=False)
+        return host
 
     def to(self, device: str | Backend) -> RNN:
         """Move the parameters to a device, in place; returns the network."""
@@ -200,7 +201,14 @@ class RNN:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | Backend = "cpu") -> RNN:
-        """The network that :meth:`save` wrote, on any device.
+        """The network that :meth:`save` wrote, on any device; see :meth:`load_with_metadata`."""
+        return cls.load_with_metadata(path, device)[0]
+
+    @classmethod
+    def load_with_metadata(
+        cls, path: str | os.PathLike[str], device: str | Backend = "cpu"
+    ) -> tuple[RNN, dict[str, str]]:
+        """The network that :meth:`save` wrote, on any device, and the metadata that went along.
 
         Raises
         ------
@@ -209,18 +217,18 @@ class RNN:
             says.
         """
         backend = resolve(device)
-        params, config, _ = serialization.read_model(path)
+        params, config, metadata = serialization.read_model(path)
         rnn = cls.__new__(cls)
         try:
             rnn._configure(**config, device=backend)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"path={str(path)!r} has an unusable configuration: {error}") from None
         found = {name: (value.shape, value.dtype.name) for name, value in params.items()}
         expected = {name: (shape, rnn.dtype) for name, shape in rnn._shapes().items()}
         if found != expected:
             raise ValueError(f"path={str(path)!r} holds parameters {found}; its configuration needs {expected}")
         rnn.params = rnn._on(rnn.backend, params)
-        return rnn
+        return rnn, metadata
 
     # ---- forward and backward -------------------------------------------------------------------------
 

@@ -24,8 +24,8 @@ def sample(
     length : int
         Characters to write.
     temperature : float
-        Probabilities are taken to the power 1 / temperature: below 1 bolder, above 1 wilder; 0 always takes
-        the most probable character.
+        Probabilities are taken to the power 1 / temperature: below 1 more cautious, above 1 wilder; 0 always
+        takes the most probable character.
     seed : int
 
     Returns

@@ -71,6 +71,8 @@ def read_model(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"path={str(path)!r}: no such file")
+    with open(path, "rb"):  # what the system has against reading it, in its own words
+        pass
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})

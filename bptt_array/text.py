@@ -105,7 +105,8 @@ class Streams:
         if length < seq_len:
             raise ValueError(
                 f"{name} has {len(tokens)} characters, too few for {batch} streams of one sequence of {seq_len}; "
-                f"expected at least {batch * seq_len + 1}: give more text, or a smaller --batch or --seq-len"
+                f"expected at least {batch * seq_len + 1}: give more text, or a smaller --batch, --seq-len or "
+                "--validation"
             )
         used = batch * length
         # (length, N): time first, every stream a column; the target is the next character.

@@ -98,7 +98,7 @@ class Trainer:
         self.vocabulary = Vocabulary(text)
         tokens = self.vocabulary.encode(text)
         split = len(tokens) - int(len(tokens) * options.validation)
-        self.train = Streams(tokens[:split], options.batch, options.seq_len, "the training text")
+        self.train = Streams(tokens[:split], options.batch, options.seq_len, "the text without its held-out part")
         self.validation = _validation_streams(tokens[split:], options)
         make_optimizer, lr = OPTIMIZERS[options.optimizer]
         self.lr = lr if options.lr is None else options.lr
@@ -119,6 +119,9 @@ class Trainer:
     def run(self, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False) -> None:
         """Train for ``options.steps`` updates, or until ``stop()`` says so between two of them.
 
+        ``report`` gets every line of metrics; the validation loss is computed ``eval_every`` steps and at the
+        end, but not when stopped, which is to be quick.
+
         Raises
         ------
         FloatingPointError
@@ -135,20 +138,21 @@ class Trainer:
             first, x, target = next(batches)
             loss, state = self._update(x, target, None if first else state, 1 - (step - 1) / options.steps)
             since.append(loss)
-            last = step == options.steps or stop()
-            if last or step % self.report_every == 0 or step % eval_every == 0:
+            stopped = stop()
+            evaluate = not stopped and (step == options.steps or step % eval_every == 0)
+            if stopped or evaluate or step % self.report_every == 0:
                 progress = Progress(
                     step=step,
                     characters=step * options.batch * options.seq_len,
                     seconds=time.perf_counter() - began,
                     lr=self.optimizer.lr,
                     loss=self._mean(since),
-                    validation=self.evaluate() if last or step % eval_every == 0 else None,
+                    validation=self.evaluate() if evaluate else None,
                 )
                 since = []
                 self.metrics.append(progress)
                 report(progress)
-            if last:
+            if stopped:
                 return
 
     def _update(self, x: Any, target: Any, state: State | None, decay: float) -> tuple[Array, State]:
@@ -160,6 +164,7 @@ class Trainer:
         return loss, state
 
     def _mean(self, losses: list[Array]) -> float:
+        """The mean of losses on the device, on the host: the only place where training waits for it."""
         mean = float(np.mean([self.rnn.backend.to_host(loss) for loss in losses]))
         if not np.isfinite(mean):
             raise FloatingPointError(
@@ -176,12 +181,15 @@ class Trainer:
         for _, x, target in self.validation.once():
             loss, state = self.rnn.loss(x, target, "cross_entropy", state=state)
             losses.append(loss)
-        return float(np.mean([self.rnn.backend.to_host(loss) for loss in losses]))
+        return self._mean(losses)
 
-    def save(self, folder: Path) -> None:
-        """Write the model, the metrics and the plot into a folder."""
+    def save_model(self, folder: Path) -> None:
+        """Write the network, its vocabulary and the options into a folder."""
         metadata = {"characters": self.vocabulary.characters, "options": json.dumps(asdict(self.options))}
         self.rnn.save(folder / MODEL, metadata)
+
+    def save_metrics(self, folder: Path) -> None:
+        """Write the metrics so far, and their plot, into a folder."""
         lines = "".join(json.dumps(asdict(progress)) + "\n" for progress in self.metrics)
         serialization.write_atomically(folder / METRICS, lines.encode())
         serialization.write_atomically(folder / PLOT, plot(self.metrics))
@@ -198,16 +206,19 @@ def _validation_streams(tokens: Any, options: Options) -> Streams | None:
 def plot(metrics: list[Progress]) -> bytes:
     """Training and validation loss over the characters read, as a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([m.characters for m in metrics], [m.loss for m in metrics], label="training", linewidth=1)
+    marker = "." if len(metrics) == 1 else ""  # a line of one point would not be seen
+    axes.plot([m.characters for m in metrics], [m.loss for m in metrics], marker=marker, label="training", linewidth=1)
     held_out = [(m.characters, m.validation) for m in metrics if m.validation is not None]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", label="validation")
         axes.set_title(f"validation loss {held_out[-1][1]:.3f} nats per character")
     axes.set_xlabel("characters read")
     axes.set_ylabel("loss (nats per character)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -227,8 +238,10 @@ def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
     path = Path(folder) / MODEL
     if not path.is_file():
         raise ValueError(f"{folder} is no run folder: it has no {MODEL}; expected one that `train` wrote")
-    rnn = RNN.load(path, device)
-    characters = serialization.read_model(path)[2].get("characters", "")
-    if not len(characters) == rnn.input_size == rnn.output_size or rnn.output != "softmax" or rnn.readout != "every":
+    rnn, metadata = RNN.load_with_metadata(path, device)
+    characters = metadata.get("characters", "")
+    vocabulary = Vocabulary(characters)
+    fits = characters == vocabulary.characters and len(vocabulary) == rnn.input_size == rnn.output_size
+    if not fits or rnn.output != "softmax" or rnn.readout != "every":
         raise ValueError(f"{path} is no character model: expected a softmax over the characters that its header lists")
-    return rnn, Vocabulary(characters)
+    return rnn, vocabulary

@@ -32,6 +32,7 @@ class Case:
     H: int = SIZES["H"]
     O: int = SIZES["O"]  # noqa: E741
     seed: int = 0
+    target_scale: float = 1.0
 
     def __str__(self):
         changed = [f"{k}={v}" for k, v in vars(self).items() if v != getattr(Case, k)]
@@ -57,6 +58,9 @@ class Case:
 
 
 LENGTHS = (7, 0, 4, 1)
+
+#: Rows enough for a backend to take a copy of W_hh in order, as every real run does.
+LONG = Case(T=60, N=8, segment=100)
 
 CASES = [
     Case(),
@@ -95,6 +99,19 @@ CASES = [
     Case(H=1),
     Case(I=1, O=1),
     Case(T=1, N=1, H=1, I=1, O=1),
+    LONG,
+    Case(
+        cell="relu",
+        output="sigmoid",
+        loss="binary_cross_entropy",
+        target="probabilities",
+        reduction="sum",
+        T=4,
+        I=4,
+        H=3,
+        O=3,
+        seed=208,
+    ),
 ]
 TRUNCATED = [
     Case(truncate=3),
@@ -172,8 +189,8 @@ def draw(case):
         "params": params,
         "x": rng.integers(0, case.I, (case.T, case.N)) if case.tokens else normal(case.T, case.N, case.I),
         "h_0": normal(case.N, case.H) if case.state else np.zeros((case.N, case.H)),
-        "target": values[case.target](),
-        "weights": rng.random(lead) + 0.5 if case.weights else None,
+        "target": values[case.target]() * (case.target_scale if case.target_scale != 1 else 1),
+        "weights": (rng.random(lead) + 0.5) * (rng.random(lead) < 0.8) if case.weights else None,
         "dy": normal(*lead, case.outputs),
         "d_last": normal(case.N, case.H),
     }

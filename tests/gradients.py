@@ -83,6 +83,21 @@ def check_padding(ba, case):
         assert np.array_equal(value, second[name]), name
 
 
+def check_weights_of_zero(ba):
+    """A step of weight 0 is nothing: a target there that is no number changes no bit."""
+    case = Case(weights=True, output="tanh")
+    plain, filled = draw(case), draw(case)
+    nothing = filled["weights"] == 0
+    assert nothing.any()
+    assert not nothing.all()
+    filled["target"][nothing] = np.nan
+    plain["target"][nothing] = 0
+    first, second = _everything(ba, case, plain), _everything(ba, case, filled)
+    for name, value in first.items():
+        assert np.isfinite(second[name]).all(), name
+        assert np.array_equal(value, second[name]), name
+
+
 def check_explosion_in_the_padding(ba):
     """A network whose states overflow after two steps is no matter if every sequence has one."""
     case = Case(cell="relu", lengths=(1, 0, 1, 1), segment=3)

@@ -21,16 +21,15 @@ def activation(np, name, z):
     return z
 
 
-def step_loss(np, name, y, target):
-    """L_t of one step of one sequence."""
+def step_loss(np, name, y, v, target):
+    """L_t of one step of one sequence, from ``y = g(v)`` or, where that loses digits, from ``v``."""
     if name == "mse":
         return 0.5 * np.sum((y - target) ** 2)
     if name == "cross_entropy":
-        if target.ndim == 0:
-            return -np.log(y[target])
-        return -np.sum(target * np.log(y))
-    if name == "binary_cross_entropy":
-        return -np.sum(target * np.log(y) + (1 - target) * np.log(1 - y))
+        log_y = v - np.max(v) - np.log(np.sum(np.exp(v - np.max(v))))
+        return -log_y[target] if target.ndim == 0 else -np.sum(target * log_y)
+    if name == "binary_cross_entropy":  # -t log(s(v)) - (1 - t) log(1 - s(v))
+        return np.sum(np.logaddexp(0.0, v) - target * v)
     assert name == "cubic"  # the tests' own loss
     return np.sum((y - target) ** 3) / 3
 
@@ -55,10 +54,10 @@ def forward(
     otherwise ``stop_gradient`` is applied there.
     """
     T, N = x.shape[:2]
-    outputs, last, pre, starts = [], [], [], {}
+    outputs, before_g, last, pre, starts = [], [], [], [], {}
     for n in range(N):
         h = h_0[n]
-        ys = []
+        ys, vs = [], []
         for t in range(T if lengths is None else lengths[n]):
             if truncate is not None and t and t % truncate == 0:
                 h = stop_gradient(h) if frozen is None else frozen[n, t]
@@ -68,10 +67,12 @@ def forward(
             h = activation(np, cell, z)
             pre.append(z)
             v = np.dot(params["W_hy"], h) + params["b_y"] if "W_hy" in params else h
+            vs.append(v)
             ys.append(activation(np, output, v))  # (1.2)
+        before_g.append(vs if readout == "every" else vs[-1:])
         outputs.append(ys if readout == "every" else ys[-1:])
         last.append(h)
-    return SimpleNamespace(outputs=outputs, last=last, pre=pre, starts=starts)
+    return SimpleNamespace(outputs=outputs, before_g=before_g, last=last, pre=pre, starts=starts)
 
 
 def loss(np, params, x, h_0, target, *, loss="mse", weights=None, reduction="mean", **options):
@@ -82,7 +83,7 @@ def loss(np, params, x, h_0, target, *, loss="mse", weights=None, reduction="mea
         for t, y in enumerate(ys):
             where = (t, n) if options.get("readout", "every") == "every" else (n,)
             weight = 1.0 if weights is None else weights[where]
-            total = total + weight * step_loss(np, loss, y, target[where])
+            total = total + weight * step_loss(np, loss, y, result.before_g[n][t], target[where])
             count += 1
     return total / max(count, 1) if reduction == "mean" else total
 

@@ -1,5 +1,6 @@
 """Errors are part of the interface: argument, value, expectation, way out; and nothing has changed."""
 
+import copy
 import subprocess
 import sys
 
@@ -33,6 +34,7 @@ BUILD = [
     (dict(readout="first"), ValueError, r"readout='first' is unknown"),
     (dict(init="zeros"), ValueError, r"init='zeros' is unknown"),
     (dict(dtype="float16"), ValueError, r"dtype='float16' is not supported; expected 'float32' or 'float64'"),
+    (dict(dtype=None), ValueError, r"dtype=None is not supported"),
     (dict(dtype=int), ValueError, r"dtype=<class 'int'> is not supported"),
     (dict(dtype=object()), ValueError, r"dtype=<object.*is not supported"),
     (dict(device="gpu"), ValueError, r"device='gpu' is unknown; expected 'cpu', 'cuda'"),
@@ -66,6 +68,9 @@ RUN = [
     (dict(x=np.full((T, N), -1)), ValueError, r"x\[0, 0\]=-1; expected 0 to 3"),
     (dict(lengths=[6, 0, 0]), ValueError, r"lengths\[0\]=6; expected 0 to T=5"),
     (dict(lengths=[1, -1, 0]), ValueError, r"lengths\[1\]=-1"),
+    (dict(lengths=[[1], [1, 2]]), ValueError, r"lengths=\[\[1\], \[1, 2\]\] is ragged; expected N=3 integers"),
+    (dict(lengths=[]), ValueError, r"lengths has shape \(0,\); expected \(N,\) = \(3,\)"),
+    (dict(x=np.ma.MaskedArray(X)), TypeError, r"x is a MaskedArray; expected a plain array"),
     (dict(lengths=[1, 2]), ValueError, r"lengths has shape \(2,\); expected \(N,\) = \(3,\)"),
     (dict(lengths=[1.0, 2.0, 3.0]), TypeError, r"lengths has dtype float64; expected integers"),
     (dict(lengths=3), TypeError, r"lengths is a int; expected a list or NumPy array of N=3 integers"),
@@ -162,6 +167,11 @@ OPTIMIZERS = [
     (lambda: ba.SGD(-0.1), ValueError, r"lr=-0.1"),
     (lambda: ba.SGD("fast"), TypeError, r"lr='fast' is a str; expected a real number"),
     (lambda: ba.SGD(True), TypeError, r"lr=True is a bool"),
+    (lambda: ba.SGD(10**400), ValueError, r"lr=1000"),
+    (lambda: ba.clip_by_global_norm([f32(2)], 1), TypeError, r"grads is a list; expected a dictionary"),
+    (lambda: ba.clip_by_global_norm({"a": [1.0]}, 1), TypeError, r"grads\['a'\] is a list"),
+    (lambda: ba.global_norm(ba.Gradients({}, ba.State(None))), TypeError, r"use grads\.params"),
+    (lambda: ba.Backend(42), TypeError, r"xp=42 is no Array API namespace"),
     (
         lambda: ba.SGD(0.1, momentum=1.0),
         ValueError,
@@ -199,13 +209,20 @@ def test_an_update_that_cannot_be_done_changes_nothing(make):
         ),
         ({"a": f32(2), "b": np.ones(3)}, ValueError, r"grads\['b'\] has shape \(3,\) and dtype float64"),
         ({"a": f32(2), "b": [1, 1, 1]}, TypeError, r"grads\['b'\] is a list"),
+        ({"a": f32(2), "b": np.ones(3, int)}, TypeError, r"grads\['b'\] is a ndarray of dtype int64"),
         ({"a": f32(2), "b": array_api_strict.ones(3)}, TypeError, r"grads\['b'\] is a Array"),
+        (ba.Gradients(params=params, state=ba.State(h=None)), TypeError, r"grads is a Gradients; .*use grads\.params"),
+        ([f32(2)], TypeError, r"grads is a list; expected a dictionary of arrays"),
     ]
     for grads, kind, message in bad:
         with pytest.raises(kind, match=message):
             optimizer.update(params, grads)
-    with pytest.raises(ValueError, match=r"params\['a'\] changed its shape or device"):
-        optimizer.update({"a": f32(4)}, {"a": f32(4)})
+    for changed in (f32(4), np.ones(2)):
+        with pytest.raises(ValueError, match=r"params\['a'\] changed its shape, dtype or device"):
+            optimizer.update({"a": changed}, {"a": changed})
+    fixed = np.broadcast_to(np.float32(1), 3)
+    with pytest.raises(ValueError, match=r"params\['b'\] cannot be written to"):
+        optimizer.update({"a": params["a"], "b": fixed}, {"a": f32(2), "b": f32(3)})
     with pytest.raises(ValueError, match="params is empty"):
         optimizer.update({}, {})
     assert all(np.array_equal(before[name], params[name]) for name in before)
@@ -220,14 +237,13 @@ def test_cuda_without_cupy_says_what_to_install(monkeypatch):
 
 def test_cuda_without_a_device_says_what_to_check(monkeypatch):
     monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(backend_module, "cupy_import_error", lambda: "")
     monkeypatch.setattr(backend_module, "cuda_device_count", lambda: 0)
     with pytest.raises(ValueError, match=r"^device='cuda:1': CuPy finds no CUDA device; check that nvidia-smi[^\n]*$"):
         ba.RNN(1, 1, device="cuda:1")
     assert backend_module.resolve("auto").name == "cpu"
     monkeypatch.setattr(backend_module, "cuda_device_count", lambda: 2)
-    with pytest.raises(
-        ValueError, match=r"^device='cuda:2' does not exist: there are 2 CUDA devices, cuda:0 to cuda:1$"
-    ):
+    with pytest.raises(ValueError, match=r"^device='cuda:2' does not exist: CuPy finds 2 of them, cuda:0 to cuda:1$"):
         ba.RNN(1, 1, device="cuda:2")
 
 
@@ -256,3 +272,119 @@ def test_asarray_takes_numbers_and_nothing_else():
     assert network.asarray(same) is same
     with pytest.raises(TypeError, match="array has dtype <U1; expected real numbers"):
         network.asarray(["a"])
+
+
+def test_asarray_does_not_guess():
+    network = rnn()
+    big = np.array([[1, 2]], dtype=">i8")
+    assert network.asarray(big).dtype == np.dtype("int64")
+    assert network.asarray(big).tolist() == [[1, 2]]
+    assert network.asarray(np.array([1.5], ">f8")).dtype == np.dtype("float32")
+    for wrong in (
+        np.array([1 + 2j]),
+        np.array(["1"]),
+        np.array([None, 1.0]),
+        np.array(["2020-01-01"], "datetime64[D]"),
+    ):
+        with pytest.raises(TypeError, match="expected real numbers"):
+            network.asarray(wrong)
+    with pytest.raises(ValueError, match="does not fit in int64"):
+        network.asarray(np.array([2**64 - 1], dtype="uint64"))
+    with pytest.raises(TypeError, match="array is masked"):
+        network.asarray(np.ma.MaskedArray([1.0]))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "uint64", ">i4"])
+def test_tokens_and_classes_of_any_integer_type_are_the_same(dtype):
+    rng = np.random.default_rng(0)
+    network = rnn(output="softmax")
+    x, target = rng.integers(0, I, (T, N)), rng.integers(0, O, (T, N))
+    expected, grads, _ = network.loss_and_grad(x, target, "cross_entropy")
+    found, same, _ = network.loss_and_grad(x.astype(dtype), target.astype(dtype), "cross_entropy")
+    assert found == expected
+    assert all(np.array_equal(grads.params[name], same.params[name]) for name in same.params)
+
+
+PARAMS = [
+    (lambda p: p.pop("b_y"), ValueError, r"rnn\.params has keys \['W_hy', 'l0"),
+    (lambda p: p.update(b_y=np.ones(O)), TypeError, r"params\['b_y'\] has dtype float64"),
+    (lambda p: p.update(b_y=f32(O + 1)), ValueError, r"params\['b_y'\] has shape \(3,\); expected shape = \(2,\)"),
+    (lambda p: p.update(b_y=[0, 0]), TypeError, r"params\['b_y'\] is a list"),
+    (lambda p: p.update(b_y=f32(O).astype(">f4")), TypeError, r"params\['b_y'\] is not in the byte order"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), PARAMS, ids=[row[-1] for row in PARAMS])
+def test_parameters_that_do_not_fit_neither_compute_nor_are_saved(change, kind, message, tmp_path):
+    network = rnn()
+    change(network.params)
+    for call in (
+        lambda: network(X),
+        lambda: network.forward(X),
+        lambda: network.loss_and_grad(X, Y),
+        lambda: network.loss(X, Y),
+        lambda: network.save(tmp_path / "model"),
+    ):
+        with pytest.raises(kind, match=message):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_of_ones_own_may_write_into_what_it_gets_and_keep_what_it_gives():
+    network = rnn(output="sigmoid")
+    target = f32(T, N, O) / 3
+    plain = network.loss_and_grad(X, target)
+    kept = []
+
+    def greedy(y, t):
+        dy = y - t
+        loss = 0.5 * (dy * dy).sum(axis=-1)
+        y[...], t[...] = np.nan, np.nan
+        kept.append((dy, dy.copy()))
+        return loss, dy
+
+    value, grads, _ = network.loss_and_grad(X, target, greedy)
+    assert value == plain[0]
+    assert all(np.array_equal(grads.params[name], plain[1].params[name]) for name in grads.params)
+    assert np.array_equal(target, f32(T, N, O) / 3)
+    hidden = ba.RNN(I, H)  # no readout: y are the states themselves
+    hidden.loss_and_grad(X, f32(T, N, H), greedy)
+    assert all(np.array_equal(dy, before) for dy, before in kept)
+
+
+def test_a_tensor_that_autograd_tracks_is_refused():
+    class Tracked(np.ndarray):
+        requires_grad = True
+
+    with pytest.raises(
+        TypeError, match=r"x is tracked by torch's autograd, which is not used here; pass x\.detach\(\)"
+    ):
+        rnn()(X.view(Tracked))
+
+
+def test_a_cupy_that_cannot_be_imported_is_said_to_be_so(tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('\\n=====\\nlibcudart.so.12: cannot open\\n=====')")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop()); from bptt_array.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+
+    def run(*arguments):
+        command = [sys.executable, "-c", code, *arguments, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    failed = run("parity", "--device", "cuda")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(
+        "bptt-array: error: --device='cuda': the installed CuPy cannot be imported (libcudart.so.12: cannot open): pip"
+    )
+    assert failed.stderr.count("\n") == 1
+    assert "libcudart.so.12: cannot open" in run("info").stdout
+    assert run("parity", "--device", "auto").returncode == 0
+
+
+def test_a_network_can_be_copied():
+    network = rnn()
+    other = copy.deepcopy(network)
+    network.params["b_y"][...] = 7
+    assert other.backend is network.backend
+    assert not np.array_equal(other(X)[0], network(X)[0])

@@ -123,6 +123,9 @@ def test_losses_do_not_overflow():
     assert grads.params["b_y"].tolist() == [-1, 1]
     y, _ = rnn(x)
     assert y.tolist() == [[[0, 1]]]
+    rnn = ba.RNN(1, 1, 2, output="softmax", dtype="float32")
+    rnn.params["b_y"][...] = np.array([-4000.0, 2000.0])
+    assert rnn(x)[0].tolist() == [[[0, 1]]]
 
 
 def test_truncation_at_every_step_or_beyond_the_end_are_the_two_extremes():

@@ -7,15 +7,17 @@ import importlib
 import itertools
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cases import LENGTHS, TRUNCATED, Case
+from cases import LENGTHS, LONG, TRUNCATED, Case
 from gradients import (
     check_explosion_in_the_padding,
     check_given_gradient,
     check_loss_gradient,
     check_padding,
+    check_weights_of_zero,
 )
 
 import bptt_array
@@ -35,7 +37,9 @@ CHECKS = [
     Case(readout="last", lengths=LENGTHS),
     Case(readout="last", output="softmax"),
     Case(output_size=False),
+    Case(weights=True),
     TRUNCATED[0],
+    LONG,
 ]
 
 MUTANTS = {
@@ -68,6 +72,11 @@ MUTANTS = {
     "mean in the loss only": ("losses.py", "dv *= self.scale", "pass"),
     "weights in the loss only": ("losses.py", "xp.zeros_like(dv)) * weights[..., None]", "xp.zeros_like(dv)) * self.scale"),
     "mean over all steps": ("batch.py", "int(self.lengths.sum() if", "int(self.T * self.N if"),
+    "copy of W_hh transposed": ("backend.py", "W = np.ascontiguousarray(W)", "W = np.ascontiguousarray(W.T)"),
+    "clipping hidden in the backward loop": ("cells.py", "row *= slope", "row *= slope; row.clip(-100, 100, out=row)"),
+    "steps of weight 0 in the gradient": ("losses.py", "dv = xp.where(counts[..., None], dv, xp.zeros_like(dv))", "dv = dv"),
+    "steps of weight 0 in the loss": ("losses.py", "loss = xp.where(counts, loss, xp.zeros_like(loss))", "loss = loss"),
+    "weight 0 taken for 1": ("losses.py", "counts = weights != 0", "weights = weights + (weights == 0); counts = weights != 0"),
     "padding that leaks into the states": ("bptt.py", "hs[1:, ...] = padding.zeroed(hs[1:, ...], start, stop)", "pass"),
     "padding that leaks into the loss": ("direct.py", "return self.weights(start, stop)", "return self.weights.array[start:stop]"),
     "padding in the loss without weights": (
@@ -83,13 +92,13 @@ MUTANTS = {
     "final gradient a step early": ("padding.py", "self._lengths[None, :] - 1", "self._lengths[None, :] - 2"),
     "final gradient of empty sequences lost": ("bptt.py", "return dh_0 + padding.of_empty(self.d_last)", "return dh_0"),
     "final gradient in every segment": ("bptt.py", "elif stop == self.unrolled.batch.T:", "else:"),
-    "gradient of the last segment only": ("bptt.py", 'self.grads["W_xh"] +=', 'self.grads["W_xh"] ='),
+    "gradient of the first segment only": ("bptt.py", 'self.grads["W_xh"] +=', 'self.grads["W_xh"] ='),
     "dW_hy of the state before": ("direct.py", "readout.backward_(dhs, dv, hs[1:, ...], self.grads)", "readout.backward_(dhs, dv, hs[:-1, ...], self.grads)"),
     "db_y forgotten": ("readout.py", 'grads["b_y"] += bias_sum(self.backend, dv)', "pass"),
     "db_h forgotten": ("bptt.py", 'self.grads["b_h"] += bias_sum(backend, dzs)', "pass"),
-    "dx before f'": ("bptt.py", "backend.matmul_(dx, flat(backend, dzs, 2), layer.W_xh)", "dx[...] = 0"),
-    "tokens shifted": ("bptt.py", "x = backend.one_hot(x, layer", "x = backend.one_hot(x * 0, layer"),
-    "dy of sequences without a step": ("direct.py", "dy = padding.zeroed_if_empty(dy)", "pass"),
+    "dx forgotten": ("bptt.py", "backend.matmul_(dx, flat(backend, dzs, 2), layer.W_xh)", "dx[...] = 0"),
+    "tokens taken for the first": ("bptt.py", "x = backend.one_hot(x, layer", "x = backend.one_hot(x * 0, layer"),
+    "dy of sequences without a step": ("direct.py", "padding.zeroed_if_empty(h), padding.zeroed_if_empty(dy)", "h, dy"),
     "last step read in every segment": ("direct.py", "if stop != self.T:", "if False:"),
 }  # fmt: skip
 
@@ -125,6 +134,8 @@ def check_everything(package):
         if case.lengths:
             check_padding(package, case)
     check_explosion_in_the_padding(package)
+    check_weights_of_zero(package)
+    check_loss_gradient(package, replace(CHECKS[0], target_scale=1e6))
 
 
 def test_the_copy_without_a_mistake_passes(mutate):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import CASES, Case, any_case, draw, make
-from gradients import check_explosion_in_the_padding, check_padding
+from gradients import check_explosion_in_the_padding, check_padding, check_weights_of_zero
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +24,24 @@ def test_padding_filled_with_nan_changes_nothing(case):
 def test_padding_changes_nothing_for_any_combination_of_options(case, data):
     lengths = tuple(data.draw(st.lists(st.integers(0, case.T), min_size=case.N, max_size=case.N)))
     check_padding(ba, replace(case, lengths=lengths, truncate=None))
+
+
+def test_steps_of_weight_zero_are_nothing():
+    check_weights_of_zero(ba)
+
+
+def test_an_initial_state_that_is_no_number_is_nothing_to_a_sequence_without_steps():
+    case = Case(lengths=(7, 0, 4, 1), readout="last")
+    plain, filled = draw(case), draw(case)
+    filled["h_0"][1] = np.nan
+    results = []
+    for arrays in (plain, filled):
+        rnn = make(ba, case, arrays["params"])
+        state = ba.State(h=arrays["h_0"][None, None])
+        _, grads, _ = rnn.loss_and_grad(arrays["x"], arrays["target"], state=state, lengths=case.lengths)
+        _, _, backward = rnn.forward(arrays["x"], state, lengths=case.lengths)
+        results.append({**grads.params, **{f"{k} of dy": v for k, v in backward(arrays["dy"]).params.items()}})
+    assert all(np.array_equal(value, results[1][name]) for name, value in results[0].items())
 
 
 def test_states_that_overflow_in_the_padding_do_not_reach_the_gradient():

@@ -117,6 +117,12 @@ def test_clipping_survives_exploding_and_vanishing_gradients():
     clipped = ba.clip_by_global_norm(huge, 1.0)
     assert np.allclose(clipped["a"], 0.5)
     assert clipped["a"].dtype == np.float32
+    enormous = {"a": np.full(4, 3e38, dtype="float32")}
+    assert np.allclose(ba.clip_by_global_norm(enormous, 1.0)["a"], 0.5, rtol=1e-5)
+    assert np.array_equal(ba.clip_by_global_norm(huge, 1e300)["a"], huge["a"])
+    assert np.isnan(ba.clip_by_global_norm({"a": np.array([np.nan, 1.0])}, 1.0)["a"]).all()
+    assert ba.global_norm({"a": np.array([np.inf, 1.0])}) == np.inf
+    assert ba.clip_by_global_norm(huge, np.float64(1))["a"].dtype == np.float32
     tiny = {"a": np.full(4, 1e-30, dtype="float32")}
     assert np.isclose(ba.global_norm(tiny), 2e-30)
     zero = {"a": np.zeros(3, dtype="float32")}
@@ -129,6 +135,13 @@ def test_adam_takes_steps_of_about_the_learning_rate_whatever_the_scale():
         params = {"a": np.zeros(3)}
         ba.Adam(lr=0.01).update(params, {"a": scale * np.array([1.0, -2.0, 3.0])})
         assert np.allclose(params["a"], [-0.01, 0.01, -0.01], rtol=1e-3)
+
+
+def test_adam_leaves_parameters_without_a_gradient_where_they_are():
+    params = {"a": np.ones(2, dtype="float32")}
+    ba.Adam(lr=0.1, eps=1e-60).update(params, {"a": np.array([0, 1], dtype="float32")})
+    assert params["a"][0] == 1
+    assert np.isclose(params["a"][1], 0.9)
 
 
 # ---- files ------------------------------------------------------------------------------------------------
@@ -167,6 +180,22 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(saved, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_saving_says_what_is_wrong_and_follows_links(saved, tmp_path):
+    rnn, path = saved
+    with pytest.raises(FileNotFoundError, match="the folder does not exist"):
+        rnn.save(tmp_path / "none" / "model")
+    for metadata in ({"config": "x"}, {"note": 1}):
+        with pytest.raises(ValueError, match="expected a string under a string other than"):
+            rnn.save(path, metadata)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    ba.RNN(1, 1).save(link)
+    assert link.is_symlink()
+    assert ba.RNN.load(path).hidden_size == 1
+    with pytest.raises(TypeError, match="device=0 is a int"):
+        ba.RNN.load(path, device=0)
+
+
 def test_files_that_are_no_model_say_so(saved, tmp_path):
     rnn, path = saved
     data = path.read_bytes()
@@ -189,11 +218,15 @@ def test_files_that_are_no_model_say_so(saved, tmp_path):
         ({"config": json.dumps({**rnn.config, "evil": 1})}, "unusable configuration"),
         ({"config": json.dumps({**rnn.config, "hidden_size": 6})}, "its configuration needs"),
         ({"config": json.dumps({**rnn.config, "hidden_size": 10**9})}, "its configuration needs"),
-        ({"config": json.dumps({**rnn.config, "cell": "elu"})}, "cell='elu' is unknown"),
+        ({"config": json.dumps({**rnn.config, "cell": "elu"})}, "unusable configuration: cell='elu' is unknown"),
     ]:
         write(**header)
         with pytest.raises(ValueError, match=message):
             ba.RNN.load(bad)
+    name = json.dumps({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    bad.write_bytes(len(name).to_bytes(8, "little") + name + b"\0\0")
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        ba.RNN.load(bad)
     write({name: value for name, value in rnn.params.items() if name != "b_y"})
     with pytest.raises(ValueError, match="its configuration needs"):
         ba.RNN.load(bad)
