@@ -57,11 +57,7 @@ class Unrolled:
         hs = backend.empty((stop - start + 1, *self._state.shape), layer.W_hh.dtype)
         hs[0, ...] = self._state
         if backend.xp.isdtype(x.dtype, "integral"):
-            if self._table is None:
-                self._table = backend.empty(layer.W_xh.shape[::-1], hs.dtype)  # rows in one piece
-                self._table[...] = backend.xp.matrix_transpose(layer.W_xh)
-                self._table += layer.b_h
-            backend.take_rows_(hs[1:, ...], self._table, x)
+            self._look_up(hs[1:, ...], x)
         else:
             project_(backend, hs[1:, ...], x, layer.W_xh, layer.b_h)
         forward_(backend, layer.cell, layer.W_hh, hs)
@@ -69,6 +65,21 @@ class Unrolled:
         self._state = hs[stop - start, ...]
         self._kept[start] = hs, x
         return hs
+
+    def _look_up(self, rows: Array, x: Array) -> None:
+        """``rows[t] <- W_xh x_t + b_h`` for tokens ``x (S, N)``: columns of W_xh, without a one-hot array."""
+        backend, layer = self.backend, self.layer
+        H, I = layer.W_xh.shape  # noqa: E741
+        if self.batch.T * self.batch.N < I:  # fewer tokens than columns: fetch those
+            columns = backend.xp.take(layer.W_xh, backend.xp.reshape(x, (-1,)), axis=1)
+            rows[...] = backend.xp.reshape(backend.xp.matrix_transpose(columns), rows.shape)
+            rows += layer.b_h
+            return
+        if self._table is None:
+            self._table = backend.empty((I, H), rows.dtype)  # each row in one piece
+            self._table[...] = backend.xp.matrix_transpose(layer.W_xh)
+            self._table += layer.b_h
+        backend.take_rows_(rows, self._table, x)
 
     def _keep_valid(self, start: int, stop: int, hs: Array) -> None:
         """Pick up the last states of sequences that end in this segment, then zero what is past the end."""

@@ -5,6 +5,7 @@ Parameters and gradients are dictionaries with the same keys, on any device.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]
                 )
 
 
-class _Optimizer:
+class _Optimizer(ABC):
     """A learning rate, and arrays kept per parameter."""
 
     #: How many arrays of a parameter's shape an update keeps.
@@ -95,11 +96,12 @@ class _Optimizer:
                     self._kept[name] = [backend.xp.zeros_like(param) for _ in range(self.slots)]
                 self._update(backend.xp, param, grads[name], *self._kept[name])
 
-    def _begin(self) -> None:
+    def _begin(self) -> None:  # noqa: B027 (most have nothing to do here)
         """Once per update, before the first parameter."""
 
+    @abstractmethod
     def _update(self, xp: Any, param: Array, grad: Array, *kept: Array) -> None:
-        raise NotImplementedError
+        """Change one parameter, and what is kept for it, in place."""
 
 
 class SGD(_Optimizer):

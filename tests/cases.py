@@ -88,6 +88,7 @@ CASES = [
     Case(lengths=LENGTHS, cell="relu"),
     Case(lengths=(0, 0, 0, 0)),
     Case(tokens=True),
+    Case(tokens=True, I=40),
     Case(readout="last"),
     Case(readout="last", segment=100),
     Case(readout="last", lengths=LENGTHS),

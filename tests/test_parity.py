@@ -24,6 +24,7 @@ CHOSEN = [
     Case(output_size=False, readout="last"),
     Case(output="sigmoid", truncate=3),
     Case(output="tanh", loss="cubic"),
+    Case(tokens=True, I=40),
 ]
 
 
