@@ -99,7 +99,9 @@ class Backend:
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         """A copy of a NumPy array on this device, of the same dtype."""
-        return self.xp.asarray(array, dtype=self.dtype(array.dtype.name), device=self.device, copy=True)
+        # Other libraries take neither other byte orders nor negative strides.
+        plain = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+        return self.xp.asarray(plain, dtype=self.dtype(plain.dtype.name), device=self.device)
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         """A NumPy copy of an array of this device (synchronises)."""
@@ -283,8 +285,10 @@ def cuda_device_count() -> int:
 def cupy_import_error() -> str:
     """Why an installed CuPy cannot be imported, in one line; empty if it can."""
     try:
-        import cupy  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # both are what a library that is missing leads to
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount  # noqa: B018 (an empty folder named cupy has it not)
+    except Exception as error:  # noqa: BLE001 (a broken installation raises anything; the text is passed on)
         return " ".join(line.strip() for line in str(error).splitlines() if line.strip(" =")) or repr(error)
     return ""
 

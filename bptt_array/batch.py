@@ -69,4 +69,5 @@ def make_batch(
     else:
         check_state("state", state, (N, hidden_size), backend, dtype, host=host)
         h_0 = state.h[0, 0, ...] if backend.owns(state.h) else backend.from_host(state.h[0, 0, ...])
+        h_0 = backend.xp.astype(h_0, backend.dtype(dtype), copy=False)  # the byte order of this machine
     return Batch(T, N, x, h_0, None if known is None else Padding(backend, known))

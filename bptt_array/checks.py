@@ -68,14 +68,19 @@ def check_dtype(dtype: Any) -> str:
     return name
 
 
-def check_place(name: str, array: Any, backend: Backend, *, host: bool) -> None:
-    """An array of the backend's device; with ``host``, a NumPy array will do."""
+def check_plain(name: str, array: Any) -> None:
+    """No array with a mask, a matrix' rules or somebody else's gradients."""
     if isinstance(array, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(
             f"{name} is a {type(array).__name__}; expected a plain array (for masks see lengths and weights)"
         )
     if getattr(array, "requires_grad", False):
         raise TypeError(f"{name} is tracked by torch's autograd, which is not used here; pass {name}.detach()")
+
+
+def check_place(name: str, array: Any, backend: Backend, *, host: bool) -> None:
+    """An array of the backend's device; with ``host``, a NumPy array will do."""
+    check_plain(name, array)
     if backend.owns(array) or (host and array_api_compat.is_numpy_array(array)):
         return
     kind = f"{type(array).__module__.partition('.')[0]}.{type(array).__name__}".removeprefix("builtins.")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import itertools
+import os
 import platform
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -20,7 +23,7 @@ from . import __version__
 from .backend import DTYPES, cuda_description, cuda_device_count, resolve
 from .cells import CELLS
 from .initializers import INITIALIZERS
-from .training import METRICS, OPTIMIZERS, Options
+from .training import METRICS, MODEL, OPTIMIZERS, Options
 
 PROGRAM = "bptt-array"
 
@@ -36,15 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a sample may hold what the terminal has not
-    options = parser().parse_args(arguments)
+            # A sample may hold what the terminal has not; lines have to be seen when they are written.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    options = argparse.Namespace()
     try:
+        options = parser().parse_args(arguments)
         status: int = options.run(options)
+        sys.stdout.flush()
     except (CommandError, ValueError, FloatingPointError) as error:
         return _fail(_in_flags(str(error), options))
     except MemoryError as error:
         return _fail(f"not enough memory ({error}); use a smaller --hidden or --batch")
     except OSError as error:
+        if error.filename is None:  # standard output is closed or full: keep the interpreter from trying again
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the end of the process)
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
@@ -60,8 +68,10 @@ def _fail(message: str) -> int:
 
 def _in_flags(message: str, options: argparse.Namespace) -> str:
     """An error of the library about an argument, in the words of the command line: eval_every=0 is --eval-every=0."""
-    name, equals, rest = message.partition("=")
-    return f"--{name.replace('_', '-')}={rest}" if equals and name in vars(options) else message
+    for name, value in vars(options).items():
+        if message.startswith((f"{name}={value!r}", f"{name}={value}")):
+            return f"--{name.replace('_', '-')}{message.removeprefix(name)}"
+    return message
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,39 +161,36 @@ def train(options: argparse.Namespace) -> int:
     device = resolve(options.device)
     text = read_texts(options.files) if options.files else language_reference()
     trainer = Trainer(text, chosen, device)
-    folder = _new_folder(options.out)
-    source = ", ".join(options.files) or "the language reference inside Python (pydoc_data.topics)"
-    print(f"{trainer.rnn!r}")
-    print(f"learning {source}: {len(text):,} characters, {len(trainer.vocabulary)} different")
+    with _Stop() as stop, _run_folder(options.out) as folder:
+        source = ", ".join(options.files) or "the language reference inside Python (pydoc_data.topics)"
+        print(f"{trainer.rnn!r}")
+        print(f"learning {source}: {len(text):,} characters, {len(trainer.vocabulary)} different")
+        total = chosen.steps * chosen.batch * chosen.seq_len
+        # None: no bar where standard error is no terminal; the lines on standard output are there anyway.
+        no_bar = True if sys.stderr is None else None
+        with tqdm(total=total, unit="char", unit_scale=True, dynamic_ncols=True, disable=no_bar) as bar:
 
-    stop = _Stop()
-    total = chosen.steps * chosen.batch * chosen.seq_len
-    # disable=None: no bar where standard error is no terminal; the lines on standard output are there anyway.
-    with tqdm(total=total, unit="char", unit_scale=True, dynamic_ncols=True, disable=None) as bar, stop:
-        read = 0
+            def report(progress: Progress) -> None:
+                bar.set_postfix_str(f"loss {progress.loss:.3f}", refresh=False)
+                bar.update(chosen.batch * chosen.seq_len * (progress.step - trainer.reported))
+                if progress.step % trainer.eval_every == 0 or not (folder / MODEL).exists():
+                    trainer.save_model(folder)  # before anything that may fail, such as writing to a closed pipe
+                if progress.validation is not None:
+                    bar.write(
+                        f"step {progress.step:>6}  loss {progress.loss:.3f}  validation {progress.validation:.4f} nats "
+                        f"per character  {progress.characters / progress.seconds:,.0f} characters per second",
+                        file=sys.stdout,
+                    )
 
-        def report(progress: Progress) -> None:
-            nonlocal read
-            bar.set_postfix_str(f"loss {progress.loss:.3f}", refresh=False)
-            bar.update(progress.characters - read)
-            read = progress.characters
-            if progress.validation is not None:
-                trainer.save_model(folder)  # before anything that may fail, such as writing to a closed pipe
-                bar.write(
-                    f"step {progress.step:>6}  loss {progress.loss:.3f}  validation {progress.validation:.4f} nats per "
-                    f"character  {progress.characters / progress.seconds:,.0f} characters per second",
-                    file=sys.stdout,
-                )
-
-        try:
-            trainer.run(report, stop=lambda: stop.signal is not None)
-            trainer.save_model(folder)
-        finally:
-            if trainer.metrics:
-                trainer.save_metrics(folder)
-            else:  # nothing was learnt: leave nothing behind
-                (folder / METRICS).unlink()
-                folder.rmdir()
+            try:
+                trainer.run(report, stop=lambda: stop.signal is not None)
+                trainer.save_model(folder)
+            except BaseException:
+                if trainer.metrics:
+                    with contextlib.suppress(OSError):  # what went wrong first is what has to be said
+                        trainer.save_metrics(folder)
+                raise
+            trainer.save_metrics(folder)
     if stop.signal is not None:
         step = trainer.metrics[-1].step
         print(f"{PROGRAM}: interrupted after step {step}; what was learnt is in {folder}", file=sys.stderr)
@@ -219,14 +226,14 @@ class _Stop:
         self.signal = number
 
 
-def _new_folder(folder: Path | None) -> Path:
-    """Make the run folder and claim it; one that holds anything, or is claimed by another run, is left alone."""
-    if folder is None:
-        stem, count = Path("runs") / time.strftime("%Y%m%d-%H%M%S"), 1
-        folder = stem
-        while folder.exists():
-            count += 1
-            folder = stem.with_name(f"{stem.name}-{count}")
+@contextlib.contextmanager
+def _run_folder(folder: Path | None) -> Iterator[Path]:
+    """Claim a new run folder; if nothing was learnt in the end, leave nothing behind.
+
+    A folder that holds anything, or is claimed by another run, is left alone.
+    """
+    made = folder is None or not folder.exists()
+    folder = _default_folder() if folder is None else folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -234,7 +241,25 @@ def _new_folder(folder: Path | None) -> Path:
         (folder / METRICS).touch(exist_ok=False)  # of two runs that come this far, one gets an error
     except FileExistsError:
         raise CommandError(f"--out {folder} exists and is not an empty folder; choose another name") from None
-    return folder
+    try:
+        yield folder
+    finally:
+        if not (folder / MODEL).exists():
+            with contextlib.suppress(OSError):
+                (folder / METRICS).unlink()
+                if made:
+                    folder.rmdir()
+
+
+def _default_folder() -> Path:
+    """A new folder named after the time, and after nobody else's."""
+    stem = time.strftime("%Y%m%d-%H%M%S")
+    for count in itertools.count(1):
+        folder = Path("runs") / (stem if count == 1 else f"{stem}-{count}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("unreachable")
 
 
 def sample(options: argparse.Namespace) -> int:

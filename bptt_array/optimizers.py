@@ -12,7 +12,7 @@ from typing import Any
 import array_api_compat
 
 from .backend import DTYPES, Array, backend_of
-from .checks import check_number, dtype_name
+from .checks import check_number, check_plain, dtype_name
 from .state import Gradients
 
 Arrays = Mapping[str, Array]
@@ -27,9 +27,14 @@ def _check_arrays(name: str, arrays: Any) -> None:
     if not arrays:
         raise ValueError(f"{name} is empty; expected at least one array")
     for key, array in arrays.items():
+        check_plain(f"{name}[{key!r}]", array)
         if not array_api_compat.is_array_api_obj(array) or dtype_name(array) not in DTYPES:
             kind = f"{type(array).__name__} of dtype {getattr(array, 'dtype', None)}"
             raise TypeError(f"{name}[{key!r}] is a {kind}; expected a float32 or float64 array")
+
+
+def _names(arrays: Arrays) -> list[str]:
+    return sorted(map(str, arrays))
 
 
 def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]) -> None:
@@ -37,7 +42,7 @@ def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]
     _check_arrays("params", params)
     _check_arrays("grads", grads)
     if set(params) != set(grads):
-        raise ValueError(f"grads has keys {sorted(grads)}; expected those of params, {sorted(params)}")
+        raise ValueError(f"grads has keys {_names(grads)}; expected those of params, {_names(params)}")
     for name, param in params.items():
         grad, backend = grads[name], backend_of(param)
         if not array_api_compat.is_writeable_array(param):
@@ -225,8 +230,10 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> dict[str, Array]:
     _check_arrays("grads", grads)
     backend = backend_of(next(iter(grads.values())))
     with backend.active():
-        scale, root = _scaled_norm(grads, least=1.0)
-        bound = min(max_norm, float(backend.xp.finfo(scale.dtype).max)) / scale
+        limits = backend.xp.finfo(next(iter(grads.values())).dtype)
+        max_norm = max(min(max_norm, float(limits.max)), float(limits.smallest_normal))
+        scale, root = _scaled_norm(grads, least=min(1.0, max_norm))  # such that bound does not overflow
+        bound = max_norm / scale
         # max_norm / max(norm, max_norm), both divided by the scale; exactly 1 where nothing is to be clipped
         factor = bound / backend.xp.maximum(root, bound)
         return {name: grad * factor for name, grad in grads.items()}

@@ -167,6 +167,8 @@ class RNN:
         with backend.active():
             if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_numpy_array(array):
                 if backend.owns(array):
+                    if not backend.xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
+                        raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
                     dtype = backend.dtype("int64" if is_integer(array) else self.dtype)
                     return backend.xp.astype(array, dtype, copy=False)
                 array = backend_of(array).to_host(array)
@@ -396,7 +398,7 @@ class RNN:
         """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""
         shapes = self._shapes()
         if set(params) != set(shapes):
-            raise ValueError(f"rnn.params has keys {sorted(params)}; expected {sorted(shapes)}")
+            raise ValueError(f"rnn.params has keys {sorted(map(str, params))}; expected {sorted(shapes)}")
         dtype = self.backend.dtype(self.dtype)
         for name, shape in shapes.items():
             check_floats(f"params[{name!r}]", params[name], shape, "shape", self.backend, self.dtype, host=False)

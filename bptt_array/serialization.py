@@ -19,6 +19,8 @@ FORMAT = "bptt_array.RNN"
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path`` so that at any moment the old file or the new one is there, complete."""
     path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder; expected the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: the folder does not exist; make it first")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -83,6 +85,6 @@ def read_model(
         raise ValueError(f"path={str(path)!r} was not written by bptt_array (no format={FORMAT!r} in its header)")
     try:
         config = dict(json.loads(metadata.pop("config")).items())
-    except (AttributeError, KeyError, ValueError):
+    except (AttributeError, KeyError, RecursionError, ValueError):
         raise ValueError(f"path={str(path)!r} has no readable configuration in its header") from None
     return params, config, metadata

@@ -114,6 +114,7 @@ class Trainer:
             seed=options.seed,
         )
         self.optimizer = make_optimizer(self.lr)
+        self.eval_every = options.eval_every or max(1, options.steps // 10)
         self.metrics: list[Progress] = []
 
     def run(self, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False) -> None:
@@ -133,13 +134,12 @@ class Trainer:
     def _run(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
         options, began = self.options, time.perf_counter()
         batches, state, since = self.train.forever(), None, []
-        eval_every = options.eval_every or max(1, options.steps // 10)
         for step in range(1, options.steps + 1):
             first, x, target = next(batches)
             loss, state = self._update(x, target, None if first else state, 1 - (step - 1) / options.steps)
             since.append(loss)
             stopped = stop()
-            evaluate = not stopped and (step == options.steps or step % eval_every == 0)
+            evaluate = not stopped and (step == options.steps or step % self.eval_every == 0)
             if stopped or evaluate or step % self.report_every == 0:
                 progress = Progress(
                     step=step,
@@ -150,8 +150,8 @@ class Trainer:
                     validation=self.evaluate() if evaluate else None,
                 )
                 since = []
-                self.metrics.append(progress)
                 report(progress)
+                self.metrics.append(progress)
             if stopped:
                 return
 
@@ -162,6 +162,11 @@ class Trainer:
         clipped = clip_by_global_norm(grads.params, self.options.clip) if self.options.clip else grads.params
         self.optimizer.update(self.rnn.params, clipped)
         return loss, state
+
+    @property
+    def reported(self) -> int:
+        """The step of the last line of metrics."""
+        return self.metrics[-1].step if self.metrics else 0
 
     def _mean(self, losses: list[Array]) -> float:
         """The mean of losses on the device, on the host: the only place where training waits for it."""

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import tracemalloc
 
 import array_api_strict
 import numpy as np
@@ -362,8 +363,9 @@ def test_a_tensor_that_autograd_tracks_is_refused():
         rnn()(X.view(Tracked))
 
 
-def test_a_cupy_that_cannot_be_imported_is_said_to_be_so(tmp_path):
-    (tmp_path / "cupy.py").write_text("raise ImportError('\\n=====\\nlibcudart.so.12: cannot open\\n=====')")
+@pytest.mark.parametrize("kind", ["ImportError", "RuntimeError", "ValueError", "AttributeError"])
+def test_a_cupy_that_cannot_be_imported_is_said_to_be_so(tmp_path, kind):
+    (tmp_path / "cupy.py").write_text(f"raise {kind}('\\n=====\\nlibcudart.so.12: cannot open\\n=====')")
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop()); from bptt_array.cli import main; sys.exit(main(sys.argv[1:]))"
     )
@@ -388,3 +390,29 @@ def test_a_network_can_be_copied():
     network.params["b_y"][...] = 7
     assert other.backend is network.backend
     assert not np.array_equal(other(X)[0], network(X)[0])
+
+
+def test_host_arrays_of_any_byte_order_and_stride_go_to_any_backend():
+    network = ba.RNN(I, H, O, device=ba.Backend(array_api_strict))
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((T, N, I)).astype("f4"), rng.standard_normal((T, N, O)).astype("f4")
+    expected = float(network.loss(x, target)[0])
+    assert float(network.loss(x.astype(">f4"), target.astype(">f4"))[0]) == expected
+    assert float(network.loss(x[::-1].copy()[::-1], np.asfortranarray(target))[0]) == expected
+
+
+def test_optimizers_refuse_arrays_with_masks_and_other_gradients():
+    masked = {"a": np.ma.MaskedArray(f32(2))}
+    for call in (lambda: ba.SGD(0.1).update({"a": f32(2)}, masked), lambda: ba.clip_by_global_norm(masked, 1.0)):
+        with pytest.raises(TypeError, match=r"grads\['a'\] is a MaskedArray"):
+            call()
+
+
+def test_one_token_of_a_large_vocabulary_does_not_touch_the_rest():
+    network = ba.RNN(100_000, 8)
+    network(np.zeros((1, 1), int))
+    tracemalloc.start()
+    network(np.full((1, 1), 99_999))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000

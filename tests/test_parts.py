@@ -119,6 +119,9 @@ def test_clipping_survives_exploding_and_vanishing_gradients():
     assert clipped["a"].dtype == np.float32
     enormous = {"a": np.full(4, 3e38, dtype="float32")}
     assert np.allclose(ba.clip_by_global_norm(enormous, 1.0)["a"], 0.5, rtol=1e-5)
+    small = {"a": np.full(2, 1e-23, dtype="float32")}
+    assert np.allclose(ba.clip_by_global_norm(small, 1e-25)["a"], 1e-25 / 2**0.5, rtol=1e-5, atol=0)
+    assert not ba.clip_by_global_norm({"a": np.zeros(2, dtype="float32")}, 1e-50)["a"].any()
     assert np.array_equal(ba.clip_by_global_norm(huge, 1e300)["a"], huge["a"])
     assert np.isnan(ba.clip_by_global_norm({"a": np.array([np.nan, 1.0])}, 1.0)["a"]).all()
     assert ba.global_norm({"a": np.array([np.inf, 1.0])}) == np.inf
@@ -187,6 +190,10 @@ def test_saving_says_what_is_wrong_and_follows_links(saved, tmp_path):
     for metadata in ({"config": "x"}, {"note": 1}):
         with pytest.raises(ValueError, match="expected a string under a string other than"):
             rnn.save(path, metadata)
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        rnn.save(tmp_path)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     link = tmp_path / "link"
     link.symlink_to(path)
     ba.RNN(1, 1).save(link)
@@ -214,6 +221,7 @@ def test_files_that_are_no_model_say_so(saved, tmp_path):
         ({"format": "pt"}, "was not written by bptt_array"),
         ({"config": "{"}, "no readable configuration"),
         ({"config": "[]"}, "no readable configuration"),
+        ({"config": "[" * 100_000}, "no readable configuration"),
         ({"config": json.dumps({"cell": "tanh"})}, "unusable configuration"),
         ({"config": json.dumps({**rnn.config, "evil": 1})}, "unusable configuration"),
         ({"config": json.dumps({**rnn.config, "hidden_size": 6})}, "its configuration needs"),

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import signal
 import subprocess
@@ -320,9 +321,12 @@ def test_every_option_has_a_help_text():
         assert all(action.help for action in command._actions), name
 
 
-def start(*arguments, cwd):
-    command = [sys.executable, "-u", "-m", "bptt_array", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*arguments, cwd, **more):
+    """The program as a process, with the buffers that it has by default and ``more`` in its environment."""
+    command = [sys.executable, "-m", "bptt_array", *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | more
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -380,14 +384,25 @@ def test_errors_name_the_option_of_the_command_line(run_folder, capsys, text_fil
 def test_a_folder_belongs_to_one_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.time, "strftime", lambda layout: "now")
-    names = [cli._new_folder(None).name for _ in range(3)]
-    assert names == ["now", "now-2", "now-3"]
-    cli._new_folder(tmp_path / "mine")
-    with pytest.raises(cli.CommandError, match="exists and is not an empty folder"):
-        cli._new_folder(tmp_path / "mine")
+    with cli._run_folder(None) as first, cli._run_folder(None) as second, cli._run_folder(None) as third:
+        assert [folder.name for folder in (first, second, third)] == ["now", "now-2", "now-3"]
+    assert list((tmp_path / "runs").iterdir()) == []  # nothing was learnt
+    mine = tmp_path / "mine"
+    mine.mkdir()
+
+    def refused():
+        return pytest.raises(cli.CommandError, match="exists and is not an empty folder")
+
+    with cli._run_folder(mine), refused(), cli._run_folder(mine):
+        pass
+    with cli._run_folder(mine), monkeypatch.context() as patch:
+        patch.setattr(cli.Path, "iterdir", lambda self: iter(()))  # two runs that looked at the same moment
+        with refused(), cli._run_folder(mine):
+            pass
+    assert list(mine.iterdir()) == []
 
 
-def test_a_closed_output_loses_nothing(text_file, tmp_path):
+def test_a_closed_output_is_one_line_and_loses_nothing(text_file, tmp_path):
     process = start("train", text_file, *SMALL, "--eval-every", "10", "--out", tmp_path / "run", cwd=tmp_path)
     for _ in range(3):
         process.stdout.readline()
@@ -397,6 +412,33 @@ def test_a_closed_output_loses_nothing(text_file, tmp_path):
     process.stderr.close()
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
     assert training.load(tmp_path / "run")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
+def test_a_full_output_is_one_line_and_leaves_no_claimed_folder(text_file, tmp_path):
+    for arguments in (["info"], ["train", str(text_file), *SMALL, "--out", "run"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "bptt_array", *arguments]
+            done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == 2
+        assert done.stderr == "bptt-array: error: output: No space left on device\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    ba.RNN(1, 4, 1, output="softmax").save(folder / training.MODEL, {"characters": "ö"})
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    process = start("sample", folder, "--length", "2", cwd=tmp_path, **ascii_only)
+    assert process.communicate(timeout=60) == ("\\xf6" * 2 + "\n", "")
+
+
+def test_file_names_are_not_taken_for_options_nor_broken_into_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, shown in (("steps=3", "steps=3"), ("two\nlines", "two\\nlines")):
+        (tmp_path / name).touch()
+        assert fails(capsys, "train", name) == f"bptt-array: error: {shown} is empty; expected a text to learn\n"
 
 
 def test_divergence_keeps_what_was_good_before(text_file, tmp_path, capsys, monkeypatch):
