@@ -117,7 +117,7 @@ def main():
             block = [next(batches) for _ in range(min(BLOCK, arguments.updates - begin))]
             for k, (first, x, target) in enumerate(block):
                 began = time.perf_counter()
-                loss, state = trainer._update(x, target, None if first else state, 1 - (begin + k) / arguments.updates)
+                loss, state = trainer.update(x, target, None if first else state, 1 - (begin + k) / arguments.updates)
                 ours.add(k, began, loss)
             for k, (first, x, target) in enumerate(block):
                 began = time.perf_counter()

@@ -9,7 +9,7 @@ from .passes import Network, run_backward
 from .state import Gradients, State
 
 
-class Backward:
+class BackwardFunction:
     """Backpropagation through time from the point where ``rnn.forward`` ran, for any loss.
 
     It holds the states and a copy of the parameters of that moment, and a reference to ``x``, which must not

@@ -90,7 +90,7 @@ class _Optimizer(ABC):
         ------
         ValueError, TypeError
             If keys, shapes, dtypes or devices of ``grads`` are not those of ``params``, or parameters
-            changed their shape or device since the last update; nothing is changed then.
+            changed their shape, dtype or device since the last update; nothing is changed then.
         """
         _check_update(params, grads, self._kept)
         self._begin()

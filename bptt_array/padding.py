@@ -48,7 +48,7 @@ class Padding:
         return (self._lengths > start) & (self._lengths <= stop)
 
     def zeroed(self, a: Array, start: int, stop: int) -> Array:
-        """``a (S, N)`` or ``(S, ..., N, K)`` with zeros past the end of each sequence, as a new array."""
+        """``a (S, N)`` or ``(S, ..., N, K)`` with zeros past the end of each sequence: a new array, or ``a``."""
         if not self.begins_before(stop):
             return a
         valid = self.valid(start, stop)

@@ -16,7 +16,7 @@ import numpy as np
 from . import passes, serialization
 from .activations import OUTPUT_ACTIVATIONS
 from .backend import Array, Backend, backend_of, resolve
-from .backward import Backward
+from .backward import BackwardFunction
 from .batch import Batch, make_batch
 from .bptt import Layer
 from .cells import CELLS
@@ -268,11 +268,11 @@ class RNN:
 
     def forward(
         self, x: Array, state: State | None = None, *, lengths: Any = None, validate: bool = False
-    ) -> tuple[Array, State, Backward]:
+    ) -> tuple[Array, State, BackwardFunction]:
         """Run forward and return ``backward`` beside the result, for any loss of your own.
 
         Parameters and the first two results are those of calling the network. The third is a
-        :class:`~bptt_array.backward.Backward`: call it with ``dy`` of the shape of ``y``, ``dstate`` of that of
+        :class:`~bptt_array.backward.BackwardFunction`: call it with ``dy`` of the shape of ``y``, ``dstate`` of that of
         ``state``, or both, as often as you like; ``x`` must not be written to in between.
 
         Examples
@@ -292,7 +292,7 @@ class RNN:
             copy = {name: backend.xp.asarray(value, copy=True) for name, value in self.params.items()}
             network = self._network(copy)
             y, unrolled = passes.run_forward(network, batch, keep=True)
-        backward = Backward(network, unrolled, self.dtype, tuple(y.shape), self._y_axes)
+        backward = BackwardFunction(network, unrolled, self.dtype, tuple(y.shape), self._y_axes)
         return y, passes.as_state(backend, unrolled.last_state), backward
 
     def loss_and_grad(
@@ -343,11 +343,12 @@ class RNN:
         """
         with self.backend.active():
             batch = self._batch(x, state, lengths, validate, host=True)
-            objective, targets = self._objective(batch, target, loss, weights, reduction, validate)
+            network = self._network(self.params)
+            objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
             check_input_grad(input_grad, x)
             window = batch.T if truncate is None else check_count("truncate", truncate)
             value, grads, last_state = passes.run_loss_and_grad(
-                self._network(self.params), batch, objective, targets, window, input_grad=input_grad
+                network, batch, objective, targets, window, input_grad=input_grad
             )
             return value, grads, passes.as_state(self.backend, last_state)
 
@@ -366,14 +367,22 @@ class RNN:
         """The loss and the final state of :meth:`loss_and_grad`, without the gradient, at about half its cost."""
         with self.backend.active():
             batch = self._batch(x, state, lengths, validate, host=True)
-            objective, targets = self._objective(batch, target, loss, weights, reduction, validate)
-            value, last_state = passes.run_loss(self._network(self.params), batch, objective, targets)
+            network = self._network(self.params)
+            objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
+            value, last_state = passes.run_loss(network, batch, objective, targets)
             return value, passes.as_state(self.backend, last_state)
 
     # ---- what the passes are given --------------------------------------------------------------------
 
     def _objective(
-        self, batch: Batch, target: Any, loss: Any, weights: Any, reduction: Any, validate: bool
+        self,
+        network: passes.Network,
+        batch: Batch,
+        target: Any,
+        loss: Any,
+        weights: Any,
+        reduction: Any,
+        validate: bool,
     ) -> tuple[Objective, passes.Targets]:
         """A loss and what it compares with, checked."""
         backend, dtype = self.backend, self.dtype
@@ -385,8 +394,7 @@ class RNN:
             check_floats("weights", weights, y_shape[:-1], axes, backend, dtype, host=True)
         # (2.1) is a sum; without any valid step it is 0 either way.
         scale = 1.0 if reduction == "sum" else 1.0 / max(1, batch.valid_outputs(self.readout))
-        readout = self._network(self.params).readout
-        return Objective(readout, loss, scale), passes.Targets(target, weights)
+        return Objective(network.readout, loss, scale), passes.Targets(target, weights)
 
     def _batch(self, x: Any, state: Any, lengths: Any, validate: bool, *, host: bool) -> Batch:
         check_flag("validate", validate)

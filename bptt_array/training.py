@@ -136,7 +136,7 @@ class Trainer:
         batches, state, since = self.train.forever(), None, []
         for step in range(1, options.steps + 1):
             first, x, target = next(batches)
-            loss, state = self._update(x, target, None if first else state, 1 - (step - 1) / options.steps)
+            loss, state = self.update(x, target, None if first else state, 1 - (step - 1) / options.steps)
             since.append(loss)
             stopped = stop()
             evaluate = not stopped and (step == options.steps or step % self.eval_every == 0)
@@ -155,7 +155,7 @@ class Trainer:
             if stopped:
                 return
 
-    def _update(self, x: Any, target: Any, state: State | None, decay: float) -> tuple[Array, State]:
+    def update(self, x: Any, target: Any, state: State | None, decay: float) -> tuple[Array, State]:
         """One step: (2.1), (3.1)-(3.4) and (4). Nothing here waits for the device."""
         self.optimizer.lr = self.lr * decay
         loss, grads, state = self.rnn.loss_and_grad(x, target, "cross_entropy", state=state)

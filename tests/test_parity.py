@@ -1,5 +1,6 @@
 """Parity second: the same numbers from every backend, in both dtypes, from inputs that cannot be written to."""
 
+import inspect
 from dataclasses import replace
 
 import array_api_strict
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
+from bptt_array.recurrence import backward_, bias_sum, forward_, project_, weight_sum
 
 #: Each option once, to keep the slow backends bearable.
 CHOSEN = [
@@ -138,39 +140,43 @@ def test_a_cuda_device_passes_the_table(device):
     assert [row for row in ba.compare_devices(device) if not row.ok] == []
 
 
-def test_stacked_weights_run_members_side_by_side():
-    """Axes between T and N: two loops' worth of weights in one give what each gives alone."""
-    backend = ba.backend.NumpyBackend()
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+def test_stacked_weights_run_members_side_by_side(make_backend, dtype):
+    """Axes between T and N: six layers in one loop give what each gives alone, on NumPy in float64."""
     rng = np.random.default_rng(0)
     S, lead, N, I, H = 5, (3, 2), 4, 3, 6  # noqa: E741
     cell = ba.cells.CELLS["tanh"]
-    from bptt_array.recurrence import backward_, bias_sum, forward_, project_, weight_sum
 
-    def run(x, W_xh, W_hh, b_h, h_0, dhs):
-        hs = np.empty((S + 1, *h_0.shape))
-        hs[0] = h_0
-        project_(backend, hs[1:], x, W_xh, b_h)
+    def run(backend, dtype, *arrays):
+        x, W_xh, W_hh, b_h, h_0, dzs = (backend.from_host(array.astype(dtype)) for array in arrays)
+        hs = backend.empty((S + 1, *h_0.shape), h_0.dtype)
+        hs[0, ...] = h_0
+        project_(backend, hs[1:, ...], x, W_xh, b_h)
         forward_(backend, cell, W_hh, hs)
-        dzs = dhs.copy()
         dh_0 = backward_(backend, cell, W_hh, hs, dzs)
-        ndim = W_hh.ndim
-        sums = [
-            weight_sum(backend, dzs, x, ndim),
-            weight_sum(backend, dzs, hs[:-1], ndim),
-            bias_sum(backend, dzs, ndim),
-        ]
-        return [np.moveaxis(hs, 0, -3), np.moveaxis(dzs, 0, -3), dh_0, *sums]
+        sums = [weight_sum(backend, dzs, a, W_hh.ndim) for a in (x, hs[:-1, ...])]
+        in_time = [np.moveaxis(backend.to_host(array), 0, -3) for array in (hs, dzs)]
+        return in_time + [backend.to_host(array) for array in (dh_0, *sums, bias_sum(backend, dzs, W_hh.ndim))]
 
-    x, dhs = rng.standard_normal((S, *lead, N, I)), rng.standard_normal((S, *lead, N, H))
-    h_0 = rng.standard_normal((*lead, N, H))
-    W_xh, W_hh = rng.standard_normal((*lead, H, I)), rng.standard_normal((*lead, H, H)) / H**0.5
-    b_h = rng.standard_normal((*lead, H))
-    stacked = run(x, W_xh, W_hh, b_h, h_0, dhs)
+    shapes = [(S, *lead, N, I), (*lead, H, I), (*lead, H, H), (*lead, H), (*lead, N, H), (S, *lead, N, H)]
+    arrays = [rng.standard_normal(shape).astype(dtype) / H**0.5 for shape in shapes]
+    x, W_xh, W_hh, b_h, h_0, dhs = arrays
+    backend = make_backend()
+    with backend.active():
+        stacked = run(backend, dtype, *arrays)
     for k in np.ndindex(*lead):
         at = (slice(None), *k)
-        alone = run(x[at], W_xh[k], W_hh[k], b_h[k], h_0[k], dhs[at])
+        alone = run(ba.backend.NumpyBackend(), "float64", x[at], W_xh[k], W_hh[k], b_h[k], h_0[k], dhs[at])
         for together, one in zip(stacked, alone, strict=True):
-            assert np.allclose(together[k], one, rtol=1e-12, atol=1e-13)
+            assert np.max(np.abs(together[k] - one)) <= 4 * S * float(np.finfo(dtype).eps) * max(np.max(np.abs(one)), 1)
+
+
+@pytest.mark.parametrize("kind", [ba.backend.NumpyBackend, ba.backend.CupyBackend])
+def test_backends_override_primitives_under_the_same_signature(kind):
+    primitives = [name for name in vars(ba.Backend) if name.endswith("_") and not name.endswith("__")]
+    assert len(primitives) >= 4
+    for name in [*primitives, "accumulator", "one_hot", "to_host", "active", "owns"]:
+        assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(ba.Backend, name)), name
 
 
 def test_segments_of_any_length_give_the_same_numbers():

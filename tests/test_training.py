@@ -442,7 +442,7 @@ def test_file_names_are_not_taken_for_options_nor_broken_into_lines(tmp_path, ca
 
 
 def test_divergence_keeps_what_was_good_before(text_file, tmp_path, capsys, monkeypatch):
-    update = Trainer._update
+    update = Trainer.update
     calls = []
 
     def explode_later(self, *arguments):
@@ -450,7 +450,7 @@ def test_divergence_keeps_what_was_good_before(text_file, tmp_path, capsys, monk
         loss, state = update(self, *arguments)
         return (loss * np.nan if len(calls) > 20 else loss), state
 
-    monkeypatch.setattr(Trainer, "_update", explode_later)
+    monkeypatch.setattr(Trainer, "update", explode_later)
     command = ["train", str(text_file), *SMALL, "--eval-every", "10", "--out", str(tmp_path / "run")]
     assert cli.main(command) == 2
     assert "the loss is nan" in capsys.readouterr().err
