@@ -1,0 +1,279 @@
+"""One training step, forward, readout, loss and every gradient, by this library and by its peers.
+
+The task of all of them, on the same numbers: ``h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h)``, ``h_0 = 0``,
+``y_t = W_hy h_t + b_y``, ``L = 1/(T N) sum_{t,n} 1/2 |y_t - target_t|^2``. A peer is made for one problem;
+``run()`` does the step, ``gradients()`` returns its gradients as NumPy arrays under this library's names.
+Whatever happens once per network (compilation, copies of the weights) is done in the constructor.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+import bptt_array as ba
+
+
+class Shape(NamedTuple):
+    """Time steps, sequences, inputs, hidden units, outputs."""
+
+    T: int
+    N: int
+    I: int  # noqa: E741
+    H: int
+    O: int  # noqa: E741
+
+    def __str__(self):
+        return "({}, {}, {}, {}, {})".format(*self)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data and initial weights, the same for every peer."""
+
+    shape: Shape
+    dtype: str = "float32"
+
+    def _normal(self, seed, *shape):
+        return np.random.default_rng(seed).standard_normal(shape).astype(self.dtype)
+
+    @cached_property
+    def x(self):
+        return self._normal(0, self.shape.T, self.shape.N, self.shape.I)
+
+    @cached_property
+    def target(self):
+        return self._normal(1, self.shape.T, self.shape.N, self.shape.O)
+
+    @cached_property
+    def network(self):
+        _, _, I, H, O = self.shape  # noqa: E741
+        return ba.RNN(I, H, O, dtype=self.dtype, seed=2)
+
+    @cached_property
+    def params(self):
+        return {name: value.copy() for name, value in self.network.params.items()}
+
+
+class Ours:
+    """``bptt_array`` on the CPU."""
+
+    def __init__(self, problem):
+        self.problem, self.rnn = problem, problem.network
+
+    def run(self):
+        return self.rnn.loss_and_grad(self.problem.x, self.problem.target, "mse")
+
+    def gradients(self):
+        return self.run()[1].params
+
+
+class Products:
+    """The matrix products of our step, in our layouts and segments, and nothing else: the limit of the design."""
+
+    def __init__(self, problem):
+        (T, N, I, H, O), params = problem.shape, problem.params  # noqa: E741
+        itemsize = np.dtype(problem.dtype).itemsize
+        length = ba.schedules.segment_length(T, N * H * itemsize, problem.network.backend.segment_bytes)
+        self.segments = [stop - start for start, stop in ba.schedules.segments(0, T, length)]
+        rows = max(self.segments) * N
+        self.N = N
+
+        def some(*shape):
+            return np.full(shape, 0.01, problem.dtype)
+
+        # W_hh^T is copied once per segment where that pays, as the accumulator of the time loop does.
+        self.W_hh_T, self.W_hh = np.ascontiguousarray(params["l0.W_hh"].T), params["l0.W_hh"]
+        self.W_xh_T, self.W_hy_T, self.W_hy = params["l0.W_xh"].T, params["W_hy"].T, params["W_hy"]
+        self.x, self.h, self.z, self.v, self.ones = some(rows, I), some(rows, H), some(rows, H), some(rows, O), some(1, rows)
+        self.dW_xh, self.dW_hh, self.dW_hy, self.db_h, self.db_y = some(H, I), some(H, H), some(O, H), some(1, H), some(1, O)
+
+    def run(self):
+        N, x, h, z, v, ones = self.N, self.x, self.h, self.z, self.v, self.ones
+        matmul, W_hh, W_hh_T = np.matmul, self.W_hh, self.W_hh_T
+        for S in self.segments:
+            rows = S * N
+            matmul(x[:rows], self.W_xh_T, out=z[:rows])
+            for i in range(0, rows, N):
+                matmul(h[i : i + N], W_hh_T, out=z[i : i + N])
+        for S in self.segments:
+            rows = S * N
+            matmul(h[:rows], self.W_hy_T, out=v[:rows])
+            matmul(v[:rows], self.W_hy, out=z[:rows])
+            matmul(v[:rows].T, h[:rows], out=self.dW_hy)
+            matmul(ones[:, :rows], v[:rows], out=self.db_y)
+            for i in range(0, rows, N):
+                matmul(h[i : i + N], W_hh, out=z[i : i + N])
+            matmul(z[:rows].T, x[:rows], out=self.dW_xh)
+            matmul(z[:rows].T, h[:rows], out=self.dW_hh)
+            matmul(ones[:, :rows], z[:rows], out=self.db_h)
+
+
+class Textbook:
+    """BPTT as it is usually written in NumPy: a list of states, every sum taken inside the loop over time."""
+
+    def __init__(self, problem):
+        self.problem = problem
+
+    def run(self):
+        self.gradients()
+
+    def gradients(self):
+        (T, N, _, H, _), params = self.problem.shape, self.problem.params
+        x, target = self.problem.x, self.problem.target
+        W_xh, W_hh, b_h = params["l0.W_xh"], params["l0.W_hh"], params["l0.b_h"]
+        W_hy, b_y = params["W_hy"], params["b_y"]
+        hs, ys = [np.zeros((N, H), x.dtype)], []
+        for t in range(T):
+            hs.append(np.tanh(x[t] @ W_xh.T + hs[-1] @ W_hh.T + b_h))
+            ys.append(hs[-1] @ W_hy.T + b_y)
+        grads = {name: np.zeros_like(value) for name, value in params.items()}
+        dh_after = np.zeros((N, H), x.dtype)
+        for t in reversed(range(T)):
+            dy = (ys[t] - target[t]) / (T * N)
+            grads["W_hy"] += dy.T @ hs[t + 1]
+            grads["b_y"] += dy.sum(axis=0)
+            dz = (dy @ W_hy + dh_after) * (1 - hs[t + 1] ** 2)
+            grads["l0.W_xh"] += dz.T @ x[t]
+            grads["l0.W_hh"] += dz.T @ hs[t]
+            grads["l0.b_h"] += dz.sum(axis=0)
+            dh_after = dz @ W_hh
+        return grads
+
+
+class Torch:
+    """``torch.nn.RNN`` and a ``Linear`` with autograd; ``device="cuda"`` is cuDNN."""
+
+    def __init__(self, problem, device="cpu"):
+        import torch
+
+        (T, N, I, H, O), params = problem.shape, problem.params  # noqa: E741
+        self.torch, self.scale = torch, 0.5 / (T * N)
+        dtype = getattr(torch, problem.dtype)
+        self.layer = torch.nn.RNN(I, H, device=device, dtype=dtype)
+        self.linear = torch.nn.Linear(H, O, device=device, dtype=dtype)
+        with torch.no_grad():
+            for name, parameter in self._parameters().items():
+                parameter.copy_(torch.from_numpy(params[name]))
+            self.layer.bias_hh_l0.zero_()
+        self.layer.bias_hh_l0.requires_grad_(False)  # one bias, as in (1.1)
+        self.x = torch.from_numpy(problem.x).to(device)
+        self.target = torch.from_numpy(problem.target).to(device)
+
+    def _parameters(self):
+        layer, linear = self.layer, self.linear
+        return {
+            "l0.W_xh": layer.weight_ih_l0,
+            "l0.W_hh": layer.weight_hh_l0,
+            "l0.b_h": layer.bias_ih_l0,
+            "W_hy": linear.weight,
+            "b_y": linear.bias,
+        }
+
+    def run(self):
+        self.layer.zero_grad()
+        self.linear.zero_grad()
+        hs, _ = self.layer(self.x)
+        loss = self.torch.square(self.linear(hs) - self.target).sum() * self.scale
+        loss.backward()
+
+    def gradients(self):
+        self.run()
+        return {name: parameter.grad.cpu().numpy() for name, parameter in self._parameters().items()}
+
+
+class Jax:
+    """``jax.lax.scan`` and ``value_and_grad`` under ``jit``; the input is projected outside the scan."""
+
+    def __init__(self, problem):
+        import jax
+
+        if problem.dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        jnp = jax.numpy
+        _, N, _, H, _ = problem.shape
+
+        def loss(params, x, target):
+            projected = x @ params["l0.W_xh"].T + params["l0.b_h"]
+
+            def step(h, z):
+                h = jnp.tanh(z + h @ params["l0.W_hh"].T)
+                return h, h
+
+            _, hs = jax.lax.scan(step, jnp.zeros((N, H), x.dtype), projected)
+            y = hs @ params["W_hy"].T + params["b_y"]
+            return 0.5 * jnp.sum((y - target) ** 2) / (x.shape[0] * x.shape[1])
+
+        self.jax = jax
+        self.arguments = jax.device_put((problem.params, problem.x, problem.target))
+        self.compiled = jax.jit(jax.value_and_grad(loss)).lower(*self.arguments).compile()
+
+    def run(self):
+        return self.jax.block_until_ready(self.compiled(*self.arguments))
+
+    def gradients(self):
+        return {name: np.asarray(value) for name, value in self.run()[1].items()}
+
+
+class Autograd:
+    """HIPS autograd of the same loop."""
+
+    def __init__(self, problem):
+        import autograd.numpy as anp
+        from autograd import value_and_grad
+
+        (T, N, _, H, _), x, target = problem.shape, problem.x, problem.target
+
+        def loss(params):
+            projected = anp.dot(x, params["l0.W_xh"].T) + params["l0.b_h"]
+            h, hs = anp.zeros((N, H), x.dtype), []
+            for t in range(T):
+                h = anp.tanh(projected[t] + anp.dot(h, params["l0.W_hh"].T))
+                hs.append(h)
+            y = anp.dot(anp.stack(hs), params["W_hy"].T) + params["b_y"]
+            return 0.5 * anp.sum((y - target) ** 2) / (T * N)
+
+        self.params, self.function = problem.params, value_and_grad(loss)
+
+    def run(self):
+        return self.function(self.params)
+
+    def gradients(self):
+        return self.run()[1]
+
+
+#: Name, class and what has to be installed; ours first, in the order of tables.
+PEERS = {
+    "bptt_array": (Ours, None),
+    "products alone": (Products, None),
+    "torch.nn.RNN": (Torch, "torch"),
+    "JAX scan, jit": (Jax, "jax"),
+    "textbook NumPy": (Textbook, None),
+    "HIPS autograd": (Autograd, "autograd"),
+}
+
+
+def installed():
+    """Names of the peers that can run here."""
+    return [name for name, (_, needs) in PEERS.items() if needs is None or importlib.util.find_spec(needs)]
+
+
+def make(name, problem):
+    """The peer of that name for a problem."""
+    return PEERS[name][0](problem)
+
+
+def gradient_difference(grads, expected):
+    """Largest difference of any entry, over the largest entry of the same gradient; same names and shapes."""
+    if set(grads) != set(expected):
+        raise ValueError(f"gradients of {sorted(grads)}; expected {sorted(expected)}")
+    worst = 0.0
+    for name, value in expected.items():
+        if grads[name].shape != value.shape:
+            raise ValueError(f"gradient of {name} has shape {grads[name].shape}; expected {value.shape}")
+        worst = max(worst, float(np.max(np.abs(grads[name] - value)) / np.max(np.abs(value))))
+    return worst
