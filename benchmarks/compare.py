@@ -70,18 +70,28 @@ def tables(result):
         by_name, label = entry["peers"], str(Shape(*entry["shape"]))
         base = by_name["products alone"]["median_ms"]
         ratios.append([label, *(f"{by_name[name]['median_ms'] / base:.2f}" for name in names)])
-        times.append([label, *("{median_ms:.2f} ({p10_ms:.2f}-{p90_ms:.2f})".format(**by_name[name]) for name in names)])
+        times.append(
+            [label, *("{median_ms:.2f} ({p10_ms:.2f}-{p90_ms:.2f})".format(**by_name[name]) for name in names)]
+        )
         bytes_ = [by_name[name].get("peak_bytes") for name in names]
         if any(bytes_):
             memory.append([label, *("" if b is None else f"{b / 2**20:.1f}" for b in bytes_)])
-    ours = [[line[0], *(f"{entry['peers']['bptt_array']['median_ms'] / entry['peers'][name]['median_ms']:.2f}"
-                        for name in names[1:])] for line, entry in zip(ratios, result["rows"], strict=True)]
+    ours = [
+        [
+            line[0],
+            *(
+                f"{entry['peers']['bptt_array']['median_ms'] / entry['peers'][name]['median_ms']:.2f}"
+                for name in names[1:]
+            ),
+        ]
+        for line, entry in zip(ratios, result["rows"], strict=True)
+    ]
     lines = ["Time / products alone (medians):", "", *measure.table(head + names, ratios), ""]
     lines += ["Our time / theirs:", "", *measure.table(head + names[1:], ours), ""]
     lines += ["Milliseconds, median (10th to 90th percentile):", "", *measure.table(head + names, times), ""]
     if memory:
         lines += ["Peak memory of a step, MiB:", "", *measure.table(head + names, memory), ""]
-    worst = max((p.get("gradient_difference", 0.0) for entry in result["rows"] for p in entry["peers"].values()))
+    worst = max(p.get("gradient_difference", 0.0) for entry in result["rows"] for p in entry["peers"].values())
     lines += [f"Gradients of all peers agree with ours within {worst:.0e} of the largest entry."]
     return lines
 
@@ -142,7 +152,15 @@ def main(argv=None):
         for shape in arguments.shapes:
             print(f"{shape} ...", flush=True)
             rows.append(
-                row(shape, arguments.dtype, names, arguments.threads, arguments.repetitions, arguments.seconds, arguments.memory)
+                row(
+                    shape,
+                    arguments.dtype,
+                    names,
+                    arguments.threads,
+                    arguments.repetitions,
+                    arguments.seconds,
+                    arguments.memory,
+                )
             )
         about = measure.environment(arguments.threads, measure.command(__file__))
     result = {"about": about, "dtype": arguments.dtype, "names": names, "missing": missing, "rows": rows}

@@ -115,7 +115,17 @@ def peak_memory(prepare, arguments, count):
 
 def installed_versions():
     """Versions of what is compared, where it is installed."""
-    names = ["bptt-array", "numpy", "array-api-compat", "torch", "jax", "autograd", "cupy", "cupy-cuda12x", "cupy-cuda13x"]
+    names = [
+        "bptt-array",
+        "numpy",
+        "array-api-compat",
+        "torch",
+        "jax",
+        "autograd",
+        "cupy",
+        "cupy-cuda12x",
+        "cupy-cuda13x",
+    ]
     found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -135,7 +145,9 @@ def environment(count, command):
     """Machine, versions, date and command, for the head of a table."""
     from threadpoolctl import threadpool_info
 
-    pools = {f"{pool['internal_api']} {pool.get('version') or ''}".strip(): pool["num_threads"] for pool in threadpool_info()}
+    pools = {
+        f"{pool['internal_api']} {pool.get('version') or ''}".strip(): pool["num_threads"] for pool in threadpool_info()
+    }
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
@@ -171,7 +183,10 @@ def table(head, rows):
     widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
 
     def line(row):
-        aligned = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        aligned = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         return "| " + " | ".join(aligned) + " |"
 
     rule = "|" + "|".join("-" * (widths[0] + 2) if k == 0 else "-" * (w + 1) + ":" for k, w in enumerate(widths)) + "|"

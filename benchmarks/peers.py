@@ -89,8 +89,20 @@ class Products:
         # W_hh^T is copied once per segment where that pays, as the accumulator of the time loop does.
         self.W_hh_T, self.W_hh = np.ascontiguousarray(params["l0.W_hh"].T), params["l0.W_hh"]
         self.W_xh_T, self.W_hy_T, self.W_hy = params["l0.W_xh"].T, params["W_hy"].T, params["W_hy"]
-        self.x, self.h, self.z, self.v, self.ones = some(rows, I), some(rows, H), some(rows, H), some(rows, O), some(1, rows)
-        self.dW_xh, self.dW_hh, self.dW_hy, self.db_h, self.db_y = some(H, I), some(H, H), some(O, H), some(1, H), some(1, O)
+        self.x, self.h, self.z, self.v, self.ones = (
+            some(rows, I),
+            some(rows, H),
+            some(rows, H),
+            some(rows, O),
+            some(1, rows),
+        )
+        self.dW_xh, self.dW_hh, self.dW_hy, self.db_h, self.db_y = (
+            some(H, I),
+            some(H, H),
+            some(O, H),
+            some(1, H),
+            some(1, O),
+        )
 
     def run(self):
         N, x, h, z, v, ones = self.N, self.x, self.h, self.z, self.v, self.ones

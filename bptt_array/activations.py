@@ -21,38 +21,32 @@ class Activation:
     ----------
     value_ : ``(backend, z)``
         In place: z becomes f(z).
-    derivative : ``(backend, y) -> f'(z)``
-        Elementwise, from ``y = f(z)``, as a new array. ``None`` for softmax, whose Jacobian is no diagonal.
+    derivative_ : ``(backend, out, y)``
+        Elementwise, ``out <- f'(z)`` from ``y = f(z)``. ``None`` for softmax, whose Jacobian is no diagonal.
     vjp : ``(backend, y, dy) -> dz``
         The product of ``dy`` with the Jacobian, ``dz = f'(z)^T dy``, as a new array (or ``dy`` itself).
     """
 
     name: str
     value_: Callable[[Backend, Array], None]
-    derivative: Callable[[Backend, Array], Array] | None
+    derivative_: Callable[[Backend, Array, Array], None] | None
     vjp: Callable[[Backend, Array, Array], Array]
 
 
 def _elementwise(
-    name: str, value_: Callable[[Backend, Array], None], derivative: Callable[[Backend, Array], Array]
+    name: str, value_: Callable[[Backend, Array], None], derivative_: Callable[[Backend, Array, Array], None]
 ) -> Activation:
     def vjp(backend: Backend, y: Array, dy: Array) -> Array:
-        dz = derivative(backend, y)
+        dz = backend.xp.empty_like(y)
+        derivative_(backend, dz, y)
         dz *= dy
         return dz
 
-    return Activation(name, value_, derivative, vjp)
+    return Activation(name, value_, derivative_, vjp)
 
 
-def _tanh_derivative(backend: Backend, y: Array) -> Array:
-    slope = y * y
-    slope *= -1
-    slope += 1
-    return slope
-
-
-def _relu_derivative(backend: Backend, y: Array) -> Array:
-    return backend.xp.astype(y > 0, y.dtype)
+def _relu_derivative_(backend: Backend, out: Array, y: Array) -> None:
+    out[...] = backend.xp.astype(y > 0, y.dtype)
 
 
 def _sigmoid_(backend: Backend, z: Array) -> None:
@@ -64,8 +58,8 @@ def _sigmoid_(backend: Backend, z: Array) -> None:
     z /= e
 
 
-def _sigmoid_derivative(backend: Backend, y: Array) -> Array:
-    return y * (1 - y)
+def _sigmoid_derivative_(backend: Backend, out: Array, y: Array) -> None:
+    out[...] = y * (1 - y)
 
 
 def _softmax_(backend: Backend, z: Array) -> None:
@@ -84,11 +78,17 @@ def _identity_(backend: Backend, z: Array) -> None:
     """z is its own value."""
 
 
-tanh = _elementwise("tanh", lambda backend, z: backend.tanh_(z), _tanh_derivative)
-relu = _elementwise("relu", lambda backend, z: backend.relu_(z), _relu_derivative)
-sigmoid = _elementwise("sigmoid", _sigmoid_, _sigmoid_derivative)
+def _identity_derivative_(backend: Backend, out: Array, y: Array) -> None:
+    out[...] = 1
+
+
+tanh = _elementwise(
+    "tanh", lambda backend, z: backend.tanh_(z), lambda backend, out, y: backend.one_minus_square_(out, y)
+)
+relu = _elementwise("relu", lambda backend, z: backend.relu_(z), _relu_derivative_)
+sigmoid = _elementwise("sigmoid", _sigmoid_, _sigmoid_derivative_)
 softmax = Activation("softmax", _softmax_, None, _softmax_vjp)
-identity = Activation("identity", _identity_, lambda backend, y: backend.xp.ones_like(y), lambda backend, y, dy: dy)
+identity = Activation("identity", _identity_, _identity_derivative_, lambda backend, y, dy: dy)
 
 #: f of (1.1)
 CELL_ACTIVATIONS = {f.name: f for f in (tanh, relu)}

@@ -50,7 +50,9 @@ class Backend:
     """
 
     #: States of one segment should fit in this many bytes: about what stays in a core's cache.
-    segment_bytes = 1 << 20
+    segment_bytes = 1 << 22
+    #: Whether a network should keep the large arrays of a step for the next one (see ``workspace.py``).
+    keeps_arrays = False
 
     def __init__(self, xp: Any, device: Any = None) -> None:
         if not callable(getattr(xp, "zeros", None)):
@@ -141,7 +143,11 @@ class Backend:
 
     def relu_(self, z: Array) -> None:
         """``z <- max(z, 0)``"""
-        z[...] = self.xp.maximum(z, self.xp.zeros_like(z))
+        z[...] = self.xp.clip(z, min=0)
+
+    def one_minus_square_(self, out: Array, y: Array) -> None:
+        """``out <- 1 - y^2``, the derivative of tanh from its value."""
+        out[...] = 1 - y * y
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         """``out[i..., :] <- table[index[i...], :]``"""
@@ -160,6 +166,8 @@ _ROWS_THAT_PAY_FOR_A_COPY = 128
 
 class NumpyBackend(Backend):
     """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop."""
+
+    keeps_arrays = True
 
     def __init__(self) -> None:
         super().__init__(array_api_compat.numpy)
@@ -180,7 +188,7 @@ class NumpyBackend(Backend):
     def accumulator(self, W: Array, like: Array, steps: int) -> Callable[[Array, Array], None]:
         if steps * like.shape[-2] >= _ROWS_THAT_PAY_FOR_A_COPY:
             W = np.ascontiguousarray(W)
-        product = np.empty_like(like)
+        product = np.empty(like.shape, like.dtype)
         matmul, add = np.matmul, np.add
 
         def add_product(out: Array, a: Array) -> None:
@@ -194,6 +202,10 @@ class NumpyBackend(Backend):
 
     def relu_(self, z: Array) -> None:
         np.maximum(z, 0, out=z)
+
+    def one_minus_square_(self, out: Array, y: Array) -> None:
+        np.multiply(y, y, out=out)
+        np.subtract(1, out, out=out)
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         # mode="clip" lets take write straight into out; indices were checked when they came in.
@@ -219,6 +231,22 @@ class CupyBackend(Backend):
         self._index = index
         with self.active():
             super().__init__(array_api_compat.cupy)
+            self.gemm = self._find_gemm()
+        self._one_minus_square = cupy.ElementwiseKernel("T y", "T out", "out = 1 - y * y", "bptt_one_minus_square")
+
+    def _find_gemm(self) -> Any:
+        """``cupy.cublas.gemm``, if there is one that adds to ``out`` in place; it is not documented.
+
+        ``None`` otherwise: the loop then multiplies and adds, with the same result.
+        """
+        try:
+            gemm = importlib.import_module("cupy.cublas").gemm
+            out = self.cupy.ones((2, 2), dtype="float32")
+            a, b = (self.cupy.asarray([[1, 2], [3, 4]], dtype="float32") for _ in range(2))
+            gemm("N", "T", a, b, out=out, beta=1.0)
+            return gemm if out.tolist() == [[6, 12], [12, 26]] else None
+        except (ImportError, AttributeError, TypeError, AssertionError, ValueError):
+            return None
 
     @property
     def name(self) -> str:
@@ -238,7 +266,9 @@ class CupyBackend(Backend):
     def accumulator(self, W: Array, like: Array, steps: int) -> Callable[[Array, Array], None]:
         if W.ndim > 2:  # a batched product copies a transposed operand in every call: copy it once
             W = self.cupy.ascontiguousarray(W)
-        product = self.cupy.empty_like(like)
+        elif self.gemm is not None:
+            return self._gemm_accumulator(W)
+        product = self.cupy.empty(like.shape, like.dtype)
         matmul = self.cupy.matmul
 
         def add_product(out: Array, a: Array) -> None:
@@ -247,11 +277,24 @@ class CupyBackend(Backend):
 
         return add_product
 
+    def _gemm_accumulator(self, W: Array) -> Callable[[Array, Array], None]:
+        """``out <- a W + 1 out`` in one cuBLAS call; a transposed ``W`` is a flag of it, not a copy."""
+        gemm = self.gemm
+        order, matrix = ("N", W) if W.flags.c_contiguous else ("T", W.T)
+
+        def add_product(out: Array, a: Array) -> None:
+            gemm("N", order, a, matrix, out=out, beta=1.0)
+
+        return add_product
+
     def tanh_(self, z: Array) -> None:
         self.cupy.tanh(z, out=z)
 
     def relu_(self, z: Array) -> None:
         self.cupy.maximum(z, 0, out=z)
+
+    def one_minus_square_(self, out: Array, y: Array) -> None:
+        self._one_minus_square(y, out)
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         self.cupy.take(table, index, axis=0, out=out)

@@ -16,6 +16,7 @@ from .batch import Batch
 from .cells import Elman
 from .padding import Feed
 from .recurrence import backward_, bias_sum, flat, forward_, project_, weight_sum
+from .workspace import Loan
 
 #: (start, stop, hs, dhs): writes the direct part of ``dh_t`` (3.1.1) of a segment into ``dhs (S, N, H)``.
 DirectPart = Callable[[int, int, Array, Array], None]
@@ -39,8 +40,9 @@ class Unrolled:
         The state after the last valid step of every sequence, once all segments have run.
     """
 
-    def __init__(self, backend: Backend, layer: Layer, batch: Batch) -> None:
+    def __init__(self, backend: Backend, layer: Layer, batch: Batch, arrays: Loan | None = None) -> None:
         self.backend = backend
+        self.arrays = Loan(backend) if arrays is None else arrays
         self.layer = layer
         self.batch = batch
         self.last_state = batch.h_0
@@ -49,18 +51,20 @@ class Unrolled:
         self._x = Feed(backend, batch.x, batch.padding)
         self._kept: dict[int, tuple[Array, Array]] = {}
         self._table: Array | None = None  # (I, H): W_xh x + b_h for every token x
+        W_T = backend.xp.matrix_transpose(layer.W_hh)
+        self._add_product = backend.accumulator(W_T, batch.h_0, batch.T)  # W_hh h_{t-1}
 
     def forward(self, start: int, stop: int) -> Array:
         """Run the next segment; returns (and keeps) its states ``hs (S+1, N, H)``."""
         backend, layer = self.backend, self.layer
         x = self._x(start, stop)
-        hs = backend.empty((stop - start + 1, *self._state.shape), layer.W_hh.dtype)
+        hs = self.arrays.empty((stop - start + 1, *self._state.shape), layer.W_hh.dtype)
         hs[0, ...] = self._state
         if backend.xp.isdtype(x.dtype, "integral"):
             self._look_up(hs[1:, ...], x)
         else:
             project_(backend, hs[1:, ...], x, layer.W_xh, layer.b_h)
-        forward_(backend, layer.cell, layer.W_hh, hs)
+        forward_(backend, layer.cell, self._add_product, hs)
         self._keep_valid(start, stop, hs)
         self._state = hs[stop - start, ...]
         self._kept[start] = hs, x
@@ -100,7 +104,7 @@ class Unrolled:
 
     def release(self, start: int) -> None:
         """Let go of a segment's states."""
-        del self._kept[start]
+        self.arrays.give_back(self._kept.pop(start)[0])
 
 
 class BackwardPass:
@@ -129,6 +133,7 @@ class BackwardPass:
         direct: DirectPart,
         d_last: Array | None,
         dx: Array | None,
+        arrays: Loan | None = None,
     ) -> None:
         self.unrolled = unrolled
         self.grads = grads
@@ -137,18 +142,21 @@ class BackwardPass:
         self.dx = dx
         self.d_initial: Array | None = None
         self._carried: Array | None = None  # W_hh^T dz of the segment after the one at hand
-        self._buffer: Array | None = None
+        self._buffers: tuple[Array, Array] | None = None
+        backend, layer = unrolled.backend, unrolled.layer
+        self._arrays = Loan(backend) if arrays is None else arrays
+        self._add_product = backend.accumulator(layer.W_hh, unrolled.batch.h_0, unrolled.batch.T)  # W_hh^T dz_{t+1}
 
     def segment(self, start: int, stop: int, *, cut: bool) -> None:
         """Run one segment backward; ``cut``: without the gradient carried from later steps."""
         backend, layer = self.unrolled.backend, self.unrolled.layer
         hs, x = self.unrolled.kept(start)
-        dhs = self._rows(hs)
+        dhs, slopes = self._rows(hs)
         self.direct(start, stop, hs, dhs)
         self._add_last(start, stop, dhs)
         if self._carried is not None and not cut:
             dhs[stop - start - 1, ...] += self._carried
-        self._carried = backward_(backend, layer.cell, layer.W_hh, hs, dhs)
+        self._carried = backward_(backend, layer.cell, self._add_product, hs, dhs, slopes)
         dzs = dhs
         if backend.xp.isdtype(x.dtype, "integral"):
             x = backend.one_hot(x, layer.W_xh.shape[-1], dzs.dtype)
@@ -161,12 +169,14 @@ class BackwardPass:
         if start == 0:
             self.d_initial = self._initial_gradient(self._carried)
 
-    def _rows(self, hs: Array) -> Array:
-        """``(S, N, H)`` of one buffer that all segments share; what it holds is left over."""
+    def _rows(self, hs: Array) -> tuple[Array, Array]:
+        """Two ``(S, N, H)``, for gradients and slopes, that all segments share; what they hold is left over."""
         S = hs.shape[0] - 1
-        if self._buffer is None or self._buffer.shape[0] < S:
-            self._buffer = self.unrolled.backend.empty((S, *hs.shape[1:]), hs.dtype)
-        return self._buffer[:S, ...]
+        if self._buffers is None or self._buffers[0].shape[0] < S:
+            empty, shape = self._arrays.empty, (S, *hs.shape[1:])
+            self._buffers = empty(shape, hs.dtype), empty(shape, hs.dtype)
+        dhs, slopes = self._buffers
+        return dhs[:S, ...], slopes[:S, ...]
 
     def _add_last(self, start: int, stop: int, dhs: Array) -> None:
         if self.d_last is None:

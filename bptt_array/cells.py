@@ -27,10 +27,10 @@ class Elman:
         add_product(row, h_before)  # z_t = (W_xh x_t + b_h) + W_hh h_{t-1}
         self.f.value_(backend, row)  # h_t = f(z_t)
 
-    def slopes(self, backend: Backend, h: Array) -> Array:
-        """``f'(z_t)`` for every step of a segment at once, from its states ``h (S, ..., N, H)``."""
-        assert self.f.derivative is not None  # every f of CELL_ACTIVATIONS is elementwise
-        return self.f.derivative(backend, h)
+    def slopes_(self, backend: Backend, out: Array, h: Array) -> None:
+        """``out <- f'(z_t)`` for every step of a segment at once, from its states ``h (S, ..., N, H)``."""
+        assert self.f.derivative_ is not None  # every f of CELL_ACTIVATIONS is elementwise
+        self.f.derivative_(backend, out, h)
 
     def backward_(self, row: Array, slope: Array) -> None:
         """The row arrives as the total ``dh_t`` of (3.1) and becomes ``dz_t = f'(z_t) * dh_t``."""

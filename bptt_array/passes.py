@@ -16,6 +16,7 @@ from .padding import Feed
 from .readout import Readout
 from .schedules import Backward, Forward, full, segment_length, segments, truncated
 from .state import Gradients, State
+from .workspace import Loan, Workspace
 
 
 class Targets(NamedTuple):
@@ -32,6 +33,7 @@ class Network(NamedTuple):
     layer: Layer
     readout: Readout
     mode: str  # "every" or "last"
+    workspace: Workspace
 
     def segment_length(self, batch: Batch) -> int:
         itemsize = self.backend.xp.finfo(self.layer.W_hh.dtype).bits // 8
@@ -57,7 +59,7 @@ def as_state(backend: Backend, h: Array) -> State:
 
 def run_forward(network: Network, batch: Batch, *, keep: bool) -> tuple[Array, Unrolled]:
     """Outputs, and the layer unrolled; ``keep`` its states for :func:`run_backward`."""
-    backend, layer, readout, mode = network
+    backend, layer, readout, mode, _ = network
     unrolled = Unrolled(backend, layer, batch)
     outputs = readout.size(batch.h_0.shape[-1])
     y = backend.empty((*batch.outputs_shape(mode), outputs), layer.W_hh.dtype)
@@ -78,7 +80,7 @@ def run_backward(
     network: Network, unrolled: Unrolled, dy: Array | None, d_last: Array | None, *, input_grad: bool
 ) -> Gradients:
     """Full BPTT from gradients of the outputs and of the last state ``d_last (N, H)``."""
-    backend, _, readout, mode = network
+    backend, _, readout, mode, _ = network
     batch = unrolled.batch
     layer_grads, readout_grads = network.zero_grads()
     direct: DirectPart = nothing_direct
@@ -94,31 +96,37 @@ def run_backward(
     return _gradients(sweep, readout_grads)
 
 
-def run_loss(network: Network, batch: Batch, objective: Objective, targets: Targets) -> tuple[Array, Array]:
+def run_loss(network: Network, batch: Batch, objective: Objective, targets: Targets) -> tuple[Array, State]:
     """Loss and last state; no segment is kept."""
+    arrays = Loan(network.backend, network.workspace)
     head = loss_head(network.mode, objective, *targets, batch, {})
-    unrolled = Unrolled(network.backend, network.layer, batch)
+    unrolled = Unrolled(network.backend, network.layer, batch, arrays)
     for start, stop in segments(0, batch.T, network.segment_length(batch)):
         head.add_loss(start, stop, unrolled.forward(start, stop))
         unrolled.release(start)
-    return head.loss, unrolled.last_state
+    last_state = as_state(network.backend, unrolled.last_state)
+    arrays.end()
+    return head.loss, last_state
 
 
 def run_loss_and_grad(
     network: Network, batch: Batch, objective: Objective, targets: Targets, window: int, *, input_grad: bool
-) -> tuple[Array, Gradients, Array]:
+) -> tuple[Array, Gradients, State]:
     """Loss, gradients and last state; the gradient is cut every ``window`` steps."""
+    arrays = Loan(network.backend, network.workspace)
     layer_grads, readout_grads = network.zero_grads()
     head = loss_head(network.mode, objective, *targets, batch, readout_grads)
-    unrolled = Unrolled(network.backend, network.layer, batch)
-    sweep = BackwardPass(unrolled, layer_grads, head, None, network.empty_dx(batch) if input_grad else None)
+    unrolled = Unrolled(network.backend, network.layer, batch, arrays)
+    sweep = BackwardPass(unrolled, layer_grads, head, None, network.empty_dx(batch) if input_grad else None, arrays)
     for action in truncated(batch.T, window, network.segment_length(batch)):
         if isinstance(action, Forward):
             unrolled.forward(action.start, action.stop)
         else:
             sweep.segment(action.start, action.stop, cut=action.cut)
             unrolled.release(action.start)
-    return head.loss, _gradients(sweep, readout_grads), unrolled.last_state
+    last_state = as_state(network.backend, unrolled.last_state)
+    arrays.end()
+    return head.loss, _gradients(sweep, readout_grads), last_state
 
 
 def _gradients(sweep: BackwardPass, readout_grads: dict[str, Array]) -> Gradients:

@@ -9,7 +9,7 @@ function, each way. Everything else is one product over the whole segment.
 from __future__ import annotations
 
 from .backend import Array, Backend
-from .cells import Elman
+from .cells import AddProduct, Elman
 
 
 def flat(backend: Backend, a: Array, weight_ndim: int) -> Array:
@@ -41,24 +41,24 @@ def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array) -
     rows += b_h[..., None, :]
 
 
-def forward_(backend: Backend, cell: Elman, W_hh: Array, hs: Array) -> None:
+def forward_(backend: Backend, cell: Elman, add_product: AddProduct, hs: Array) -> None:
     """Run a segment forward, in place.
 
     Parameters
     ----------
+    add_product : ``(out, a)``
+        ``out += a @ W_hh^T``, from :meth:`Backend.accumulator`.
     hs : (S+1, ..., N, H)
         Row 0 is the state before the segment. Rows 1.. arrive as ``W_xh x_t + b_h``; each becomes ``h_t``.
-    W_hh : (..., H, H)
     """
     h_before = hs[0, ...]
-    add_product = backend.accumulator(backend.xp.matrix_transpose(W_hh), h_before, hs.shape[0] - 1)
     for t in range(1, hs.shape[0]):
         row = hs[t, ...]
         cell.forward_(backend, add_product, row, h_before)
         h_before = row
 
 
-def backward_(backend: Backend, cell: Elman, W_hh: Array, hs: Array, dhs: Array) -> Array:
+def backward_(backend: Backend, cell: Elman, add_product: AddProduct, hs: Array, dhs: Array, slopes: Array) -> Array:
     """Run a segment backward, in place: (3.1) by the total derivative.
 
     ``dh_t = (direct) + W_hh^T dz_{t+1}`` and ``dz_t = f'(z_t) * dh_t``: the product (3.3) of the Jacobians
@@ -66,20 +66,23 @@ def backward_(backend: Backend, cell: Elman, W_hh: Array, hs: Array, dhs: Array)
 
     Parameters
     ----------
+    add_product : ``(out, a)``
+        ``out += a @ W_hh``, from :meth:`Backend.accumulator`.
     hs : (S+1, ..., N, H)
         The states that :func:`forward_` left.
     dhs : (S, ..., N, H)
         Arrives as the part of ``dh_t`` that does not come through ``h_{t+1}`` inside this segment; each row
         becomes ``dz_t``.
+    slopes : (S, ..., N, H)
+        Room for ``f'(z_t)``; what it holds does not matter.
 
     Returns
     -------
     (..., N, H)
         ``W_hh^T dz_1``: what the segment hands to the state before it.
     """
-    slopes = cell.slopes(backend, hs[1:, ...])
+    cell.slopes_(backend, slopes, hs[1:, ...])
     dh_before = backend.xp.zeros_like(hs[0, ...])
-    add_product = backend.accumulator(W_hh, dh_before, dhs.shape[0])
     dz_after = None
     for t in reversed(range(dhs.shape[0])):
         row = dhs[t, ...]

@@ -34,6 +34,7 @@ from .initializers import INITIALIZERS, initial_parameters
 from .losses import Objective, UserLoss
 from .readout import Readout
 from .state import Gradients, State
+from .workspace import Workspace
 
 
 class RNN:
@@ -132,6 +133,7 @@ class RNN:
         self.readout = readout
         self.dtype = check_dtype(dtype)
         self.backend = resolve(device)
+        self._workspace = Workspace()
 
     # ---- what a network is ----------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ class RNN:
         backend = resolve(device)
         if backend is not self.backend:
             values = {name: self.backend.to_host(value) for name, value in self.params.items()}
-            self.params, self.backend = self._on(backend, values), backend
+            self.params, self.backend, self._workspace = self._on(backend, values), backend, Workspace()
         return self
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
@@ -350,7 +352,7 @@ class RNN:
             value, grads, last_state = passes.run_loss_and_grad(
                 network, batch, objective, targets, window, input_grad=input_grad
             )
-            return value, grads, passes.as_state(self.backend, last_state)
+            return value, grads, last_state
 
     def loss(
         self,
@@ -369,8 +371,7 @@ class RNN:
             batch = self._batch(x, state, lengths, validate, host=True)
             network = self._network(self.params)
             objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
-            value, last_state = passes.run_loss(network, batch, objective, targets)
-            return value, passes.as_state(self.backend, last_state)
+            return passes.run_loss(network, batch, objective, targets)
 
     # ---- what the passes are given --------------------------------------------------------------------
 
@@ -418,7 +419,7 @@ class RNN:
         layer = Layer(CELLS[self.cell], params["l0.W_xh"], params["l0.W_hh"], params["l0.b_h"])
         g = OUTPUT_ACTIVATIONS[self.output]
         readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
-        return passes.Network(self.backend, layer, readout, self.readout)
+        return passes.Network(self.backend, layer, readout, self.readout, self._workspace)
 
     @property
     def _outputs(self) -> int:

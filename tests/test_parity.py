@@ -152,8 +152,9 @@ def test_stacked_weights_run_members_side_by_side(make_backend, dtype):
         hs = backend.empty((S + 1, *h_0.shape), h_0.dtype)
         hs[0, ...] = h_0
         project_(backend, hs[1:, ...], x, W_xh, b_h)
-        forward_(backend, cell, W_hh, hs)
-        dh_0 = backward_(backend, cell, W_hh, hs, dzs)
+        forward_(backend, cell, backend.accumulator(backend.xp.matrix_transpose(W_hh), h_0, S), hs)
+        slopes = backend.empty(dzs.shape, dzs.dtype)
+        dh_0 = backward_(backend, cell, backend.accumulator(W_hh, h_0, S), hs, dzs, slopes)
         sums = [weight_sum(backend, dzs, a, W_hh.ndim) for a in (x, hs[:-1, ...])]
         in_time = [np.moveaxis(backend.to_host(array), 0, -3) for array in (hs, dzs)]
         return in_time + [backend.to_host(array) for array in (dh_0, *sums, bias_sum(backend, dzs, W_hh.ndim))]
