@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from .backend import Array, Backend
 
@@ -31,6 +32,10 @@ class Activation:
     value_: Callable[[Backend, Array], None]
     derivative_: Callable[[Backend, Array, Array], None] | None
     vjp: Callable[[Backend, Array, Array], Array]
+
+    def bound(self, backend: Backend) -> Callable[[Array], None]:
+        """``value_`` on one backend: ``(z)``."""
+        return partial(self.value_, backend)
 
 
 def _elementwise(

@@ -15,7 +15,7 @@ from .backend import Array, Backend
 from .batch import Batch
 from .cells import Elman
 from .padding import Feed
-from .recurrence import backward_, bias_sum, flat, forward_, project_, weight_sum
+from .recurrence import add_to, backward_, bias_sum, flat, forward_, project_, weight_sum
 from .workspace import Loan
 
 #: (start, stop, hs, dhs): writes the direct part of ``dh_t`` (3.1.1) of a segment into ``dhs (S, N, H)``.
@@ -160,9 +160,9 @@ class BackwardPass:
         dzs = dhs
         if backend.xp.isdtype(x.dtype, "integral"):
             x = backend.one_hot(x, layer.W_xh.shape[-1], dzs.dtype)
-        self.grads["W_xh"] += weight_sum(backend, dzs, x)
-        self.grads["W_hh"] += weight_sum(backend, dzs, hs[:-1, ...])
-        self.grads["b_h"] += bias_sum(backend, dzs)
+        add_to(self.grads, "W_xh", weight_sum(backend, dzs, x))
+        add_to(self.grads, "W_hh", weight_sum(backend, dzs, hs[:-1, ...]))
+        add_to(self.grads, "b_h", bias_sum(backend, dzs))
         if self.dx is not None:
             dx = flat(backend, self.dx[start:stop, ...], 2)
             backend.matmul_(dx, flat(backend, dzs, 2), layer.W_xh)  # dx_t = W_xh^T dz_t

@@ -22,10 +22,15 @@ class Elman:
 
     f: Activation
 
-    def forward_(self, backend: Backend, add_product: AddProduct, row: Array, h_before: Array) -> None:
-        """The row arrives as ``W_xh x_t + b_h`` and becomes ``h_t``."""
-        add_product(row, h_before)  # z_t = (W_xh x_t + b_h) + W_hh h_{t-1}
-        self.f.value_(backend, row)  # h_t = f(z_t)
+    def forward_(self, backend: Backend, add_product: AddProduct) -> Callable[[Array, Array], None]:
+        """One step ``(row, h_before)``: the row arrives as ``W_xh x_t + b_h`` and becomes ``h_t``."""
+        f_ = self.f.bound(backend)
+
+        def step_(row: Array, h_before: Array) -> None:
+            add_product(row, h_before)  # z_t = (W_xh x_t + b_h) + W_hh h_{t-1}
+            f_(row)  # h_t = f(z_t)
+
+        return step_
 
     def slopes_(self, backend: Backend, out: Array, h: Array) -> None:
         """``out <- f'(z_t)`` for every step of a segment at once, from its states ``h (S, ..., N, H)``."""

@@ -40,14 +40,6 @@ class Network(NamedTuple):
         bytes_per_step = batch.N * self.layer.W_hh.shape[-1] * itemsize
         return segment_length(batch.T, bytes_per_step, self.backend.segment_bytes)
 
-    def zero_grads(self) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Where the gradients of the layer and of the readout are summed."""
-        zeros = self.backend.xp.zeros_like
-        layer = {name: zeros(getattr(self.layer, name)) for name in ("W_xh", "W_hh", "b_h")}
-        if self.readout.W_hy is None:
-            return layer, {}
-        return layer, {name: zeros(getattr(self.readout, name)) for name in ("W_hy", "b_y")}
-
     def empty_dx(self, batch: Batch) -> Array:
         return self.backend.empty((batch.T, batch.N, self.layer.W_xh.shape[-1]), self.layer.W_hh.dtype)
 
@@ -82,7 +74,8 @@ def run_backward(
     """Full BPTT from gradients of the outputs and of the last state ``d_last (N, H)``."""
     backend, _, readout, mode, _ = network
     batch = unrolled.batch
-    layer_grads, readout_grads = network.zero_grads()
+    layer_grads: dict[str, Array] = {}
+    readout_grads: dict[str, Array] = {}
     direct: DirectPart = nothing_direct
     if dy is not None and mode == "every":
         direct = GivenAtEveryStep(readout, Feed(backend, dy, batch.padding), readout_grads)
@@ -93,7 +86,7 @@ def run_backward(
     for action in full(batch.T, network.segment_length(batch)):
         if isinstance(action, Backward):
             sweep.segment(action.start, action.stop, cut=action.cut)
-    return _gradients(sweep, readout_grads)
+    return _gradients(network, sweep, readout_grads)
 
 
 def run_loss(network: Network, batch: Batch, objective: Objective, targets: Targets) -> tuple[Array, State]:
@@ -114,7 +107,8 @@ def run_loss_and_grad(
 ) -> tuple[Array, Gradients, State]:
     """Loss, gradients and last state; the gradient is cut every ``window`` steps."""
     arrays = Loan(network.backend, network.workspace)
-    layer_grads, readout_grads = network.zero_grads()
+    layer_grads: dict[str, Array] = {}
+    readout_grads: dict[str, Array] = {}
     head = loss_head(network.mode, objective, *targets, batch, readout_grads)
     unrolled = Unrolled(network.backend, network.layer, batch, arrays)
     sweep = BackwardPass(unrolled, layer_grads, head, None, network.empty_dx(batch) if input_grad else None, arrays)
@@ -126,9 +120,14 @@ def run_loss_and_grad(
             unrolled.release(action.start)
     last_state = as_state(network.backend, unrolled.last_state)
     arrays.end()
-    return head.loss, _gradients(sweep, readout_grads), last_state
+    return head.loss, _gradients(network, sweep, readout_grads), last_state
 
 
-def _gradients(sweep: BackwardPass, readout_grads: dict[str, Array]) -> Gradients:
-    params: dict[str, Any] = {f"l0.{name}": grad for name, grad in sweep.grads.items()}
-    return Gradients(params=params | readout_grads, state=as_state(sweep.unrolled.backend, sweep.d_initial), x=sweep.dx)
+def _gradients(network: Network, sweep: BackwardPass, readout_grads: dict[str, Array]) -> Gradients:
+    layer, readout = network.layer, network.readout
+    params: dict[str, Any] = {f"l0.{name}": sweep.grads[name] for name in ("W_xh", "W_hh", "b_h")}
+    if readout.W_hy is not None:  # zero where no output has a gradient
+        for name in ("W_hy", "b_y"):
+            grad = readout_grads.get(name)
+            params[name] = network.backend.xp.zeros_like(getattr(readout, name)) if grad is None else grad
+    return Gradients(params=params, state=as_state(sweep.unrolled.backend, sweep.d_initial), x=sweep.dx)

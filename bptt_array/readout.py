@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .activations import Activation
 from .backend import Array, Backend
-from .recurrence import bias_sum, flat, weight_sum
+from .recurrence import add_to, bias_sum, flat, weight_sum
 
 
 @dataclass(frozen=True)
@@ -46,5 +46,5 @@ class Readout:
             dh[...] = dv
             return
         self.backend.matmul_(flat(self.backend, dh, 2), flat(self.backend, dv, 2), self.W_hy)
-        grads["W_hy"] += weight_sum(self.backend, dv, h)
-        grads["b_y"] += bias_sum(self.backend, dv)
+        add_to(grads, "W_hy", weight_sum(self.backend, dv, h))
+        add_to(grads, "b_y", bias_sum(self.backend, dv))

@@ -52,9 +52,10 @@ def forward_(backend: Backend, cell: Elman, add_product: AddProduct, hs: Array) 
         Row 0 is the state before the segment. Rows 1.. arrive as ``W_xh x_t + b_h``; each becomes ``h_t``.
     """
     h_before = hs[0, ...]
+    step_ = cell.forward_(backend, add_product)
     for t in range(1, hs.shape[0]):
         row = hs[t, ...]
-        cell.forward_(backend, add_product, row, h_before)
+        step_(row, h_before)
         h_before = row
 
 
@@ -108,3 +109,11 @@ def bias_sum(backend: Backend, dz: Array, weight_ndim: int = 2) -> Array:
     rows = flat(backend, dz, weight_ndim)
     ones = backend.ones((1, rows.shape[-2]), rows.dtype)
     return backend.xp.matmul(ones, rows)[..., 0, :]
+
+
+def add_to(sums: dict[str, Array], name: str, part: Array) -> None:
+    """``sums[name] += part``; the first part becomes the sum."""
+    if name in sums:
+        sums[name] += part
+    else:
+        sums[name] = part
