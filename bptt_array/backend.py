@@ -154,6 +154,14 @@ class Backend:
         rows = self.xp.take(table, self.xp.reshape(index, (-1,)), axis=0)
         out[...] = self.xp.reshape(rows, out.shape)
 
+    def fused(self, make: Callable[[Any], Callable[..., None]]) -> Callable[..., None]:
+        """The elementwise function ``make(xp)``, which writes into its arguments, as one kernel where there are any.
+
+        Its arguments are arrays of one shape, then Python floats, on which it must not compute with each other:
+        CuPy would do that in half precision.
+        """
+        return make(self.xp)
+
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         """``result[i..., k] = 1 if index[i...] == k else 0``, shape ``(*index.shape, size)``."""
         return self.xp.astype(index[..., None] == self.arange(size), dtype)
@@ -229,6 +237,7 @@ class CupyBackend(Backend):
 
         self.cupy = cupy
         self._index = index
+        self._fused: dict[Any, Callable[..., None]] = {}
         with self.active():
             super().__init__(array_api_compat.cupy)
             self.gemm = self._find_gemm()
@@ -298,6 +307,11 @@ class CupyBackend(Backend):
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         self.cupy.take(table, index, axis=0, out=out)
+
+    def fused(self, make: Callable[[Any], Callable[..., None]]) -> Callable[..., None]:
+        if make not in self._fused:
+            self._fused[make] = self.cupy.fuse(make(self.xp))
+        return self._fused[make]
 
 
 # ---- from the `device` argument to a Backend ----------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import array_api_compat
@@ -14,9 +15,14 @@ from .losses import FUSED_LOSSES, LOSSES
 from .state import State
 
 
+@cache  # NumPy makes the name anew each time, in microseconds
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    return dtype.name
+
+
 def dtype_name(array: Any) -> str:
     """``"float32"`` for an array of any namespace, in any byte order."""
-    return array.dtype.name if isinstance(array.dtype, np.dtype) else str(array.dtype).rpartition(".")[2]
+    return _numpy_name(array.dtype) if isinstance(array.dtype, np.dtype) else str(array.dtype).rpartition(".")[2]
 
 
 def is_integer(array: Any) -> bool:

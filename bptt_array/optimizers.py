@@ -6,12 +6,12 @@ Parameters and gradients are dictionaries with the same keys, on any device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import array_api_compat
 
-from .backend import DTYPES, Array, backend_of
+from .backend import DTYPES, Array, Backend, backend_of
 from .checks import check_number, check_plain, dtype_name
 from .state import Gradients
 
@@ -99,14 +99,60 @@ class _Optimizer(ABC):
             with backend.active():
                 if name not in self._kept:
                     self._kept[name] = [backend.xp.zeros_like(param) for _ in range(self.slots)]
-                self._update(backend.xp, param, grads[name], *self._kept[name])
+                self._update(backend, param, grads[name], *self._kept[name])
 
     def _begin(self) -> None:  # noqa: B027 (most have nothing to do here)
         """Once per update, before the first parameter."""
 
     @abstractmethod
-    def _update(self, xp: Any, param: Array, grad: Array, *kept: Array) -> None:
+    def _update(self, backend: Backend, param: Array, grad: Array, *kept: Array) -> None:
         """Change one parameter, and what is kept for it, in place."""
+
+
+def _gradient_descent(xp: Any) -> Callable[..., None]:
+    def update(param: Array, grad: Array, lr: float) -> None:
+        param -= lr * grad
+
+    return update
+
+
+def _momentum(xp: Any) -> Callable[..., None]:
+    def update(param: Array, grad: Array, velocity: Array, momentum: float, lr: float) -> None:
+        velocity *= momentum
+        velocity += grad
+        param -= lr * velocity
+
+    return update
+
+
+def _adam(xp: Any) -> Callable[..., None]:
+    def update(
+        param: Array,
+        grad: Array,
+        m: Array,
+        v: Array,
+        beta1: float,
+        one_minus_beta1: float,
+        beta2: float,
+        one_minus_beta2: float,
+        correction: float,
+        eps: float,
+        lr: float,
+    ) -> None:
+        m *= beta1
+        m += one_minus_beta1 * grad
+        squared = grad * grad
+        squared *= one_minus_beta2
+        v *= beta2
+        v += squared
+        step = xp.sqrt(v)
+        step *= correction
+        step += eps
+        step = m / step
+        step *= lr
+        param -= step
+
+    return update
 
 
 class SGD(_Optimizer):
@@ -127,13 +173,11 @@ class SGD(_Optimizer):
         self.momentum = check_number("momentum", momentum, below=1.0)
         self.slots = 1 if self.momentum else 0
 
-    def _update(self, xp: Any, param: Array, grad: Array, *kept: Array) -> None:
+    def _update(self, backend: Backend, param: Array, grad: Array, *kept: Array) -> None:
         if kept:
-            (velocity,) = kept
-            velocity *= self.momentum
-            velocity += grad
-            grad = velocity
-        param -= self.lr * grad
+            backend.fused(_momentum)(param, grad, *kept, self.momentum, self.lr)
+        else:
+            backend.fused(_gradient_descent)(param, grad, self.lr)
 
 
 class Adam(_Optimizer):
@@ -167,21 +211,13 @@ class Adam(_Optimizer):
     def _begin(self) -> None:
         self._t += 1
 
-    def _update(self, xp: Any, param: Array, grad: Array, *kept: Array) -> None:
-        m, v = kept
-        m *= self.beta1
-        m += (1 - self.beta1) * grad
-        squared = grad * grad
-        squared *= 1 - self.beta2
-        v *= self.beta2
-        v += squared
+    def _update(self, backend: Backend, param: Array, grad: Array, *kept: Array) -> None:
         # The two corrections as scalars: lr m_hat / (sqrt(v_hat) + eps) = lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)
-        step = xp.sqrt(v)
-        step *= (1 - self.beta2**self._t) ** -0.5
-        step += max(self.eps, float(xp.finfo(param.dtype).smallest_normal))  # which no dtype takes for 0
-        step = m / step
-        step *= self.lr / (1 - self.beta1**self._t)
-        param -= step
+        lr = self.lr / (1 - self.beta1**self._t)
+        correction = (1 - self.beta2**self._t) ** -0.5
+        eps = max(self.eps, float(backend.xp.finfo(param.dtype).smallest_normal))  # which no dtype takes for 0
+        moments = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
+        backend.fused(_adam)(param, grad, *kept, *moments, correction, eps, lr)
 
 
 def _scaled_norm(grads: Arrays, least: float | None = None) -> tuple[Array, Array]:

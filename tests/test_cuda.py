@@ -61,29 +61,6 @@ def test_a_training_step_copies_the_batch_in_and_never_waits(device, cell, lengt
 
 
 @pytest.mark.parametrize("device", cuda)
-@needs_counters
-def test_the_time_loop_makes_one_product_and_one_launch_a_step_each_way(device):
-    import gpuemu
-
-    rnn = network(device)
-    x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
-
-    def count(steps):
-        call = lambda: rnn.loss_and_grad(x[:steps, ...], target[:steps, ...], "cross_entropy")  # noqa: E731
-        with rnn.backend.active():
-            call()
-            with gpuemu.count() as counted:
-                call()
-        return counted.gemms, counted.launches, counted.h2d + counted.d2h
-
-    few, many = count(4), count(T)
-    more = T - 4
-    assert many[0] - few[0] == 2 * more  # one product with W_hh forward, one backward
-    assert many[1] - few[1] == 2 * more  # f forward, the product with its slope backward
-    assert few[2] == many[2] == 0
-
-
-@pytest.mark.parametrize("device", cuda)
 def test_results_and_parameters_live_on_the_device_that_was_asked_for(device):
     import cupy
 
@@ -182,3 +159,147 @@ def test_the_command_line_trains_samples_and_compares_on_the_device(device, tmp_
 def test_the_parity_command_passes_on_the_device(device, capsys):
     assert cli.main(["parity", "--device", device]) == 0
     assert "TOO LARGE" not in capsys.readouterr().out
+
+
+def on_every_step(call, steps_of, few=4, many=T):
+    """Launches, products, copies and allocations that each further time step adds to ``call(steps)``."""
+    import gpuemu
+
+    found = []
+    for steps in (few, many):
+        for _ in range(3):  # kernels compiled, blocks of this size in the pool
+            call(steps)
+        with gpuemu.count() as counted:
+            call(steps)
+        assert counted.syncs == counted.implicit_syncs == counted.malloc == 0
+        found.append((counted.gemms, counted.launches, counted.h2d + counted.d2h + counted.d2d))
+    return tuple((b - a) / steps_of(many - few) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("device", cuda)
+@needs_counters
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", ["tanh", "relu"])
+def test_each_time_step_is_one_product_and_one_launch_each_way(device, cell, dtype):
+    rnn = network(device, cell=cell, dtype=dtype)
+    x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
+    with rnn.backend.active():
+        forward = lambda steps: rnn(x[:steps, ...])  # noqa: E731
+        both = lambda steps: rnn.loss_and_grad(x[:steps, ...], target[:steps, ...], "cross_entropy")  # noqa: E731
+        assert on_every_step(forward, lambda steps: steps) == (1, 1, 0)
+        assert on_every_step(both, lambda steps: 2 * steps) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("device", cuda)
+@needs_counters
+def test_a_segment_adds_a_constant_number_of_launches(device):
+    import gpuemu
+
+    def launches(segments):
+        rnn = network(device)
+        rnn.backend = type(rnn.backend)(rnn.backend._index)
+        rnn.backend.segment_bytes = T // segments * N * H * 4
+        x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
+        with rnn.backend.active():
+            for _ in range(3):
+                rnn.loss_and_grad(x, target, "cross_entropy")
+            with gpuemu.count() as counted:
+                rnn.loss_and_grad(x, target, "cross_entropy")
+        return counted.launches
+
+    one, two, three, six = (launches(count) for count in (1, 2, 3, 6))
+    assert three - two == two - one
+    assert six - three == 3 * (two - one)
+    assert two - one <= 40
+
+
+@pytest.mark.parametrize("device", cuda)
+@needs_counters
+@pytest.mark.parametrize(
+    "make", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, 0.9), lambda: ba.Adam()], ids=["sgd", "momentum", "adam"]
+)
+def test_an_update_is_one_launch_a_parameter(device, make):
+    import gpuemu
+
+    rnn, optimizer = network(device), make()
+    _, grads, _ = rnn.loss_and_grad(tokens(0), tokens(1), "cross_entropy")
+    for _ in range(2):
+        optimizer.update(rnn.params, grads.params)
+    with gpuemu.count() as counted:
+        optimizer.update(rnn.params, grads.params)
+    assert counted.launches == len(rnn.params)
+    assert counted.syncs == counted.implicit_syncs == counted.h2d == counted.d2h == counted.malloc == 0
+
+
+@pytest.mark.parametrize("device", cuda)
+@needs_counters
+def test_clipping_does_not_wait(device):
+    import gpuemu
+
+    rnn = network(device)
+    _, grads, _ = rnn.loss_and_grad(tokens(0), tokens(1), "cross_entropy")
+    for _ in range(3):
+        clipped = ba.clip_by_global_norm(grads.params, 1e-3)
+    with gpuemu.count() as counted:
+        clipped = ba.clip_by_global_norm(grads.params, 1e-3)
+    assert counted.syncs == counted.implicit_syncs == counted.h2d == counted.d2h == counted.malloc == 0
+    assert float(ba.global_norm(clipped)) == pytest.approx(1e-3, rel=1e-5)
+
+
+@pytest.mark.parametrize("device", cuda)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(5, 4), (1, 1), (300,)], ids=str)
+def test_fused_updates_are_the_portable_ones(device, dtype, shape):
+    rng = np.random.default_rng(0)
+    param, *grads = (rng.standard_normal(shape).astype(dtype) for _ in range(6))
+    backend = ba.backend.resolve(device)
+    for make in (lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, 0.9), lambda: ba.Adam(1e-2, eps=1e-300)):
+        ours, theirs = {"p": param.copy()}, {"p": backend.from_host(param)}
+        here, there = make(), make()
+        for grad in grads:
+            here.update(ours, {"p": grad})
+            there.update(theirs, {"p": backend.from_host(grad)})
+        assert theirs["p"].dtype == param.dtype
+        np.testing.assert_allclose(backend.to_host(theirs["p"]), ours["p"], rtol=20 * np.finfo(dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("device", cuda)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(7, 4, 8), (1, 1, 1), (3, 1, 5), (5, 6, 1)], ids=str)
+def test_the_fallback_without_gemm_gives_the_same_numbers(device, dtype, shape):
+    steps, sequences, hidden = shape
+    fast = ba.backend.CupyBackend(ba.backend.resolve(device)._index)
+    portable = ba.backend.CupyBackend(fast._index)
+    assert fast.gemm is not None
+    portable.gemm = None
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((steps, sequences, 3)).astype(dtype)
+    target = rng.standard_normal((steps, sequences, 2)).astype(dtype)
+    found = []
+    for backend in (fast, portable):
+        rnn = ba.RNN(3, hidden, 2, dtype=dtype, device=backend)
+        loss, grads, state = rnn.loss_and_grad(x, target)
+        found.append([backend.to_host(a) for a in (loss, state.h, grads.state.h, *grads.params.values())])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e3 * np.finfo(dtype).eps, atol=10 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("device", cuda)
+@pytest.mark.parametrize("broken", ["missing module", "missing name", "other arguments", "wrong numbers", "assertion"])
+def test_a_cupy_whose_gemm_changed_is_noticed(device, broken, monkeypatch):
+    import cupy
+
+    def wrong(*args, out, **more):
+        out[...] = 0
+
+    def asserts(*args, **more):
+        raise AssertionError
+
+    if broken == "missing module":
+        monkeypatch.setitem(__import__("sys").modules, "cupy.cublas", None)
+    elif broken == "missing name":
+        monkeypatch.delattr(cupy.cublas, "gemm")
+    else:
+        changed = {"other arguments": lambda a, b: a @ b, "wrong numbers": wrong, "assertion": asserts}[broken]
+        monkeypatch.setattr(cupy.cublas, "gemm", changed)
+    assert ba.backend.CupyBackend(ba.backend.resolve(device)._index).gemm is None
