@@ -51,7 +51,7 @@ def _elementwise(
 
 
 def _relu_derivative_(backend: Backend, out: Array, y: Array) -> None:
-    out[...] = backend.xp.astype(y > 0, y.dtype)
+    backend.positive_(out, y)
 
 
 def _sigmoid_(backend: Backend, z: Array) -> None:

@@ -149,6 +149,10 @@ class Backend:
         """``out <- 1 - y^2``, the derivative of tanh from its value."""
         out[...] = 1 - y * y
 
+    def positive_(self, out: Array, y: Array) -> None:
+        """``out <- [y > 0]``, 1 or 0: the derivative of ReLU from its value."""
+        out[...] = self.xp.astype(y > 0, y.dtype)
+
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         """``out[i..., :] <- table[index[i...], :]``"""
         rows = self.xp.take(table, self.xp.reshape(index, (-1,)), axis=0)
@@ -214,6 +218,9 @@ class NumpyBackend(Backend):
     def one_minus_square_(self, out: Array, y: Array) -> None:
         np.multiply(y, y, out=out)
         np.subtract(1, out, out=out)
+
+    def positive_(self, out: Array, y: Array) -> None:
+        np.greater(y, 0, out=out)
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         # mode="clip" lets take write straight into out; indices were checked when they came in.
@@ -304,6 +311,9 @@ class CupyBackend(Backend):
 
     def one_minus_square_(self, out: Array, y: Array) -> None:
         self._one_minus_square(y, out)
+
+    def positive_(self, out: Array, y: Array) -> None:
+        self.cupy.greater(y, 0, out=out)
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         self.cupy.take(table, index, axis=0, out=out)
