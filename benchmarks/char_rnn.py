@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 
+import measure
 import numpy as np
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -124,17 +125,22 @@ def main():
                 loss = theirs.update(x, target, first, 1 - (begin + k) / arguments.updates)
                 their.add(k, began, loss.detach())
     blas = ", ".join(f"{pool['internal_api']} {pool.get('version') or ''}".strip() for pool in threadpool_info())
-    print(f"{platform.machine()}, {arguments.threads} threads, {blas}")
-    print(f"Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}")
+    lines = [f"{platform.machine()}, {arguments.threads} threads, {blas}"]
+    lines.append(f"Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}")
     T, N, H, V = options.seq_len, options.batch, options.hidden, trainer.rnn.input_size
-    print(f"T={T} N={N} H={H} V={V}, {arguments.updates} updates of each; gradients differ by {worst:.1e} at most")
-    print(f"{'':<12} {'median ms':>10} {'p10':>7} {'p90':>7} {'characters/s':>13} {'last losses':>12}")
+    lines.append(
+        f"T={T} N={N} H={H} V={V}, {arguments.updates} updates of each; gradients differ by {worst:.1e} at most"
+    )
+    lines.append(f"{'':<12} {'median ms':>10} {'p10':>7} {'p90':>7} {'characters/s':>13} {'last losses':>12}")
     for name, side in (("bptt_array", ours), ("torch", their)):
         p10, *_, p90 = statistics.quantiles(side.milliseconds, n=10)
         median = statistics.median(side.milliseconds)
         speed, last = T * N / median * 1e3, np.mean(side.losses[-20:])
-        print(f"{name:<12} {median:10.2f} {p10:7.2f} {p90:7.2f} {speed:13,.0f} {last:12.3f}")
-    print(f"time / torch: {statistics.median(ours.milliseconds) / statistics.median(their.milliseconds):.2f}")
+        lines.append(f"{name:<12} {median:10.2f} {p10:7.2f} {p90:7.2f} {speed:13,.0f} {last:12.3f}")
+    lines.append(f"time / torch: {statistics.median(ours.milliseconds) / statistics.median(their.milliseconds):.2f}")
+    print("\n".join(lines))
+    about = measure.environment(arguments.threads, measure.command(__file__))
+    print(f"wrote {measure.save(f'char_rnn-{options.seq_len}', {'about': about, 'lines': lines})}")
 
 
 if __name__ == "__main__":

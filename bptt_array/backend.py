@@ -175,6 +175,9 @@ class Backend:
 #: order costs about as much as is lost over this many rows of the other factor (measured at H = 64 to 512).
 _ROWS_THAT_PAY_FOR_A_COPY = 128
 
+#: What two passes over an array should take at a time: small enough for a core's own cache.
+_BLOCK_BYTES = 1 << 18
+
 
 class NumpyBackend(Backend):
     """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop."""
@@ -216,8 +219,11 @@ class NumpyBackend(Backend):
         np.maximum(z, 0, out=z)
 
     def one_minus_square_(self, out: Array, y: Array) -> None:
-        np.multiply(y, y, out=out)
-        np.subtract(1, out, out=out)
+        steps = max(1, _BLOCK_BYTES * len(y) // max(1, y.nbytes))  # the second pass finds the block in the cache
+        for k in range(0, len(y), steps):
+            block = out[k : k + steps]
+            np.multiply(y[k : k + steps], y[k : k + steps], out=block)
+            np.subtract(1, block, out=block)
 
     def positive_(self, out: Array, y: Array) -> None:
         np.greater(y, 0, out=out)

@@ -22,7 +22,7 @@ UserLoss = Callable[[Array, Array], tuple[Array, Array]]
 def squared_error(backend: Backend, y: Array, target: Array) -> tuple[Array, Array]:
     """``L_t = 1/2 |y - target|^2`` and ``dL_t/dy = y - target``."""
     dy = y - target
-    return 0.5 * backend.xp.sum(dy * dy, axis=-1), dy
+    return 0.5 * backend.xp.vecdot(dy, dy), dy
 
 
 def cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:

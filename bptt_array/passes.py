@@ -124,7 +124,7 @@ def run_loss_and_grad(
 
 
 def _gradients(network: Network, sweep: BackwardPass, readout_grads: dict[str, Array]) -> Gradients:
-    layer, readout = network.layer, network.readout
+    readout = network.readout
     params: dict[str, Any] = {f"l0.{name}": sweep.grads[name] for name in ("W_xh", "W_hh", "b_h")}
     if readout.W_hy is not None:  # zero where no output has a gradient
         for name in ("W_hy", "b_y"):

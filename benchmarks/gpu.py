@@ -1,0 +1,321 @@
+"""A training step on a CUDA GPU: this library on CuPy against torch.nn.RNN (cuDNN) with autograd.
+
+    python benchmarks/gpu.py [--device cuda] [--tf32] [--quick]
+
+Device time between two events, host time until the call returns (device = host means that launches are the limit),
+microseconds of device time per time step, kernel launches per time step, and what the memory pool grew to. Both
+sides take turns; gradients are compared first. TF32 is off on both sides, or with --tf32 on, and printed.
+Launches are counted by torch's profiler, which sees every kernel of the process (cuBLAS's too), or by the emulated
+CUDA device (kernels and products apart). With --device cpu everything but the CUDA timers runs on the CPU.
+Writes results/gpu.json.
+"""
+
+import argparse
+import importlib.util
+import os
+import time
+from pathlib import Path
+
+import measure
+import peers
+from peers import Problem, Shape
+
+import bptt_array as ba
+
+SHAPES = [
+    Shape(25, 1, 65, 100, 65),
+    Shape(100, 64, 128, 256, 64),
+    Shape(200, 64, 256, 512, 64),
+    Shape(1000, 32, 64, 256, 16),
+    Shape(100, 128, 512, 1024, 64),
+    Shape(100, 512, 512, 2048, 64),
+]
+QUICK = [Shape(12, 4, 5, 16, 3)]
+TF32_OFF, TF32_ON = 1e-3, 3e-2  # how far gradients may differ; TF32 keeps 10 bits
+
+
+class HostClock:
+    """The clock of a device that is the host."""
+
+    def record(self):
+        return time.perf_counter()
+
+    def milliseconds(self, begin, end):
+        return (end - begin) * 1e3
+
+
+class CupyClock:
+    """CUDA events on CuPy's current stream."""
+
+    def __init__(self):
+        import cupy
+
+        self.cuda = cupy.cuda
+
+    def record(self):
+        event = self.cuda.Event()
+        event.record()
+        return event
+
+    def milliseconds(self, begin, end):
+        end.synchronize()
+        return self.cuda.get_elapsed_time(begin, end)
+
+
+class TorchClock:
+    """CUDA events on torch's current stream."""
+
+    def record(self):
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def milliseconds(self, begin, end):
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+
+class Ours:
+    """``bptt_array`` on a device, its data there."""
+
+    name = "bptt_array"
+
+    def __init__(self, problem, device):
+        self.rnn = problem.network.to(device)
+        self.backend = self.rnn.backend
+        self.x, self.target = self.rnn.asarray(problem.x), self.rnn.asarray(problem.target)
+        self.on_cuda = isinstance(self.backend, ba.backend.CupyBackend)
+        with self.backend.active():
+            self.clock = CupyClock() if self.on_cuda else HostClock()
+
+    def run(self):
+        return self.rnn.loss_and_grad(self.x, self.target, "mse")
+
+    def gradients(self):
+        return {name: self.backend.to_host(grad) for name, grad in self.run()[1].params.items()}
+
+    def active(self):
+        return self.backend.active()
+
+    def pool_bytes(self):
+        """What the pool grows to in a step that begins with an empty one; None on the CPU."""
+        if not self.on_cuda:
+            return None
+        pool = self.backend.cupy.get_default_memory_pool()
+        pool.free_all_blocks()
+        before = pool.total_bytes()
+        self.run()
+        return pool.total_bytes() - before
+
+
+class Torch(peers.Torch):
+    """``torch.nn.RNN``, which on CUDA is cuDNN's."""
+
+    name = "torch.nn.RNN"
+
+    def __init__(self, problem, device):
+        super().__init__(problem, device)
+        self.device = device
+        self.clock = TorchClock() if device.startswith("cuda") else HostClock()
+
+    def active(self):
+        return self.torch.cuda.device(self.device) if self.device.startswith("cuda") else ba.Backend.active(None)
+
+    def pool_bytes(self):
+        if not self.device.startswith("cuda"):
+            return None
+        cuda = self.torch.cuda
+        cuda.empty_cache()
+        cuda.reset_peak_memory_stats(self.device)
+        before = cuda.memory_reserved(self.device)
+        self.run()
+        return cuda.max_memory_reserved(self.device) - before
+
+
+def set_tf32(on):
+    """TF32 for products of float32, on or off on both sides. Before anything of theirs has run."""
+    os.environ["CUPY_TF32"] = "1" if on else "0"  # matmul; read when CuPy is imported
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+
+
+def set_cublas_mode(backend, on):
+    """The same for ``cupy.cublas.gemm``, which goes by the mode of the cuBLAS handle."""
+    if isinstance(backend, ba.backend.CupyBackend):
+        cublas = backend.cupy.cuda.cublas
+        with backend.active():
+            mode = 3 if on else 0  # CUBLAS_TF32_TENSOR_OP_MATH, CUBLAS_DEFAULT_MATH
+            cublas.setMathMode(backend.cupy.cuda.Device().cublas_handle, mode)
+
+
+def time_calls(side, seconds, least=3):
+    """Device and host milliseconds of single calls, for about ``seconds``; each waited for before the next."""
+    device, host = [], []
+    clock, began = side.clock, time.perf_counter()
+    while len(device) < least or time.perf_counter() - began < seconds:
+        begin, called = clock.record(), time.perf_counter()
+        side.run()
+        returned, end = time.perf_counter(), clock.record()
+        device.append(clock.milliseconds(begin, end))
+        host.append((returned - called) * 1e3)
+    return device, host
+
+
+def launches(side):
+    """Kernel launches and products of one call, and who counted: ``(kernels, products, counter)``; or Nones."""
+    if not isinstance(side.clock, (CupyClock, TorchClock)):
+        return None, None, None
+    if importlib.util.find_spec("gpuemu"):
+        import gpuemu
+
+        with gpuemu.count() as counted:
+            side.run()
+        return counted.launches, counted.gemms, "emulated device"
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            side.run()
+            side.clock.milliseconds(side.clock.record(), side.clock.record())  # waits for the kernels
+        names = [e.name() for e in profile.profiler.kineto_results.events() if e.device_type().name == "CUDA"]
+        kernels = [name for name in names if not name.startswith(("Memcpy", "Memset"))]
+        return len(kernels), None, "torch profiler, products included"
+    return None, None, None
+
+
+def row(shape, dtype, device, tf32, repetitions, seconds, with_torch):
+    """All figures of one shape."""
+    problem = Problem(shape, dtype)
+    expected = peers.Textbook(problem).gradients()
+    sides = [Ours(problem, device)]
+    set_cublas_mode(sides[0].backend, tf32)
+    if with_torch:
+        sides.append(Torch(problem, device))
+    result = {side.name: {"device": [], "host": []} for side in sides}
+    for side in sides:
+        with side.active():
+            difference = peers.gradient_difference(side.gradients(), expected)
+            if not difference <= (TF32_ON if tf32 else TF32_OFF):
+                raise SystemExit(f"gradients of {side.name} differ by {difference:.1e}: nothing was timed")
+            result[side.name]["gradient_difference"] = difference
+            result[side.name]["pool_bytes"] = side.pool_bytes()
+    for _ in range(repetitions):
+        for side in sides:
+            with side.active():
+                side.run()
+                device_ms, host_ms = time_calls(side, seconds)
+            result[side.name]["device"] += device_ms
+            result[side.name]["host"] += host_ms
+    for side in sides:
+        entry = result[side.name]
+        with side.active():
+            kernels, products, counter = launches(side)
+        entry["device"] = measure.summary([ms / 1e3 for ms in entry["device"]])
+        entry["host"] = measure.summary([ms / 1e3 for ms in entry["host"]])
+        entry["us_per_step"] = entry["device"]["median_ms"] * 1e3 / shape.T
+        entry |= {"launches": kernels, "products": products, "counter": counter}
+        result[side.name] = entry
+    return {"shape": list(shape), "peers": result}
+
+
+def tables(result):
+    """The result as Markdown."""
+    head = ["(T, N, I, H, O)", "", "device ms (p10-p90)", "host ms", "us / time step", "launches / step", "pool MiB"]
+    rows, ratios = [], []
+    for entry in result["rows"]:
+        shape = Shape(*entry["shape"])
+        for name, found in entry["peers"].items():
+            count, pool = found["launches"], found["pool_bytes"]
+            rows.append([
+                str(shape),
+                name,
+                "{median_ms:.3f} ({p10_ms:.3f}-{p90_ms:.3f})".format(**found["device"]),
+                f"{found['host']['median_ms']:.3f}",
+                f"{found['us_per_step']:.2f}",
+                "not counted" if count is None else f"{count / shape.T:.1f}",
+                "" if pool is None else f"{pool / 2**20:.1f}",
+            ])  # fmt: skip
+        if "torch.nn.RNN" in entry["peers"]:
+            ours, theirs = (entry["peers"][name]["device"]["median_ms"] for name in ("bptt_array", "torch.nn.RNN"))
+            ratios.append(f"- {shape}: our time / torch's {ours / theirs:.2f}")
+    counters = {found["counter"] for entry in result["rows"] for found in entry["peers"].values()} - {None}
+    notes = [f"TF32 {'on' if result['tf32'] else 'off'} on both sides; {result['dtype']}; device {result['gpu']}."]
+    if counters:
+        notes.append(f"Launches of the whole step, over T; counted by: {', '.join(sorted(counters))}.")
+    return [*measure.table(head, rows), "", *ratios, *([""] if ratios else []), *notes]
+
+
+def gpu_description(device):
+    """Name, memory, driver and CUDA versions of the device."""
+    backend = ba.backend.resolve(device)
+    if not isinstance(backend, ba.backend.CupyBackend):
+        return "cpu (no GPU: CUDA timers not used)"
+    runtime = backend.cupy.cuda.runtime
+    index = int(backend.name.partition(":")[2])
+    return (
+        f"{ba.backend.cuda_description(index)}, CUDA driver {runtime.driverGetVersion()}, "
+        f"runtime {runtime.runtimeGetVersion()}, CuPy {backend.cupy.__version__}"
+    )
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the script (default: cuda)")
+    parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on both sides")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of timed calls per turn (default: 0.3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of CPU libraries, with --device cpu")
+    parser.add_argument("--quick", action="store_true", help="one small shape, few turns, for a first look")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for results/")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.repetitions, arguments.seconds = 2, 0.01
+    set_tf32(arguments.tf32)
+    try:
+        ba.backend.resolve(arguments.device)
+    except ValueError as error:
+        parser.error(f"{error}; --device cpu tries everything but the CUDA timers")
+    with_torch = importlib.util.find_spec("torch") is not None
+    if with_torch and arguments.device.startswith("cuda"):
+        import torch
+
+        with_torch = torch.cuda.is_available()
+    with measure.threads(arguments.threads):
+        rows = []
+        for shape in QUICK if arguments.quick else SHAPES:
+            print(f"{shape} ...", flush=True)
+            rows.append(
+                row(
+                    shape,
+                    arguments.dtype,
+                    arguments.device,
+                    arguments.tf32,
+                    arguments.repetitions,
+                    arguments.seconds,
+                    with_torch,
+                )
+            )
+        about = measure.environment(arguments.threads, measure.command(__file__))
+    if with_torch and arguments.device.startswith("cuda"):
+        about["versions"]["cudnn"] = str(torch.backends.cudnn.version())
+    result = {
+        "about": about,
+        "gpu": gpu_description(arguments.device),
+        "tf32": arguments.tf32,
+        "dtype": arguments.dtype,
+        "rows": rows,
+    }
+    print("\n".join([*measure.describe(about), "", *tables(result)]))
+    if not with_torch:
+        print("torch with CUDA is not installed: not compared.")
+    print(f"wrote {measure.save('gpu', result, arguments.out / 'results')}")
+    return result
+
+
+if __name__ == "__main__":
+    main()
