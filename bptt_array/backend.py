@@ -197,6 +197,17 @@ class NumpyBackend(Backend):
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         return np.array(array)
 
+    # NumPy's own are microseconds faster than those of the compatibility layer: much, where a step is short.
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return np.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return np.zeros(shape, dtype)
+
+    def ones(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return np.ones(shape, dtype)
+
     def matmul_(self, out: Array, a: Array, b: Array) -> None:
         np.matmul(a, b, out=out)
 
@@ -204,7 +215,8 @@ class NumpyBackend(Backend):
         if steps * like.shape[-2] >= _ROWS_THAT_PAY_FOR_A_COPY:
             W = np.ascontiguousarray(W)
         product = np.empty(like.shape, like.dtype)
-        matmul, add = np.matmul, np.add
+        matmul = np.dot if W.ndim == 2 else np.matmul  # the same product, with half a microsecond less around it
+        add = np.add
 
         def add_product(out: Array, a: Array) -> None:
             matmul(a, W, out=product)

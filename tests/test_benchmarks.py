@@ -50,14 +50,18 @@ def test_products_alone_are_the_products_of_a_training_step(monkeypatch):
     problem = Problem(Shape(7, 2, 3, 5, 4))
     problem.network.backend = type(problem.network.backend)()
     problem.network.backend.segment_bytes = 3 * 2 * 5 * 4
-    limit, shapes, matmul = peers.Products(problem), [], np.matmul
+    limit, shapes = peers.Products(problem), []
 
-    def noted(a, b, *args, **kwargs):
-        shapes.append((a.shape, b.shape))
-        return matmul(a, b, *args, **kwargs)
+    def noted(function):
+        def call(a, b, *args, **kwargs):
+            shapes.append((a.shape, b.shape))
+            return function(a, b, *args, **kwargs)
 
-    monkeypatch.setattr(np, "matmul", noted)
-    monkeypatch.setattr(problem.network.backend.xp, "matmul", noted)
+        return call
+
+    monkeypatch.setattr(problem.network.backend.xp, "matmul", noted(np.matmul))
+    monkeypatch.setattr(np, "matmul", noted(np.matmul))
+    monkeypatch.setattr(np, "dot", noted(np.dot))
     limit.run()
     theirs, shapes[:] = sorted(shapes), []
     problem.network.loss_and_grad(problem.x, problem.target)
