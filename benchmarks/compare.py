@@ -131,7 +131,7 @@ def parse(argv=None):
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--shape", type=int, nargs=5, action="append", metavar=("T", "N", "I", "H", "O"))
     parser.add_argument("--peers", nargs="+", default=peers.installed(), metavar="NAME", choices=list(peers.PEERS))
-    parser.add_argument("--repetitions", type=int, default=9, help="turns of every peer (default: 9)")
+    parser.add_argument("--repetitions", type=int, default=7, help="turns of every peer (default: 7)")
     parser.add_argument("--seconds", type=float, default=0.25, help="of timed calls per turn (default: 0.25)")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--quick", action="store_true", help="two small shapes, few turns, for a first look")

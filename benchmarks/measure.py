@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -163,7 +164,7 @@ def environment(count, command):
 
 def command(script):
     """This call, as one would type it in the project's folder."""
-    return " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
 
 
 def describe(about):

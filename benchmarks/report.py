@@ -9,6 +9,7 @@ are written anew from the files that are there. What has no file yet says so.
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,16 @@ def char_rnn_lines(result):
     return ["```", *result["lines"], "```"]
 
 
+#: The peers of the float64 table: those that come near.
+NEAREST = ["torch.nn.RNN", "JAX scan, jit", "textbook NumPy"]
+
 #: Name of the file in results/, the call that makes it, what makes lines of it.
 REPORTS = {
     "compare-float32": (["compare.py"], compare.tables),
-    "compare-float64": (["compare.py", "--dtype", "float64", "--repetitions", "5", "--no-memory"], compare.tables),
+    "compare-float64": (
+        ["compare.py", "--dtype", "float64", "--repetitions", "5", "--no-memory", "--peers", *NEAREST],
+        compare.tables,
+    ),
     "scaling": (["scaling.py"], scaling.tables),
     "char_rnn-32": (["char_rnn.py"], char_rnn_lines),
     "char_rnn-64": (["char_rnn.py", "--seq-len", "64", "--updates", "400"], char_rnn_lines),
@@ -40,7 +47,7 @@ def section(name, results):
     """The lines that belong between the comments of ``name``."""
     path = results / f"{name}.json"
     if not path.exists():
-        return [f"No figure exists yet: `python benchmarks/{' '.join(REPORTS[name][0])}` has not been run."]
+        return [f"No figure exists yet: `python benchmarks/{shlex.join(REPORTS[name][0])}` has not been run."]
     result = json.loads(path.read_text(encoding="utf-8"))
     about = [f"{line}  " for line in measure.describe(result["about"])]
     return [*about, "", *REPORTS[name][1](result)]

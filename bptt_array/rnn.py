@@ -42,6 +42,9 @@ class RNN:
 
     ``h_t = f(W_xh x_t + W_hh h_{t-1} + b_h)`` (1.1) and ``y_t = g(W_hy h_t + b_y)`` (1.2).
 
+    On NumPy a network keeps the arrays for the hidden states of its last :meth:`loss_and_grad` or :meth:`loss`
+    for the next one, which is faster; they go with the network. One network may be used by several threads.
+
     Parameters
     ----------
     input_size : int

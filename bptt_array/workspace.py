@@ -47,6 +47,7 @@ class Loan:
                 if array.shape == shape and array.dtype == dtype:
                     self._used.append(free.pop(k))
                     return array
+        self._left.clear()  # of other shapes: old and new together would be a higher peak
         array = self.backend.empty(shape, dtype)
         self._used.append(array)
         return array
