@@ -60,6 +60,7 @@ class Backend:
         probe = xp.zeros(1) if device is None else xp.zeros(1, device=device)
         self.xp = array_api_compat.array_namespace(probe)
         self.device = array_api_compat.device(probe)
+        self._zeros: dict[str, Array] = {}
         if not array_api_compat.is_writeable_array(probe):
             raise TypeError(
                 f"xp={self.xp.__name__} has arrays that cannot be written in place, which the time loop needs; "
@@ -143,7 +144,13 @@ class Backend:
 
     def relu_(self, z: Array) -> None:
         """``z <- max(z, 0)``"""
-        z[...] = self.xp.clip(z, min=0)
+        z[...] = self.xp.maximum(z, self._zero(z.dtype))
+
+    def _zero(self, dtype: Any) -> Array:
+        """A 0-d zero, made once."""
+        if str(dtype) not in self._zeros:
+            self._zeros[str(dtype)] = self.zeros((), dtype)
+        return self._zeros[str(dtype)]
 
     def one_minus_square_(self, out: Array, y: Array) -> None:
         """``out <- 1 - y^2``, the derivative of tanh from its value."""
