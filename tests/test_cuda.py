@@ -1,5 +1,6 @@
 """CuPy on a CUDA device, or on the emulated one, which counts every launch, copy and synchronisation."""
 
+import gc
 import importlib.util
 
 import numpy as np
@@ -26,6 +27,25 @@ def tokens(seed=0):
     return np.random.default_rng(seed).integers(0, V, (T, N))
 
 
+@pytest.fixture
+def pool():
+    """A memory pool of this test's own, so that what it asks of the device depends on this test alone.
+
+    Which blocks of the default pool are free, and in what pieces, depends on every array made before, and on
+    when the garbage collector let go of the last of them: a block of a size served so far may be missing later.
+    """
+    import cupy
+
+    own = cupy.cuda.MemoryPool()
+    gc.collect()
+    gc.disable()
+    try:
+        with cupy.cuda.using_allocator(own.malloc):
+            yield own
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
 @pytest.mark.parametrize(
@@ -33,7 +53,7 @@ def tokens(seed=0):
 )
 @pytest.mark.parametrize("lengths", [None, [12, 0, 5, 7]], ids=["full", "lengths"])
 @pytest.mark.parametrize("cell", ["tanh", "relu"])
-def test_a_training_step_copies_the_batch_in_and_never_waits(device, cell, lengths, make_optimizer):
+def test_a_training_step_copies_the_batch_in_and_never_waits(device, cell, lengths, make_optimizer, pool):
     import gpuemu
 
     rnn = network(device, cell=cell)
@@ -46,10 +66,13 @@ def test_a_training_step_copies_the_batch_in_and_never_waits(device, cell, lengt
         return state
 
     state = None
-    for _ in range(5):  # until kernels are compiled and the pool has blocks of every size
+    for _ in range(20):  # until kernels are compiled and the pool has blocks of every size
         state = step(state)
+    gc.collect()  # what compiling left behind
+    with rnn.backend.active():
+        in_use = pool.used_bytes()
     with gpuemu.count() as counted:
-        step(state)
+        state = step(state)
     assert counted.syncs == 0
     assert counted.implicit_syncs == 0
     assert counted.d2h == 0
@@ -57,7 +80,10 @@ def test_a_training_step_copies_the_batch_in_and_never_waits(device, cell, lengt
     segments = 3  # of 5 steps at most
     assert counted.h2d == 2 * segments + (lengths is not None)
     assert counted.h2d_bytes == (2 * T * N + (N if lengths else 0)) * 8
-    assert counted.malloc == 0  # the pool serves everything: nothing grows from step to step
+    assert counted.malloc == 0  # the pool serves everything
+    with rnn.backend.active():
+        assert pool.used_bytes() == in_use  # nothing grows from step to step,
+    assert gc.collect() == 0  # and nothing waits for the garbage collector
 
 
 @pytest.mark.parametrize("device", cuda)
@@ -167,7 +193,7 @@ def on_every_step(call, steps_of, few=4, many=T):
 
     found = []
     for steps in (few, many):
-        for _ in range(3):  # kernels compiled, blocks of this size in the pool
+        for _ in range(10):  # kernels compiled, blocks of this size in the pool
             call(steps)
         with gpuemu.count() as counted:
             call(steps)
@@ -180,7 +206,7 @@ def on_every_step(call, steps_of, few=4, many=T):
 @needs_counters
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", ["tanh", "relu"])
-def test_each_time_step_is_one_product_and_one_launch_each_way(device, cell, dtype):
+def test_each_time_step_is_one_product_and_one_launch_each_way(device, cell, dtype, pool):
     rnn = network(device, cell=cell, dtype=dtype)
     x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
     with rnn.backend.active():
@@ -192,7 +218,7 @@ def test_each_time_step_is_one_product_and_one_launch_each_way(device, cell, dty
 
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
-def test_a_segment_adds_a_constant_number_of_launches(device):
+def test_a_segment_adds_a_constant_number_of_launches(device, pool):
     import gpuemu
 
     def launches(segments):
@@ -218,7 +244,7 @@ def test_a_segment_adds_a_constant_number_of_launches(device):
 @pytest.mark.parametrize(
     "make", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, 0.9), lambda: ba.Adam()], ids=["sgd", "momentum", "adam"]
 )
-def test_an_update_is_one_launch_a_parameter(device, make):
+def test_an_update_is_one_launch_a_parameter(device, make, pool):
     import gpuemu
 
     rnn, optimizer = network(device), make()
@@ -233,7 +259,7 @@ def test_an_update_is_one_launch_a_parameter(device, make):
 
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
-def test_clipping_does_not_wait(device):
+def test_clipping_does_not_wait(device, pool):
     import gpuemu
 
     rnn = network(device)
