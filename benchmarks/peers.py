@@ -106,12 +106,12 @@ class Products:
 
     def run(self):
         N, x, h, z, v, ones = self.N, self.x, self.h, self.z, self.v, self.ones
-        matmul, dot, W_hh, W_hh_T = np.matmul, np.dot, self.W_hh, self.W_hh_T  # dot: as in our time loop
+        matmul, W_hh, W_hh_T = np.matmul, self.W_hh, self.W_hh_T
         for S in self.segments:
             rows = S * N
             matmul(x[:rows], self.W_xh_T, out=z[:rows])
             for i in range(0, rows, N):
-                dot(h[i : i + N], W_hh_T, out=z[i : i + N])
+                h[i : i + N].dot(W_hh_T, z[i : i + N])  # as in our time loop
         for S in self.segments:
             rows = S * N
             matmul(h[:rows], self.W_hy_T, out=v[:rows])
@@ -119,7 +119,7 @@ class Products:
             matmul(v[:rows].T, h[:rows], out=self.dW_hy)
             matmul(ones[:, :rows], v[:rows], out=self.db_y)
             for i in range(0, rows, N):
-                dot(h[i : i + N], W_hh, out=z[i : i + N])
+                h[i : i + N].dot(W_hh, z[i : i + N])
             matmul(z[:rows].T, x[:rows], out=self.dW_xh)
             matmul(z[:rows].T, h[:rows], out=self.dW_hh)
             matmul(ones[:, :rows], z[:rows], out=self.db_h)

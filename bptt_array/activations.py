@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 from .backend import Array, Backend
 
@@ -20,8 +21,8 @@ class Activation:
 
     Attributes
     ----------
-    value_ : ``(backend, z)``
-        In place: z becomes f(z).
+    bound : ``(backend) -> (z)``
+        f on one backend, in place: z becomes f(z). What a time loop calls.
     derivative_ : ``(backend, out, y)``
         Elementwise, ``out <- f'(z)`` from ``y = f(z)``. ``None`` for softmax, whose Jacobian is no diagonal.
     vjp : ``(backend, y, dy) -> dz``
@@ -29,17 +30,23 @@ class Activation:
     """
 
     name: str
-    value_: Callable[[Backend, Array], None]
+    bound: Callable[[Backend], Callable[[Array], None]]
     derivative_: Callable[[Backend, Array, Array], None] | None
     vjp: Callable[[Backend, Array, Array], Array]
 
-    def bound(self, backend: Backend) -> Callable[[Array], None]:
-        """``value_`` on one backend: ``(z)``."""
-        return partial(self.value_, backend)
+    def value_(self, backend: Backend, z: Array) -> None:
+        """In place: z becomes f(z)."""
+        self.bound(backend)(z)
+
+
+def _of(function: Callable[[Backend, Array], None]) -> Callable[[Backend], Callable[[Array], None]]:
+    return lambda backend: partial(function, backend)
 
 
 def _elementwise(
-    name: str, value_: Callable[[Backend, Array], None], derivative_: Callable[[Backend, Array, Array], None]
+    name: str,
+    bound: Callable[[Backend], Callable[[Array], None]],
+    derivative_: Callable[[Backend, Array, Array], None],
 ) -> Activation:
     def vjp(backend: Backend, y: Array, dy: Array) -> Array:
         dz = backend.xp.empty_like(y)
@@ -47,11 +54,7 @@ def _elementwise(
         dz *= dy
         return dz
 
-    return Activation(name, value_, derivative_, vjp)
-
-
-def _relu_derivative_(backend: Backend, out: Array, y: Array) -> None:
-    backend.positive_(out, y)
+    return Activation(name, bound, derivative_, vjp)
 
 
 def _sigmoid_(backend: Backend, z: Array) -> None:
@@ -87,13 +90,11 @@ def _identity_derivative_(backend: Backend, out: Array, y: Array) -> None:
     out[...] = 1
 
 
-tanh = _elementwise(
-    "tanh", lambda backend, z: backend.tanh_(z), lambda backend, out, y: backend.one_minus_square_(out, y)
-)
-relu = _elementwise("relu", lambda backend, z: backend.relu_(z), _relu_derivative_)
-sigmoid = _elementwise("sigmoid", _sigmoid_, _sigmoid_derivative_)
-softmax = Activation("softmax", _softmax_, None, _softmax_vjp)
-identity = Activation("identity", _identity_, _identity_derivative_, lambda backend, y, dy: dy)
+tanh = _elementwise("tanh", attrgetter("tanh_"), lambda backend, out, y: backend.one_minus_square_(out, y))
+relu = _elementwise("relu", attrgetter("relu_"), lambda backend, out, y: backend.positive_(out, y))
+sigmoid = _elementwise("sigmoid", _of(_sigmoid_), _sigmoid_derivative_)
+softmax = Activation("softmax", _of(_softmax_), None, _softmax_vjp)
+identity = Activation("identity", _of(_identity_), _identity_derivative_, lambda backend, y, dy: dy)
 
 #: f of (1.1)
 CELL_ACTIVATIONS = {f.name: f for f in (tanh, relu)}

@@ -222,17 +222,20 @@ class NumpyBackend(Backend):
         if steps * like.shape[-2] >= _ROWS_THAT_PAY_FOR_A_COPY:
             W = np.ascontiguousarray(W)
         product = np.empty(like.shape, like.dtype)
-        matmul = np.dot if W.ndim == 2 else np.matmul  # the same product, with half a microsecond less around it
-        add = np.add
+        matmul, add = np.matmul, np.add
 
         def add_product(out: Array, a: Array) -> None:
-            matmul(a, W, out=product)
-            add(out, product, out=out)
+            a.dot(W, product)  # np.matmul with half a microsecond less around it: much, where a step is short
+            add(out, product, out)
 
-        return add_product
+        def add_stacked_product(out: Array, a: Array) -> None:
+            matmul(a, W, product)
+            add(out, product, out)
+
+        return add_product if W.ndim == 2 else add_stacked_product
 
     def tanh_(self, z: Array) -> None:
-        np.tanh(z, out=z)
+        np.tanh(z, z)
 
     def relu_(self, z: Array) -> None:
         np.maximum(z, 0, out=z)

@@ -51,8 +51,7 @@ class Unrolled:
         self._x = Feed(backend, batch.x, batch.padding)
         self._kept: dict[int, tuple[Array, Array]] = {}
         self._table: Array | None = None  # (I, H): W_xh x + b_h for every token x
-        W_T = backend.xp.matrix_transpose(layer.W_hh)
-        self._add_product = backend.accumulator(W_T, batch.h_0, batch.T)  # W_hh h_{t-1}
+        self._add_product = backend.accumulator(layer.W_hh.mT, batch.h_0, batch.T)  # W_hh h_{t-1}
 
     def forward(self, start: int, stop: int) -> Array:
         """Run the next segment; returns (and keeps) its states ``hs (S+1, N, H)``."""
@@ -60,7 +59,7 @@ class Unrolled:
         x = self._x(start, stop)
         hs = self.arrays.empty((stop - start + 1, *self._state.shape), layer.W_hh.dtype)
         hs[0, ...] = self._state
-        if backend.xp.isdtype(x.dtype, "integral"):
+        if self._x.integral:
             self._look_up(hs[1:, ...], x)
         else:
             project_(backend, hs[1:, ...], x, layer.W_xh, layer.b_h)
@@ -70,18 +69,23 @@ class Unrolled:
         self._kept[start] = hs, x
         return hs
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether inputs are tokens ``(S, N)``."""
+        return self._x.integral
+
     def _look_up(self, rows: Array, x: Array) -> None:
         """``rows[t] <- W_xh x_t + b_h`` for tokens ``x (S, N)``: columns of W_xh, without a one-hot array."""
         backend, layer = self.backend, self.layer
         H, I = layer.W_xh.shape  # noqa: E741
         if self.batch.T * self.batch.N < I:  # fewer tokens than columns: fetch those
             columns = backend.xp.take(layer.W_xh, backend.xp.reshape(x, (-1,)), axis=1)
-            rows[...] = backend.xp.reshape(backend.xp.matrix_transpose(columns), rows.shape)
+            rows[...] = backend.xp.reshape(columns.mT, rows.shape)
             rows += layer.b_h
             return
         if self._table is None:
             self._table = backend.empty((I, H), rows.dtype)  # each row in one piece
-            self._table[...] = backend.xp.matrix_transpose(layer.W_xh)
+            self._table[...] = layer.W_xh.mT
             self._table += layer.b_h
         backend.take_rows_(rows, self._table, x)
 
@@ -157,15 +161,15 @@ class BackwardPass:
         if self._carried is not None and not cut:
             dhs[stop - start - 1, ...] += self._carried
         self._carried = backward_(backend, layer.cell, self._add_product, hs, dhs, slopes)
-        dzs = dhs
-        if backend.xp.isdtype(x.dtype, "integral"):
-            x = backend.one_hot(x, layer.W_xh.shape[-1], dzs.dtype)
-        add_to(self.grads, "W_xh", weight_sum(backend, dzs, x))
-        add_to(self.grads, "W_hh", weight_sum(backend, dzs, hs[:-1, ...]))
-        add_to(self.grads, "b_h", bias_sum(backend, dzs))
+        dz = flat(backend, dhs, 2)
+        if self.unrolled.takes_tokens:
+            x = backend.one_hot(x, layer.W_xh.shape[-1], dz.dtype)
+        add_to(self.grads, "W_xh", weight_sum(backend, dz, flat(backend, x, 2)))
+        add_to(self.grads, "W_hh", weight_sum(backend, dz, flat(backend, hs[:-1, ...], 2)))
+        add_to(self.grads, "b_h", bias_sum(backend, dz))
         if self.dx is not None:
             dx = flat(backend, self.dx[start:stop, ...], 2)
-            backend.matmul_(dx, flat(backend, dzs, 2), layer.W_xh)  # dx_t = W_xh^T dz_t
+            backend.matmul_(dx, dz, layer.W_xh)  # dx_t = W_xh^T dz_t
         if start == 0:
             self.d_initial = self._initial_gradient(self._carried)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Backend
+from .checks import is_integer
 
 
 class Padding:
@@ -96,11 +97,12 @@ class Feed:
         self.backend = backend
         self.array = array
         self.padding = padding
+        self.integral = is_integer(array)
 
     def __call__(self, start: int, stop: int) -> Array:
         part = self.array[start:stop, ...]
         if not self.backend.owns(part):
             part = self.backend.from_host(part)
-        if self.backend.xp.isdtype(part.dtype, "integral"):
+        if self.integral:
             part = self.backend.xp.astype(part, self.backend.xp.int64, copy=False)
         return part if self.padding is None else self.padding.zeroed(part, start, stop)

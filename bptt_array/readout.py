@@ -30,7 +30,7 @@ class Readout:
         xp = self.backend.xp
         if self.W_hy is None:
             return xp.asarray(h, copy=True)
-        v = xp.matmul(flat(self.backend, h, 2), xp.matrix_transpose(self.W_hy))
+        v = xp.matmul(flat(self.backend, h, 2), self.W_hy.mT)
         v += self.b_y
         return xp.reshape(v, (*h.shape[:-1], v.shape[-1]))
 
@@ -45,6 +45,8 @@ class Readout:
         if self.W_hy is None:
             dh[...] = dv
             return
-        self.backend.matmul_(flat(self.backend, dh, 2), flat(self.backend, dv, 2), self.W_hy)
-        add_to(grads, "W_hy", weight_sum(self.backend, dv, h))
-        add_to(grads, "b_y", bias_sum(self.backend, dv))
+        backend = self.backend
+        dv = flat(backend, dv, 2)
+        backend.matmul_(flat(backend, dh, 2), dv, self.W_hy)
+        add_to(grads, "W_hy", weight_sum(backend, dv, flat(backend, h, 2)))
+        add_to(grads, "b_y", bias_sum(backend, dv))

@@ -33,11 +33,10 @@ def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array) -
         Rows 1.. of the states buffer.
     x : (S, ..., N, I)
     """
-    W_T = backend.xp.matrix_transpose(W_xh)
     if W_xh.ndim == 2:
-        backend.matmul_(flat(backend, rows, 2), flat(backend, x, 2), W_T)
+        backend.matmul_(flat(backend, rows, 2), flat(backend, x, 2), W_xh.mT)
     else:
-        backend.matmul_(rows, x, W_T)
+        backend.matmul_(rows, x, W_xh.mT)
     rows += b_h[..., None, :]
 
 
@@ -95,20 +94,20 @@ def backward_(backend: Backend, cell: Elman, add_product: AddProduct, hs: Array,
     return dh_before
 
 
-def weight_sum(backend: Backend, dz: Array, a: Array, weight_ndim: int = 2) -> Array:
-    """§3.2, §3.3: ``sum_t dz_t a_t^T``, ``(..., H, K)``, over the segment and its sequences in one product.
+def weight_sum(backend: Backend, dz: Array, a: Array) -> Array:
+    """§3.2, §3.3: ``sum_t dz_t a_t^T``, ``(..., H, K)``, over a segment and its sequences in one product.
 
-    ``a`` is ``x (S, ..., N, I)`` for ``dW_xh`` and the states *before* each step, ``hs[:-1]``, for ``dW_hh``.
+    Both are rows as :func:`flat` makes them; ``a`` is ``x`` for ``dW_xh`` and the states *before* each step,
+    ``hs[:-1]``, for ``dW_hh``.
     """
-    xp = backend.xp
-    return xp.matmul(xp.matrix_transpose(flat(backend, dz, weight_ndim)), flat(backend, a, weight_ndim))
+    product: Array = backend.xp.matmul(dz.mT, a)
+    return product
 
 
-def bias_sum(backend: Backend, dz: Array, weight_ndim: int = 2) -> Array:
-    """§3.4: ``sum_t dz_t``, ``(..., H)``, as a product with ones (faster than a sum over leading axes)."""
-    rows = flat(backend, dz, weight_ndim)
-    ones = backend.ones((1, rows.shape[-2]), rows.dtype)
-    return backend.xp.matmul(ones, rows)[..., 0, :]
+def bias_sum(backend: Backend, dz: Array) -> Array:
+    """§3.4: ``sum_t dz_t``, ``(..., H)``, of rows: a product with ones (faster than a sum over leading axes)."""
+    ones = backend.ones((1, dz.shape[-2]), dz.dtype)
+    return backend.xp.matmul(ones, dz)[..., 0, :]
 
 
 def add_to(sums: dict[str, Array], name: str, part: Array) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
-from bptt_array.recurrence import backward_, bias_sum, forward_, project_, weight_sum
+from bptt_array.recurrence import backward_, bias_sum, flat, forward_, project_, weight_sum
 
 #: Each option once, to keep the slow backends bearable.
 CHOSEN = [
@@ -152,12 +152,13 @@ def test_stacked_weights_run_members_side_by_side(make_backend, dtype):
         hs = backend.empty((S + 1, *h_0.shape), h_0.dtype)
         hs[0, ...] = h_0
         project_(backend, hs[1:, ...], x, W_xh, b_h)
-        forward_(backend, cell, backend.accumulator(backend.xp.matrix_transpose(W_hh), h_0, S), hs)
+        forward_(backend, cell, backend.accumulator(W_hh.mT, h_0, S), hs)
         slopes = backend.empty(dzs.shape, dzs.dtype)
         dh_0 = backward_(backend, cell, backend.accumulator(W_hh, h_0, S), hs, dzs, slopes)
-        sums = [weight_sum(backend, dzs, a, W_hh.ndim) for a in (x, hs[:-1, ...])]
+        dz = flat(backend, dzs, W_hh.ndim)
+        sums = [weight_sum(backend, dz, flat(backend, a, W_hh.ndim)) for a in (x, hs[:-1, ...])]
         in_time = [np.moveaxis(backend.to_host(array), 0, -3) for array in (hs, dzs)]
-        return in_time + [backend.to_host(array) for array in (dh_0, *sums, bias_sum(backend, dzs, W_hh.ndim))]
+        return in_time + [backend.to_host(array) for array in (dh_0, *sums, bias_sum(backend, dz))]
 
     shapes = [(S, *lead, N, I), (*lead, H, I), (*lead, H, H), (*lead, H), (*lead, N, H), (S, *lead, N, H)]
     arrays = [rng.standard_normal(shape).astype(dtype) / H**0.5 for shape in shapes]
