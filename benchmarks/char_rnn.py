@@ -1,22 +1,19 @@
 """The default training run against torch.nn.RNN with autograd: time per update, and training losses.
 
-    python benchmarks/char_rnn.py [FILE ...] [--updates 600] [--threads 2]
+    python benchmarks/char_rnn.py [FILE ...] [--updates 600] [--seq-len 32] [--threads 2] [--quick]
 
 Both learn the same streams of the same text from the same initial weights with the same optimizer settings, in
 one process with the same number of threads, 20 updates of one and 20 of the other in turn. Of each 20 the first 5
 are not timed: the other's idle threads still spin then. Before anything is timed, the gradients of both are
-compared. Needs torch and threadpoolctl.
+compared. torch multiplies one-hot characters, which torch.nn.RNN needs, where we look columns up; its Adam is the
+fused one. Needs torch. Writes results/char_rnn-SEQ_LEN.json, into runs/benchmarks unless --out says otherwise.
 """
 
-import argparse
-import platform
-import statistics
+import importlib.util
 import time
 
 import measure
 import numpy as np
-import torch
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from bptt_array.text import language_reference, read_texts
 from bptt_array.training import Options, Trainer
@@ -35,11 +32,20 @@ class Side:
             self.milliseconds.append((time.perf_counter() - began) * 1e3)
         self.losses.append(float(loss))
 
+    def summary(self):
+        return {
+            **measure.summary([ms / 1e3 for ms in self.milliseconds]),
+            "last_loss": float(np.mean(self.losses[-BLOCK:])),
+        }
+
 
 class TorchTrainer:
     """torch.nn.RNN and a Linear on one-hot characters: the same network, weights and updates as ``ours``."""
 
     def __init__(self, ours, lr, clip):
+        import torch
+
+        self.torch = torch
         V, H = ours.input_size, ours.hidden_size
         self.V, self.lr, self.clip = V, lr, clip
         self.layer = torch.nn.RNN(V, H, nonlinearity=ours.cell)
@@ -53,10 +59,11 @@ class TorchTrainer:
             self.linear.bias.copy_(torch.from_numpy(ours.params["b_y"]))
         self.layer.bias_hh_l0.requires_grad_(False)  # one bias, as in (1.1)
         self.parameters = [p for m in (self.layer, self.linear) for p in m.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr)
+        self.optimizer = torch.optim.Adam(self.parameters, lr, fused=True)
         self.state = None
 
     def gradients(self, x, target):
+        torch = self.torch
         one_hot = torch.nn.functional.one_hot(torch.from_numpy(x), self.V).float()
         hs, state = self.layer(one_hot, self.state)
         loss = torch.nn.functional.cross_entropy(self.linear(hs).flatten(0, 1), torch.from_numpy(target).flatten())
@@ -68,7 +75,7 @@ class TorchTrainer:
         if first:
             self.state = None
         loss, self.state = self.gradients(x, target)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * decay
         self.optimizer.step()
@@ -96,52 +103,69 @@ def compare_gradients(trainer, theirs, x, target):
     return worst
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*")
-    parser.add_argument("--updates", type=int, default=600)
-    parser.add_argument("--threads", type=int, default=2)
+def tables(result):
+    """The result as Markdown."""
+    sizes, rows = result["sizes"], []
+    for name, side in result["sides"].items():
+        speed = sizes["T"] * sizes["N"] / side["median_ms"] * 1e3
+        milliseconds = "{median_ms:.2f} ({p10_ms:.2f}-{p90_ms:.2f})".format(**side)
+        rows.append([name, milliseconds, f"{speed:,.0f}", f"{side['last_loss']:.3f}"])
+    ours, theirs = (side["median_ms"] for side in result["sides"].values())
+    return [
+        ", ".join(f"{name}={size}" for name, size in sizes.items()) + f"; {result['updates']} updates of each:",
+        "",
+        *measure.table(["", "ms an update, median (p10-p90)", "characters / s", f"loss, last {BLOCK}"], rows),
+        "",
+        *measure.unsteady(result["sides"].items()),
+        f"Our time / torch's: {ours / theirs:.2f}. Gradients of the first batch agree within "
+        f"{measure.up(result['gradient_difference'])} of the largest entry.",
+    ]
+
+
+def main(argv=None):
+    parser = measure.parser(__doc__)
+    parser.add_argument("--updates", type=measure.positive, default=600, help="of each (default: 600)")
+    parser.add_argument("files", nargs="*", help="text to learn (default: that of the default training run)")
     for name in ("hidden", "seq_len", "batch"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Options(), name))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+        default = getattr(Options(), name)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=measure.positive, default=default, help=f"(default: {default})")
+    arguments = parser.parse_args(argv)
+    if importlib.util.find_spec("torch") is None:
+        parser.error("torch is not installed: pip install -e '.[bench]'")
     options = Options(hidden=arguments.hidden, seq_len=arguments.seq_len, batch=arguments.batch)
+    updates = 2 * BLOCK if arguments.quick else arguments.updates
     text = read_texts(arguments.files) if arguments.files else language_reference()
-    with threadpool_limits(arguments.threads):
+    with measure.threads(arguments.threads):
+        busy = measure.busy()
         trainer = Trainer(text, options)
         theirs = TorchTrainer(trainer.rnn, trainer.lr, options.clip)
         batches, state = trainer.train.forever(), None
         _, x, target = next(batches)
         worst = compare_gradients(trainer, theirs, x, target)
         ours, their = Side(), Side()
-        for begin in range(0, arguments.updates, BLOCK):
-            block = [next(batches) for _ in range(min(BLOCK, arguments.updates - begin))]
+        for begin in range(0, updates, BLOCK):
+            block = [next(batches) for _ in range(min(BLOCK, updates - begin))]
             for k, (first, x, target) in enumerate(block):
                 began = time.perf_counter()
-                loss, state = trainer.update(x, target, None if first else state, 1 - (begin + k) / arguments.updates)
+                loss, state = trainer.update(x, target, None if first else state, 1 - (begin + k) / updates)
                 ours.add(k, began, loss)
             for k, (first, x, target) in enumerate(block):
                 began = time.perf_counter()
-                loss = theirs.update(x, target, first, 1 - (begin + k) / arguments.updates)
+                loss = theirs.update(x, target, first, 1 - (begin + k) / updates)
                 their.add(k, began, loss.detach())
-    blas = ", ".join(f"{pool['internal_api']} {pool.get('version') or ''}".strip() for pool in threadpool_info())
-    lines = [f"{platform.machine()}, {arguments.threads} threads, {blas}"]
-    lines.append(f"Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}")
-    T, N, H, V = options.seq_len, options.batch, options.hidden, trainer.rnn.input_size
-    lines.append(
-        f"T={T} N={N} H={H} V={V}, {arguments.updates} updates of each; gradients differ by {worst:.1e} at most"
-    )
-    lines.append(f"{'':<12} {'median ms':>10} {'p10':>7} {'p90':>7} {'characters/s':>13} {'last losses':>12}")
-    for name, side in (("bptt_array", ours), ("torch", their)):
-        p10, *_, p90 = statistics.quantiles(side.milliseconds, n=10)
-        median = statistics.median(side.milliseconds)
-        speed, last = T * N / median * 1e3, np.mean(side.losses[-20:])
-        lines.append(f"{name:<12} {median:10.2f} {p10:7.2f} {p90:7.2f} {speed:13,.0f} {last:12.3f}")
-    lines.append(f"time / torch: {statistics.median(ours.milliseconds) / statistics.median(their.milliseconds):.2f}")
-    print("\n".join(lines))
-    about = measure.environment(arguments.threads, measure.command(__file__))
-    print(f"wrote {measure.save(f'char_rnn-{options.seq_len}', {'about': about, 'lines': lines})}")
+        about = measure.environment(arguments.threads, measure.command(__file__), [busy])
+    result = {
+        "about": about,
+        "sizes": {"T": options.seq_len, "N": options.batch, "H": options.hidden, "V": trainer.rnn.input_size},
+        "updates": updates,
+        "gradient_difference": worst,
+        "sides": {"bptt_array": ours.summary(), "torch": their.summary()},
+    }
+    print("\n".join([*measure.describe(about), "", *tables(result)]))
+    print(f"wrote {measure.save(f'char_rnn-{options.seq_len}', result, arguments.out)}")
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

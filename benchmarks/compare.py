@@ -4,12 +4,11 @@
 
 Forward, readout, loss and every gradient (see peers.py), all in one process, taking turns. Before anything is
 timed, the gradients of every peer are compared with ours. Peers that are not installed are left out and named.
-Prints a table and writes results/compare-DTYPE.json and images/compare-DTYPE.png.
+Prints tables and writes results/compare-DTYPE.json and images/compare-DTYPE.png, into runs/benchmarks unless
+--out says otherwise.
 """
 
-import argparse
 import importlib.util
-from pathlib import Path
 
 import measure
 import peers
@@ -48,6 +47,7 @@ def prepared(name, shape, dtype):
 
 def row(shape, dtype, names, threads, repetitions, seconds, memory):
     """One row of the table."""
+    busy = measure.busy()
     problem = Problem(shape, dtype)
     made = {name: peers.make(name, problem) for name in names}
     differences = check_gradients(made, dtype)
@@ -57,8 +57,9 @@ def row(shape, dtype, names, threads, repetitions, seconds, memory):
         if name in differences:
             result[name]["gradient_difference"] = differences[name]
         if memory and name != "products alone":
-            result[name]["peak_bytes"] = measure.peak_memory(prepared, (name, shape, dtype), threads)
-    return {"shape": list(shape), "peers": result}
+            found = measure.peak_memory(prepared, (name, shape, dtype), threads)
+            result[name] |= {"peak_bytes": found["bytes"], "peak_since": found["since"]}
+    return {"shape": list(shape), "busy": busy, "peers": result}
 
 
 def tables(result):
@@ -89,53 +90,80 @@ def tables(result):
     lines = ["Time / products alone (medians):", "", *measure.table(head + names, ratios), ""]
     lines += ["Our time / theirs:", "", *measure.table(head + names[1:], ours), ""]
     lines += ["Milliseconds, median (10th to 90th percentile):", "", *measure.table(head + names, times), ""]
+    lines += measure.unsteady(
+        (f"{name} at {Shape(*entry['shape'])}", entry["peers"][name]) for entry in result["rows"] for name in names
+    )
     if memory:
         lines += ["Peak memory of a step, MiB:", "", *measure.table(head + names, memory), ""]
-    worst = max(p.get("gradient_difference", 0.0) for entry in result["rows"] for p in entry["peers"].values())
-    lines += [f"Gradients of all peers agree with ours within {worst:.0e} of the largest entry."]
+    compared = [
+        peer["gradient_difference"]
+        for entry in result["rows"]
+        for peer in entry["peers"].values()
+        if "gradient_difference" in peer
+    ]
+    if compared:
+        worst = measure.up(max(compared))
+        lines += [f"Gradients of all peers agree with ours within {worst} of the largest entry."]
+    if result["missing"]:
+        lines += [f"Not installed, not compared: {', '.join(result['missing'])}."]
     return lines
 
 
-def plot(result, path):
-    """Bars of time over products alone, one group a shape, on a logarithmic scale."""
+def plot(result, out):
+    """Time over products alone, and peak memory where there is any: a row for every shape, a mark for every peer."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     names, rows = [name for name in result["names"] if name != "products alone"], result["rows"]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.95 * len(rows)), layout="constrained")
-    width = 0.8 / len(names)
+    memory = any("peak_bytes" in entry["peers"]["bptt_array"] for entry in rows)
+    size = (11 if memory else 7.5, 1.6 + 0.55 * len(rows))
+    figure, panels = plt.subplots(1, 1 + memory, figsize=size, layout="constrained", squeeze=False, sharey=True)
     for k, name in enumerate(names):
-        values = [entry["peers"][name]["median_ms"] / entry["peers"]["products alone"]["median_ms"] for entry in rows]
-        bars = axes.barh([g + k * width for g in range(len(rows))], values, 0.9 * width, label=name)
-        axes.bar_label(bars, fmt=lambda v: f"{v:.2f}" if v < 10 else f"{v:.0f}", padding=2, fontsize=7)
-    axes.set_yticks([g + width * (len(names) - 1) / 2 for g in range(len(rows))])
-    axes.set_yticklabels([str(Shape(*entry["shape"])) for entry in rows])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("time of a training step / its matrix products alone (shorter is faster)")
+        marks = {"marker": "osD^vP"[k % 6], "color": f"C{k}", "zorder": 3 if k else 4, "label": name}
+        for g, entry in enumerate(rows):
+            base, times = entry["peers"]["products alone"]["median_ms"], entry["peers"][name]
+            low, middle, high = (times[key] / base for key in ("p10_ms", "median_ms", "p90_ms"))
+            panels[0, 0].plot([low, high], [g, g], color=f"C{k}", linewidth=1)
+            panels[0, 0].plot(middle, g, linestyle="", **(marks | {"label": name if g == 0 else None}))
+            if memory:
+                panels[0, 1].plot(times["peak_bytes"] / 2**20, g, linestyle="", **(marks | {"label": None}))
+    time = panels[0, 0]
+    time.axvline(1, color="black", linewidth=0.8)
+    time.set_yticks(range(len(rows)), [str(Shape(*entry["shape"])) for entry in rows])
+    time.set_ylim(len(rows) - 0.5, -0.5)
+    time.set_xlabel("time of a training step / its matrix products alone\n(median, line from 10th to 90th percentile)")
+    if memory:
+        panels[0, 1].set_xlabel("peak memory of a training step, MiB")
+    for panel in panels.flat:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
     about = result["about"]
-    axes.set_title(f"(T, N, I, H, O), {result['dtype']}, {about['threads']} threads, {about['processor']}", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    title = f"(T, N, I, H, O), {result['dtype']}, {about['threads']} threads, {about['processor']}"
+    figure.suptitle(title, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=len(names), fontsize=8)
+    path = measure.save_figure(figure, f"compare-{result['dtype']}", out)
     plt.close(figure)
+    return path
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--shape", type=int, nargs=5, action="append", metavar=("T", "N", "I", "H", "O"))
-    parser.add_argument("--peers", nargs="+", default=peers.installed(), metavar="NAME", choices=list(peers.PEERS))
-    parser.add_argument("--repetitions", type=int, default=7, help="turns of every peer (default: 7)")
-    parser.add_argument("--seconds", type=float, default=0.25, help="of timed calls per turn (default: 0.25)")
-    parser.add_argument("--no-memory", dest="memory", action="store_false")
-    parser.add_argument("--quick", action="store_true", help="two small shapes, few turns, for a first look")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for results/ and images/")
+    parser = measure.parser(__doc__)
+    measure.add_turns(parser, repetitions=7, seconds=0.25)
+    sizes = ("T", "N", "I", "H", "O")
+    parser.add_argument("--shape", type=measure.positive, nargs=5, action="append", metavar=sizes, help="(repeatable)")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=list(peers.PEERS),
+        metavar="NAME",
+        choices=list(peers.PEERS),
+        help="whom to compare",
+    )
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="time only")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.repetitions, arguments.seconds = 2, 0.02
@@ -145,37 +173,26 @@ def parse(argv=None):
 
 def main(argv=None):
     arguments = parse(argv)
-    names = [name for name in peers.PEERS if name in {"bptt_array", "products alone", *arguments.peers}]
-    missing = [name for name in peers.PEERS if name not in peers.installed()]
+    asked = [name for name in peers.PEERS if name in {"bptt_array", "products alone", *arguments.peers}]
+    names = [name for name in asked if name in peers.installed()]
+    rows = []
     with measure.threads(arguments.threads):
-        rows = []
         for shape in arguments.shapes:
             print(f"{shape} ...", flush=True)
-            rows.append(
-                row(
-                    shape,
-                    arguments.dtype,
-                    names,
-                    arguments.threads,
-                    arguments.repetitions,
-                    arguments.seconds,
-                    arguments.memory,
-                )
-            )
-        about = measure.environment(arguments.threads, measure.command(__file__))
+            repetitions, seconds = arguments.repetitions, arguments.seconds
+            rows.append(row(shape, arguments.dtype, names, arguments.threads, repetitions, seconds, arguments.memory))
+        busy = [entry["busy"] for entry in rows]
+        about = measure.environment(arguments.threads, measure.command(__file__), busy)
+    missing = [name for name in asked if name not in names]
     result = {"about": about, "dtype": arguments.dtype, "names": names, "missing": missing, "rows": rows}
     print("\n".join([*measure.describe(about), "", *tables(result)]))
-    if missing:
-        print(f"Not installed, not compared: {', '.join(missing)}.")
-    name = f"compare-{arguments.dtype}"
-    print(f"wrote {measure.save(name, result, arguments.out / 'results')}")
+    print(f"wrote {measure.save(f'compare-{arguments.dtype}', result, arguments.out)}")
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no chart")
     else:
-        plot(result, arguments.out / "images" / f"{name}.png")
-        print(f"wrote {arguments.out / 'images' / f'{name}.png'}")
+        print(f"wrote {plot(result, arguments.out)}")
     return result
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

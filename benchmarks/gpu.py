@@ -7,14 +7,13 @@ microseconds of device time per time step, kernel launches per time step, and wh
 sides take turns; gradients are compared first. TF32 is off on both sides, or with --tf32 on, and printed.
 Launches are counted by torch's profiler, which sees every kernel of the process (cuBLAS's too), or by the emulated
 CUDA device (kernels and products apart). With --device cpu everything but the CUDA timers runs on the CPU.
-Writes results/gpu.json.
+Writes results/gpu-DTYPE.json (gpu-DTYPE-tf32.json), after every shape, into runs/benchmarks unless --out says
+otherwise.
 """
 
-import argparse
 import importlib.util
 import os
 import time
-from pathlib import Path
 
 import measure
 import peers
@@ -127,6 +126,8 @@ class Torch(peers.Torch):
         if not self.device.startswith("cuda"):
             return None
         cuda = self.torch.cuda
+        for module in (self.layer, self.linear):  # gradients are part of what a step needs, as with ours
+            module.zero_grad(set_to_none=True)
         cuda.empty_cache()
         cuda.reset_peak_memory_stats(self.device)
         before = cuda.memory_reserved(self.device)
@@ -136,7 +137,7 @@ class Torch(peers.Torch):
 
 def set_tf32(on):
     """TF32 for products of float32, on or off on both sides. Before anything of theirs has run."""
-    os.environ["CUPY_TF32"] = "1" if on else "0"  # matmul; read when CuPy is imported
+    os.environ["CUPY_TF32"] = "1" if on else "0"  # for matmul; CuPy may read it once: one setting a process
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -152,10 +153,29 @@ def set_cublas_mode(backend, on):
             cublas.setMathMode(backend.cupy.cuda.Device().cublas_handle, mode)
 
 
+def tf32_state(backend, with_torch):
+    """What is set, read back: the mode of the cuBLAS handle, and torch's two switches."""
+    state = {}
+    if isinstance(backend, ba.backend.CupyBackend):
+        with backend.active():
+            handle = backend.cupy.cuda.Device().cublas_handle
+            state["cuBLAS handle of CuPy"] = backend.cupy.cuda.cublas.getMathMode(handle) == 3
+        state["CUPY_TF32"] = os.environ.get("CUPY_TF32") == "1"
+    if with_torch:
+        import torch
+
+        state["torch matmul"] = torch.backends.cuda.matmul.allow_tf32
+        state["cuDNN"] = torch.backends.cudnn.allow_tf32
+    return state
+
+
 def time_calls(side, seconds, least=3):
     """Device and host milliseconds of single calls, for about ``seconds``; each waited for before the next."""
     device, host = [], []
-    clock, began = side.clock, time.perf_counter()
+    clock = side.clock
+    side.run()
+    clock.milliseconds(clock.record(), clock.record())  # waits, so that nothing is in the queue
+    began = time.perf_counter()
     while len(device) < least or time.perf_counter() - began < seconds:
         begin, called = clock.record(), time.perf_counter()
         side.run()
@@ -175,20 +195,35 @@ def launches(side):
         with gpuemu.count() as counted:
             side.run()
         return counted.launches, counted.gemms, "emulated device"
-    if importlib.util.find_spec("torch"):
+    if torch_has(side.clock):
         import torch
 
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             side.run()
             side.clock.milliseconds(side.clock.record(), side.clock.record())  # waits for the kernels
-        names = [e.name() for e in profile.profiler.kineto_results.events() if e.device_type().name == "CUDA"]
-        kernels = [name for name in names if not name.startswith(("Memcpy", "Memset"))]
-        return len(kernels), None, "torch profiler, products included"
+        # None where the driver keeps its counters from users: the profiler then sees no event at all.
+        kernels = kernel_count((e.name(), e.device_type().name) for e in profile.profiler.kineto_results.events())
+        return (kernels, None, "torch profiler, products included") if kernels else (None, None, None)
     return None, None, None
+
+
+def torch_has(clock):
+    """Whether torch is there and has CUDA: its profiler then sees CuPy's kernels as well as its own."""
+    if importlib.util.find_spec("torch") is None or isinstance(clock, HostClock):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def kernel_count(events):
+    """How many of a profile's ``(name, device type)`` are kernels; copies and fills are none."""
+    return sum(kind == "CUDA" and not name.startswith(("Memcpy", "Memset")) for name, kind in events)
 
 
 def row(shape, dtype, device, tf32, repetitions, seconds, with_torch):
     """All figures of one shape."""
+    busy = measure.busy()
     problem = Problem(shape, dtype)
     expected = peers.Textbook(problem).gradients()
     sides = [Ours(problem, device)]
@@ -206,7 +241,6 @@ def row(shape, dtype, device, tf32, repetitions, seconds, with_torch):
     for _ in range(repetitions):
         for side in sides:
             with side.active():
-                side.run()
                 device_ms, host_ms = time_calls(side, seconds)
             result[side.name]["device"] += device_ms
             result[side.name]["host"] += host_ms
@@ -219,7 +253,7 @@ def row(shape, dtype, device, tf32, repetitions, seconds, with_torch):
         entry["us_per_step"] = entry["device"]["median_ms"] * 1e3 / shape.T
         entry |= {"launches": kernels, "products": products, "counter": counter}
         result[side.name] = entry
-    return {"shape": list(shape), "peers": result}
+    return {"shape": list(shape), "busy": busy, "peers": result}
 
 
 def tables(result):
@@ -244,14 +278,16 @@ def tables(result):
             ratios.append(f"- {shape}: our time / torch's {ours / theirs:.2f}")
     counters = {found["counter"] for entry in result["rows"] for found in entry["peers"].values()} - {None}
     notes = [f"TF32 {'on' if result['tf32'] else 'off'} on both sides; {result['dtype']}; device {result['gpu']}."]
+    if result["tf32_state"]:
+        read = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in result["tf32_state"].items())
+        notes.append(f"TF32 as read back: {read}.")
     if counters:
         notes.append(f"Launches of the whole step, over T; counted by: {', '.join(sorted(counters))}.")
     return [*measure.table(head, rows), "", *ratios, *([""] if ratios else []), *notes]
 
 
-def gpu_description(device):
+def gpu_description(backend):
     """Name, memory, driver and CUDA versions of the device."""
-    backend = ba.backend.resolve(device)
     if not isinstance(backend, ba.backend.CupyBackend):
         return "cpu (no GPU: CUDA timers not used)"
     runtime = backend.cupy.cuda.runtime
@@ -263,59 +299,42 @@ def gpu_description(device):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measure.parser(__doc__)
+    measure.add_turns(parser, repetitions=7, seconds=0.3)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the script (default: cuda)")
     parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on both sides")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of timed calls per turn (default: 0.3)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of CPU libraries, with --device cpu")
-    parser.add_argument("--quick", action="store_true", help="one small shape, few turns, for a first look")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for results/")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.repetitions, arguments.seconds = 2, 0.01
     set_tf32(arguments.tf32)
     try:
-        ba.backend.resolve(arguments.device)
+        backend = ba.backend.resolve(arguments.device)
     except ValueError as error:
         parser.error(f"{error}; --device cpu tries everything but the CUDA timers")
     with_torch = importlib.util.find_spec("torch") is not None
-    if with_torch and arguments.device.startswith("cuda"):
+    if with_torch and backend.name != "cpu":
         import torch
 
         with_torch = torch.cuda.is_available()
+    name = f"gpu-{arguments.dtype}{'-tf32' if arguments.tf32 else ''}"
+    result = {"tf32": arguments.tf32, "dtype": arguments.dtype, "gpu": gpu_description(backend), "rows": []}
     with measure.threads(arguments.threads):
-        rows = []
         for shape in QUICK if arguments.quick else SHAPES:
             print(f"{shape} ...", flush=True)
-            rows.append(
-                row(
-                    shape,
-                    arguments.dtype,
-                    arguments.device,
-                    arguments.tf32,
-                    arguments.repetitions,
-                    arguments.seconds,
-                    with_torch,
-                )
-            )
-        about = measure.environment(arguments.threads, measure.command(__file__))
-    if with_torch and arguments.device.startswith("cuda"):
-        about["versions"]["cudnn"] = str(torch.backends.cudnn.version())
-    result = {
-        "about": about,
-        "gpu": gpu_description(arguments.device),
-        "tf32": arguments.tf32,
-        "dtype": arguments.dtype,
-        "rows": rows,
-    }
-    print("\n".join([*measure.describe(about), "", *tables(result)]))
+            turns = arguments.repetitions, arguments.seconds
+            result["rows"].append(row(shape, arguments.dtype, backend.name, arguments.tf32, *turns, with_torch))
+            busy = [entry["busy"] for entry in result["rows"]]
+            result["about"] = measure.environment(arguments.threads, measure.command(__file__), busy)
+            if with_torch and backend.name != "cpu":
+                result["about"]["versions"]["cudnn"] = str(torch.backends.cudnn.version())
+            result["tf32_state"] = tf32_state(backend, with_torch)
+            path = measure.save(name, result, arguments.out)
+    print("\n".join([*measure.describe(result["about"]), "", *tables(result)]))
     if not with_torch:
         print("torch with CUDA is not installed: not compared.")
-    print(f"wrote {measure.save('gpu', result, arguments.out / 'results')}")
+    print(f"wrote {path}")
     return result
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 import bptt_array as ba
+from bptt_array.backend import _ROWS_THAT_PAY_FOR_A_COPY
 
 
 class Shape(NamedTuple):
@@ -86,8 +87,9 @@ class Products:
         def some(*shape):
             return np.full(shape, 0.01, problem.dtype)
 
-        # W_hh^T is copied once per segment where that pays, as the accumulator of the time loop does.
-        self.W_hh_T, self.W_hh = np.ascontiguousarray(params["l0.W_hh"].T), params["l0.W_hh"]
+        self.W_hh_T, self.W_hh = params["l0.W_hh"].T, params["l0.W_hh"]
+        if T * N >= _ROWS_THAT_PAY_FOR_A_COPY:  # once, as the accumulator of the time loop does
+            self.W_hh_T = np.ascontiguousarray(self.W_hh_T)
         self.W_xh_T, self.W_hy_T, self.W_hy = params["l0.W_xh"].T, params["W_hy"].T, params["W_hy"]
         self.x, self.h, self.z, self.v, self.ones = (
             some(rows, I),
@@ -131,10 +133,10 @@ class Textbook:
     def __init__(self, problem):
         self.problem = problem
 
-    def run(self):
-        self.gradients()
-
     def gradients(self):
+        return self.run()[1]
+
+    def run(self):
         (T, N, _, H, _), params = self.problem.shape, self.problem.params
         x, target = self.problem.x, self.problem.target
         W_xh, W_hh, b_h = params["l0.W_xh"], params["l0.W_hh"], params["l0.b_h"]
@@ -144,9 +146,11 @@ class Textbook:
             hs.append(np.tanh(x[t] @ W_xh.T + hs[-1] @ W_hh.T + b_h))
             ys.append(hs[-1] @ W_hy.T + b_y)
         grads = {name: np.zeros_like(value) for name, value in params.items()}
-        dh_after = np.zeros((N, H), x.dtype)
+        loss, dh_after = 0.0, np.zeros((N, H), x.dtype)
         for t in reversed(range(T)):
-            dy = (ys[t] - target[t]) / (T * N)
+            dy = ys[t] - target[t]
+            loss += 0.5 * np.sum(dy * dy) / (T * N)
+            dy /= T * N
             grads["W_hy"] += dy.T @ hs[t + 1]
             grads["b_y"] += dy.sum(axis=0)
             dz = (dy @ W_hy + dh_after) * (1 - hs[t + 1] ** 2)
@@ -154,7 +158,7 @@ class Textbook:
             grads["l0.W_hh"] += dz.T @ hs[t]
             grads["l0.b_h"] += dz.sum(axis=0)
             dh_after = dz @ W_hh
-        return grads
+        return loss, grads
 
 
 class Torch:

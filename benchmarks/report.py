@@ -3,10 +3,11 @@
     python benchmarks/report.py [--no-run] [--threads 2]
 
 Each table stands between two comments of README.md, and comes from a file of results/; with --no-run the tables
-are written anew from the files that are there. What has no file yet says so.
+are written anew from the files that are there. What has no file yet says so. A script that cannot run, or fails,
+is named at the end, and the others go on.
 """
 
-import argparse
+import importlib.util
 import json
 import re
 import shlex
@@ -14,17 +15,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import char_rnn
 import compare
 import gpu
 import measure
+import parts
+import peers
 import scaling
+import train
+from peers import Shape
 
 HERE = Path(__file__).parent
-
-
-def char_rnn_lines(result):
-    return ["```", *result["lines"], "```"]
-
 
 #: The peers of the float64 table: those that come near.
 NEAREST = ["torch.nn.RNN", "JAX scan, jit", "textbook NumPy"]
@@ -36,15 +37,71 @@ REPORTS = {
         ["compare.py", "--dtype", "float64", "--repetitions", "5", "--no-memory", "--peers", *NEAREST],
         compare.tables,
     ),
-    "scaling": (["scaling.py"], scaling.tables),
-    "char_rnn-32": (["char_rnn.py"], char_rnn_lines),
-    "char_rnn-64": (["char_rnn.py", "--seq-len", "64", "--updates", "400"], char_rnn_lines),
-    "gpu": (["gpu.py"], gpu.tables),
+    "parts": (["parts.py"], parts.tables),
+    "scaling-float32": (["scaling.py"], scaling.tables),
+    "char_rnn-32": (["char_rnn.py"], char_rnn.tables),
+    "char_rnn-64": (["char_rnn.py", "--seq-len", "64", "--updates", "400"], char_rnn.tables),
+    "train": (["train.py"], train.tables),
+    "gpu-float32": (["gpu.py"], gpu.tables),
+    "gpu-float32-tf32": (["gpu.py", "--tf32"], gpu.tables),
 }
+
+
+def is_small(shape):
+    return shape.H < 256
+
+
+def ratios(rows, name):
+    """Our time over that of a peer, by shape."""
+    found = {}
+    for row in rows:
+        if name in row["peers"]:
+            ours, theirs = (row["peers"][who]["median_ms"] for who in ("bptt_array", name))
+            found[Shape(*row["shape"])] = ours / theirs
+    return found
+
+
+def verdict(goal, values, limit):
+    """A line of the table of goals: in how many rows ``values`` keep below ``limit(shape)``, and where they do not."""
+    missed = [f"{value:.2f} at {shape}" for shape, value in values.items() if not value <= limit(shape)]
+    met = f"in {len(values) - len(missed)} of {len(values)} rows" if missed else "met in every row"
+    return [goal, met if values else "not measured", "; ".join(missed)]
+
+
+def goals(results):
+    """What was aimed at in float32 (and, last, in float64), and what the files in ``results`` say."""
+    files = {name: results / f"{name}.json" for name in ("compare-float32", "compare-float64", "parts")}
+    if not all(path.exists() for path in files.values()):
+        return ["Not measured yet."]
+    single, double, inside = (json.loads(path.read_text(encoding="utf-8")) for path in files.values())
+    products, torch, jax = (
+        ratios(single["rows"], name) for name in ("products alone", "torch.nn.RNN", "JAX scan, jit")
+    )
+    torch64 = ratios(double["rows"], "torch.nn.RNN")
+    small = {shape: value for shape, value in torch.items() if is_small(shape)}
+    memory = {
+        Shape(*row["shape"]): row["peers"]["bptt_array"]["peak_bytes"] / row["peers"]["torch.nn.RNN"]["peak_bytes"]
+        for row in single["rows"]
+        if row["shape"][0] == 1000 and "torch.nn.RNN" in row["peers"]
+    }
+    seconds = inside["import_s"]["bptt_array"]
+    rows = [
+        verdict("time / products alone at most 1.15 for H of 256 and more, 1.35 below", products,
+                lambda shape: 1.35 if is_small(shape) else 1.15),
+        verdict("time / torch at most 0.75", torch, lambda shape: 0.75),
+        verdict("time / torch at most 0.25 where H is below 256", small, lambda shape: 0.25),
+        verdict("time / JAX at most 0.8", jax, lambda shape: 0.8),
+        verdict("peak memory / torch's at most 0.5 where T = 1000", memory, lambda shape: 0.5),
+        ["`import bptt_array` in less than 0.25 s", "met" if seconds < 0.25 else "missed", f"{seconds:.2f} s"],
+        verdict("float64: never slower than torch", torch64, lambda shape: 1.0),
+    ]  # fmt: skip
+    return measure.table(["goal", "reached", "where not"], rows)
 
 
 def section(name, results):
     """The lines that belong between the comments of ``name``."""
+    if name == "goals":
+        return goals(results)
     path = results / f"{name}.json"
     if not path.exists():
         return [f"No figure exists yet: `python benchmarks/{shlex.join(REPORTS[name][0])}` has not been run."]
@@ -55,7 +112,7 @@ def section(name, results):
 
 def rewrite(text, results):
     """README with every table replaced by the one of its file."""
-    for name in REPORTS:
+    for name in ("goals", *REPORTS):
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise SystemExit(f"README.md needs {begin} and {end} once each")
@@ -64,23 +121,40 @@ def rewrite(text, results):
     return text
 
 
+def cannot_run(call):
+    """Why a script cannot run here; empty if it can."""
+    if call[0] == "gpu.py" and not gpu.ba.backend.cuda_device_count():
+        return "there is no CUDA device"
+    if call[0] == "gpu.py" and importlib.util.find_spec("gpuemu"):
+        return "the CUDA device here is emulated, its times mean nothing"
+    if call[0] == "char_rnn.py" and "torch.nn.RNN" not in peers.installed():
+        return "torch is not installed"
+    return ""
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measure.argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-run", action="store_true", help="only write the tables from results/")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=measure.positive, default=2, help="of every library (default: 2)")
     arguments = parser.parse_args(argv)
-    if not arguments.no_run:
-        for name, (call, _) in REPORTS.items():
-            if name == "gpu" and not gpu.ba.backend.cuda_device_count():
-                print("no CUDA device: benchmarks/gpu.py is left out")
-                continue
-            print(f"==== {' '.join(call)}", flush=True)
-            command = [sys.executable, str(HERE / call[0]), *call[1:], "--threads", str(arguments.threads)]
-            subprocess.run(command, check=True)
+    problems = []
+    for call, _ in REPORTS.values() if not arguments.no_run else ():
+        print(f"==== {shlex.join(call)}", flush=True)
+        if problem := cannot_run(call):
+            problems.append(f"benchmarks/{call[0]} was left out: {problem}")
+            continue
+        folder = ["--threads", str(arguments.threads), "--out", HERE.name]
+        command = [sys.executable, f"{HERE.name}/{call[0]}", *call[1:], *folder]
+        if status := subprocess.run(command, cwd=HERE.parent, check=False).returncode:
+            problems.append(f"benchmarks/{shlex.join(call)} failed with exit status {status}; its table is as it was")
     readme = HERE / "README.md"
-    readme.write_text(rewrite(readme.read_text(encoding="utf-8"), HERE / "results"), encoding="utf-8")
-    print(f"wrote {readme}")
+    new = readme.with_name(".README.md.new")
+    new.write_text(rewrite(readme.read_text(encoding="utf-8"), HERE / "results"), encoding="utf-8")
+    new.replace(readme)
+    print("\n".join([f"wrote {readme}", *problems]))
+    if any("failed" in problem for problem in problems):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

@@ -4,13 +4,11 @@
 
 One size at a time is changed from T=200, N=32, H=256 (I=64, O=16). Straight lines are expected: time in T and N,
 memory in T and N, and in H^2 the time of the products once H is large. A line is fitted by least squares to every
-series (in H: to its square) and the largest distance from it printed. Writes results/scaling.json and
-images/scaling.png.
+series (in H: to its square) and the largest distance from it printed. Writes results/scaling-DTYPE.json and
+images/scaling-DTYPE.png, into runs/benchmarks unless --out says otherwise.
 """
 
-import argparse
 import importlib.util
-from pathlib import Path
 
 import measure
 import numpy as np
@@ -34,14 +32,16 @@ def line(sizes, values):
 def series(axis, sizes, base, dtype, threads, repetitions, seconds):
     """Time and memory along one axis, and the lines through them."""
     shapes = [base._replace(**{axis: size}) for size in sizes]
+    busy = measure.busy()
     steps = {size: Ours(Problem(shape, dtype)).run for size, shape in zip(sizes, shapes, strict=True)}
     times = measure.alternate(steps, repetitions, seconds)
-    memory = [measure.peak_memory(prepared, ("bptt_array", shape, dtype), threads) for shape in shapes]
+    memory = [measure.peak_memory(prepared, ("bptt_array", shape, dtype), threads)["bytes"] for shape in shapes]
     points = [
         {"size": size, **measure.summary(times[size]), "peak_bytes": b} for size, b in zip(sizes, memory, strict=True)
     ]
     along = [size**2 if axis == "H" else size for size in sizes]
     return {
+        "busy": busy,
         "points": points,
         "time": line(along, [point["median_ms"] for point in points]),
         "memory": line(sizes, memory),
@@ -66,14 +66,16 @@ def tables(result):
             ])  # fmt: skip
         of = "H^2" if power == 2 else axis
         notes.append(
-            f"- {axis}: time is within {100 * found['time']['distance']:.0f} % of a line in {of}, "
-            f"memory within {100 * found['memory']['distance']:.0f} % of a line in {axis} (of the largest value)."
+            f"- {axis}: time is within {100 * found['time']['distance']:.1f} % of a line in {of}, "
+            f"memory within {100 * found['memory']['distance']:.1f} % of a line in {axis} (of the largest value)."
         )
     base = "T={}, N={}, I={}, H={}, O={}".format(*result["base"])
-    return [f"From {base}, one size changed at a time:", "", *measure.table(head, rows), "", *notes]
+    points = [(f"{axis}={p['size']}", p) for axis, found in result["series"].items() for p in found["points"]]
+    table = measure.table(head, rows)
+    return [f"From {base}, one size changed at a time:", "", *table, "", *measure.unsteady(points), *notes]
 
 
-def plot(result, path):
+def plot(result, out):
     """Time above, memory below, a column for each size; points and the fitted lines."""
     import matplotlib
 
@@ -100,19 +102,14 @@ def plot(result, path):
     figure.suptitle(
         f"A training step from {base}, {result['dtype']}, {result['about']['threads']} threads", fontsize=10
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    path = measure.save_figure(figure, f"scaling-{result['dtype']}", out)
     plt.close(figure)
+    return path
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.2, help="of timed calls per turn (default: 0.2)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, few turns, for a first look")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for results/ and images/")
+    parser = measure.parser(__doc__)
+    measure.add_turns(parser, repetitions=5, seconds=0.2)
     arguments = parser.parse_args(argv)
     base, sizes = (QUICK_BASE, QUICK) if arguments.quick else (BASE, SERIES)
     if arguments.quick:
@@ -124,17 +121,17 @@ def main(argv=None):
             found[axis] = series(
                 axis, values, base, arguments.dtype, arguments.threads, arguments.repetitions, arguments.seconds
             )
-        about = measure.environment(arguments.threads, measure.command(__file__))
+        busy = [line["busy"] for line in found.values()]
+        about = measure.environment(arguments.threads, measure.command(__file__), busy)
     result = {"about": about, "dtype": arguments.dtype, "base": list(base), "series": found}
     print("\n".join([*measure.describe(about), "", *tables(result)]))
-    print(f"wrote {measure.save('scaling', result, arguments.out / 'results')}")
+    print(f"wrote {measure.save(f'scaling-{arguments.dtype}', result, arguments.out)}")
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no chart")
     else:
-        plot(result, arguments.out / "images" / "scaling.png")
-        print(f"wrote {arguments.out / 'images' / 'scaling.png'}")
+        print(f"wrote {plot(result, arguments.out)}")
     return result
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

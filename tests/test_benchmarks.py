@@ -1,17 +1,24 @@
 """The benchmark scripts run, compare what they say, and measure what they claim; how fast is not tested."""
 
+import contextlib
+import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import char_rnn
 import compare
 import gpu
 import measure
 import numpy as np
+import parts
 import peers
 import pytest
 import report
 import scaling
+import train
 from conftest import cuda
 from peers import Problem, Shape
 
@@ -45,28 +52,36 @@ def test_a_wrong_gradient_stops_the_comparison():
             compare.check_gradients(made, "float32")
 
 
-def test_products_alone_are_the_products_of_a_training_step(monkeypatch):
-    """Operand by operand: shapes of every product with two matrices of ours, and of theirs."""
-    problem = Problem(Shape(7, 2, 3, 5, 4))
-    problem.network.backend = type(problem.network.backend)()
-    problem.network.backend.segment_bytes = 3 * 2 * 5 * 4
-    limit, shapes = peers.Products(problem), []
+@pytest.mark.parametrize("shape", [Shape(7, 2, 3, 5, 4), Shape(70, 2, 3, 5, 4)], ids=str)
+def test_products_alone_are_the_products_of_a_training_step(shape, monkeypatch):
+    """Every product with two matrices of ours, and of theirs: shapes, and whether operands are in order."""
+    problem = Problem(shape)
+    backend = problem.network.backend = type(problem.network.backend)()
+    backend.segment_bytes = 3 * 2 * 5 * 4
+    products = []
 
-    def noted(function):
-        def call(a, b, *args, **kwargs):
-            shapes.append((a.shape, b.shape))
-            return function(a, b, *args, **kwargs)
+    def noted(a, b):
+        products.append((a.shape, a.flags.c_contiguous, b.shape, b.flags.c_contiguous))
 
-        return call
+    class Noted(np.ndarray):
+        def dot(self, b, out=None):
+            noted(self, b)
+            return np.dot(np.asarray(self), b, out)
 
-    monkeypatch.setattr(problem.network.backend.xp, "matmul", noted(np.matmul))
-    monkeypatch.setattr(np, "matmul", noted(np.matmul))
-    monkeypatch.setattr(np, "dot", noted(np.dot))
+    def matmul(a, b, *args, of=np.matmul, **kwargs):
+        noted(a, b)
+        return of(a, b, *args, **kwargs)
+
+    monkeypatch.setattr(backend.xp, "matmul", matmul)
+    monkeypatch.setattr(np, "matmul", matmul)
+    monkeypatch.setattr(backend, "empty", lambda shape, dtype: np.empty(shape, dtype).view(Noted))
+    limit = peers.Products(problem)
+    limit.h = limit.h.view(Noted)  # of which every step's product is made
     limit.run()
-    theirs, shapes[:] = sorted(shapes), []
+    theirs, products[:] = sorted(products), []
     problem.network.loss_and_grad(problem.x, problem.target)
-    assert len(shapes) > 20
-    assert sorted(shapes) == theirs
+    assert len(products) > 2 * shape.T
+    assert sorted(products) == theirs
 
 
 def test_peers_take_turns_and_the_first_call_of_a_turn_is_not_timed(monkeypatch):
@@ -75,10 +90,59 @@ def test_peers_take_turns_and_the_first_call_of_a_turn_is_not_timed(monkeypatch)
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = measure.alternate(functions, 3, 0.001)
     turns = re.findall(r"a+|b+", "".join(calls))
-    assert [turn[0] for turn in turns] == ["a", "b"] * 3
+    assert [turn[0] for turn in turns] == ["a", "b", "a", "b"]  # a b, b a, a b: each begins as often
     for name in "ab":
         assert len(times[name]) == calls.count(name) - 3
+        assert len(times[name]) >= 3 * 3
         assert min(times[name]) > 0
+
+
+@pytest.mark.skipif(len(measure.cores()) < 2, reason="needs two cores")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+def test_every_library_is_held_to_the_same_number_of_threads():
+    code = """
+import os, numpy as np, measure
+a = np.ones((300, 300)); a @ a  # OpenBLAS has its threads now
+with measure.threads(1):
+    a @ a
+    from threadpoolctl import threadpool_info
+    print({pool["num_threads"] for pool in threadpool_info()} == {1})
+    print({len(os.sched_getaffinity(int(t))) for t in os.listdir("/proc/self/task")} == {1})
+    if "torch" in measure.installed_versions():
+        import torch
+        print(torch.get_num_threads() == 1)
+print(len(os.sched_getaffinity(0)) > 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"True"}, done.stdout + done.stderr
+    with pytest.raises(SystemExit, match=r"--threads 1000: this process may use \d+ cores"), measure.threads(1000):
+        pass
+
+
+@pytest.mark.skipif(measure.busy(0.01) is None, reason="needs /proc/stat")
+def test_a_machine_that_is_not_quiet_is_said_to_be_so():
+    work = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        found = measure.busy(0.5)
+    finally:
+        work.kill()
+        work.wait()
+    assert found > 0.5 / len(measure.cores())
+    about = {**measure.environment(1, "command", [0.0, found]), "cores": 2}
+    assert ("NOT A QUIET MACHINE" in "".join(measure.describe(about))) == (found > measure.QUIET)
+    assert "NOT A QUIET" not in "".join(measure.describe({**about, "busy_before": [0.05]}))
+
+
+def test_what_varies_is_named():
+    steady, shaky = {"p10_ms": 1.0, "p90_ms": 1.4}, {"p10_ms": 1.0, "p90_ms": 1.6}
+    assert measure.unsteady([("a", steady)]) == []
+    assert "10th: b, c." in measure.unsteady([("a", steady), ("b", shaky), ("c", shaky)])[0]
+
+
+@pytest.mark.parametrize(("value", "bound"), [(1.05e-6, "2e-6"), (1e-6, "1e-6"), (9.2e-7, "1e-6"), (0.0, "0")])
+def test_a_bound_is_rounded_up(value, bound):
+    assert measure.up(value) == bound
+    assert float(bound) >= value
 
 
 def test_the_summary_of_times_is_median_and_spread():
@@ -96,7 +160,7 @@ def allocate(mebibytes):
 
 
 def test_peak_memory_is_that_of_the_step():
-    small, large = (measure.peak_memory(allocate, (mebibytes,), 1) / 2**20 for mebibytes in (1, 64))
+    small, large = (measure.peak_memory(allocate, (mebibytes,), 1)["bytes"] / 2**20 for mebibytes in (1, 64))
     assert small < 8
     assert 60 < large < 72
 
@@ -119,8 +183,8 @@ def test_compare_prints_and_writes_what_it_measured(tmp_path, capsys):
 def test_scaling_fits_lines_to_what_it_measured(tmp_path, capsys):
     result = scaling.main(["--quick", "--out", str(tmp_path)])
     assert [point["size"] for point in result["series"]["T"]["points"]] == list(scaling.QUICK["T"])
-    assert (tmp_path / "images" / "scaling.png").exists()
-    assert (tmp_path / "results" / "scaling.json").exists()
+    assert (tmp_path / "images" / "scaling-float32.png").exists()
+    assert (tmp_path / "results" / "scaling-float32.json").exists()
     assert "- N: time is within" in capsys.readouterr().out
 
 
@@ -150,13 +214,14 @@ def test_the_gpu_script_runs_but_for_its_timers(device, tmp_path, capsys):
         if ours["counter"] == "emulated device":
             assert ours["products"] >= 2 * shape.T
             assert 2 * shape.T <= ours["launches"] < 2 * shape.T + 40
-    assert (tmp_path / "results" / "gpu.json").exists()
+    assert (tmp_path / "results" / "gpu-float32.json").exists()
 
 
 @pytest.mark.parametrize("device", cuda)
 def test_the_gpu_script_sets_tf32_on_the_handle_too(device, tmp_path):
     result = gpu.main(["--quick", "--tf32", "--device", device, "--out", str(tmp_path)])
     assert result["tf32"]
+    assert result["tf32_state"]["cuBLAS handle of CuPy"]
     import bptt_array as ba
 
     backend = ba.backend.resolve(device)
@@ -167,6 +232,11 @@ def test_the_gpu_script_sets_tf32_on_the_handle_too(device, tmp_path):
         assert backend.cupy.cuda.cublas.getMathMode(handle) == 0
 
 
+def test_kernels_are_told_from_copies_in_a_profile():
+    events = [("ampere_sgemm", "CUDA"), ("Memcpy HtoD", "CUDA"), ("Memset (Device)", "CUDA"), ("aten::mm", "CPU")]
+    assert gpu.kernel_count([*events, ("tanh", "CUDA")]) == 2
+
+
 def test_the_gpu_script_says_what_is_missing(capsys):
     if gpu.ba.backend.cuda_device_count():
         pytest.skip("there is a CUDA device here")
@@ -175,11 +245,87 @@ def test_the_gpu_script_says_what_is_missing(capsys):
     assert "--device cpu tries everything but the CUDA timers" in capsys.readouterr().err
 
 
+def test_the_parts_of_a_step_are_clocked(tmp_path, capsys):
+    result = parts.main(["--quick", "--out", str(tmp_path)])
+    for row in result["rows"]:
+        assert min(row["parts"].values()) > 0  # every part of a step was seen
+        assert min(row["operations_us"].values()) > 0
+    assert 0 < result["import_s"]["numpy"] < result["import_s"]["bptt_array"] + 0.5
+    assert "`import bptt_array` takes" in capsys.readouterr().out
+    assert (tmp_path / "results" / "parts.json").exists()
+
+
+@pytest.mark.skipif("torch.nn.RNN" not in peers.installed(), reason="torch is not installed: pip install torch")
+def test_char_rnn_trains_both_alike(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 40, encoding="utf-8")
+    small = ["--hidden", "16", "--seq-len", "8", "--batch", "4"]
+    result = char_rnn.main([str(text), *small, "--quick", "--out", str(tmp_path)])
+    assert result["gradient_difference"] < 1e-5
+    ours, theirs = (side["last_loss"] for side in result["sides"].values())
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert "Our time / torch's" in capsys.readouterr().out
+    assert (tmp_path / "results" / "char_rnn-8.json").exists()
+
+
+def test_the_training_run_is_measured(tmp_path, capsys):
+    result = train.main(["--quick", "--out", str(tmp_path)])
+    assert result["steps"] == 20
+    assert 0 < result["validation"] < 10
+    assert "20 updates took" in capsys.readouterr().out
+    assert (tmp_path / "results" / "train.json").exists()
+
+
+def test_a_first_look_does_not_touch_the_results_that_are_kept():
+    for script in (compare, scaling, gpu, parts, char_rnn, train):
+        assert "default: runs/benchmarks" in help_of(script)
+    assert Path("runs") / "benchmarks" == measure.OUT
+
+
+def help_of(script):
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        script.main(["--help"])
+    return re.sub(r"\s+", " ", text.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        (compare, ["--threads", "0"], "argument --threads: 0 is not positive"),
+        (compare, ["--shape", "0", "1", "1", "1", "1"], "argument --shape: 0 is not positive"),
+        (scaling, ["--repetitions", "x"], "argument --repetitions: invalid positive value: 'x'"),
+        (compare, ["--peers", "torch"], "invalid choice: 'torch'"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_named(script, arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        script.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path):
+    path = measure.save("a", {"b": 1}, tmp_path)
+    with pytest.raises(TypeError):
+        measure.save("a", {"b": object()}, tmp_path)
+    assert json.loads(path.read_text()) == {"b": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_goal_that_is_missed_says_where():
+    values = {Shape(1, 1, 1, 100, 1): 0.3, Shape(1, 1, 1, 256, 1): 0.8}
+    assert report.verdict("g", values, lambda shape: 0.75) == ["g", "in 1 of 2 rows", "0.80 at (1, 1, 1, 256, 1)"]
+    assert report.verdict("g", values, lambda shape: 0.9) == ["g", "met in every row", ""]
+    assert (
+        report.verdict("g", {values_of: float("nan") for values_of in values}, lambda shape: 1)[1] == "in 0 of 2 rows"
+    )
+
+
 def test_the_tables_of_the_readme_are_those_of_the_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert report.rewrite(text, FOLDER / "results") == text
 
 
 def test_a_readme_without_its_comments_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="needs <!-- compare-float32 -->"):
+    with pytest.raises(SystemExit, match="needs <!-- goals -->"):
         report.rewrite("nothing", tmp_path)

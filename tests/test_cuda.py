@@ -36,7 +36,14 @@ def pool():
     """
     import cupy
 
-    own = cupy.cuda.MemoryPool()
+    class Pool(cupy.cuda.MemoryPool):
+        asked = 0  # how many arrays were made, of the pool's blocks or new ones
+
+        def malloc(self, size):
+            self.asked += 1
+            return super().malloc(size)
+
+    own = Pool()
     gc.collect()
     gc.disable()
     try:
@@ -187,18 +194,21 @@ def test_the_parity_command_passes_on_the_device(device, capsys):
     assert "TOO LARGE" not in capsys.readouterr().out
 
 
-def on_every_step(call, steps_of, few=4, many=T):
-    """Launches, products, copies and allocations that each further time step adds to ``call(steps)``."""
+def on_every_step(call, steps_of, pool, few=4, many=T):
+    """Products, launches, copies and new arrays that each further time step adds to ``call(steps)``."""
     import gpuemu
 
     found = []
     for steps in (few, many):
         for _ in range(10):  # kernels compiled, blocks of this size in the pool
             call(steps)
+        asked = pool.asked
         with gpuemu.count() as counted:
             call(steps)
+        assert pool.asked > asked  # or arrays are not counted
         assert counted.syncs == counted.implicit_syncs == counted.malloc == 0
-        found.append((counted.gemms, counted.launches, counted.h2d + counted.d2h + counted.d2d))
+        copies = counted.h2d + counted.d2h + counted.d2d
+        found.append((counted.gemms, counted.launches, copies, pool.asked - asked))
     return tuple((b - a) / steps_of(many - few) for a, b in zip(*found, strict=True))
 
 
@@ -212,8 +222,8 @@ def test_each_time_step_is_one_product_and_one_launch_each_way(device, cell, dty
     with rnn.backend.active():
         forward = lambda steps: rnn(x[:steps, ...])  # noqa: E731
         both = lambda steps: rnn.loss_and_grad(x[:steps, ...], target[:steps, ...], "cross_entropy")  # noqa: E731
-        assert on_every_step(forward, lambda steps: steps) == (1, 1, 0)
-        assert on_every_step(both, lambda steps: 2 * steps) == (1, 1, 0)
+        assert on_every_step(forward, lambda steps: steps, pool) == (1, 1, 0, 0)
+        assert on_every_step(both, lambda steps: 2 * steps, pool) == (1, 1, 0, 0)
 
 
 @pytest.mark.parametrize("device", cuda)

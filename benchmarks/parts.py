@@ -1,0 +1,149 @@
+"""Where the time of a training step goes, and how long the library takes to import.
+
+    python benchmarks/parts.py [--threads 2] [--dtype float32] [--quick]
+
+A clock around each part of a step, in calls of their own (the clock costs about 0.2 us a part); what one time step
+is made of, each operation repeated alone; and the import in fresh processes. Writes results/parts.json, into
+runs/benchmarks unless --out says otherwise.
+"""
+
+import contextlib
+import statistics
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import measure
+import numpy as np
+from compare import QUICK, SHAPES
+from peers import Ours, Problem, Products, Shape
+
+from bptt_array import bptt
+from bptt_array.direct import LossAtEveryStep
+
+#: A part, and the functions whose time it is. None of them is called by another one of these.
+PARTS = {
+    "projection": [(bptt, "project_")],
+    "loop forward": [(bptt, "forward_")],
+    "readout, loss": [(LossAtEveryStep, "__call__")],
+    "loop backward": [(bptt, "backward_")],
+    "weight sums": [(bptt, "weight_sum"), (bptt, "bias_sum")],
+}
+
+
+def step_parts(run, repetitions):
+    """Median milliseconds of a step, and of each part in steps that are clocked."""
+    whole = measure.alternate({"whole": run}, 1, 0.2, least=repetitions)["whole"]
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    def clocked(part, function):
+        def call(*args, **kwargs):
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[part] += time.perf_counter() - began
+
+        return call
+
+    found = {part: [] for part in PARTS}
+    with contextlib.ExitStack() as patches:
+        for part, functions in PARTS.items():
+            for owner, name in functions:
+                patches.enter_context(mock.patch.object(owner, name, clocked(part, getattr(owner, name))))
+        run()
+        began = time.perf_counter()
+        while len(found["weight sums"]) < repetitions or time.perf_counter() - began < 0.2:
+            spent.update(dict.fromkeys(PARTS, 0.0))
+            run()
+            for part, seconds in spent.items():
+                found[part].append(seconds)
+    return statistics.median(whole) * 1e3, {part: statistics.median(times) * 1e3 for part, times in found.items()}
+
+
+def microseconds(call, seconds=0.05):
+    """Of one call: the median over batches of calls."""
+    call()
+    began = time.perf_counter()
+    call()
+    count = max(1, int(2e-4 / max(1e-7, time.perf_counter() - began)))
+    times, first = [], time.perf_counter()
+    while time.perf_counter() - first < seconds:
+        began = time.perf_counter()
+        for _ in range(count):
+            call()
+        times.append((time.perf_counter() - began) / count)
+    return statistics.median(times) * 1e6
+
+
+def operations(shape, dtype):
+    """Microseconds of what the loops do in a time step, each alone on arrays that are in the cache."""
+    limit = Products(Problem(shape, dtype))
+    rng = np.random.default_rng(0)
+    h, row, product = (rng.uniform(0.1, 0.9, (shape.N, shape.H)).astype(dtype) for _ in range(3))
+    ones = np.ones_like(h)
+    return {
+        "h W_hh^T": microseconds(lambda: h.dot(limit.W_hh_T, product)),
+        "dz W_hh": microseconds(lambda: h.dot(limit.W_hh, product)),
+        "sum": microseconds(lambda: np.add(row, ones, product)),
+        "tanh": microseconds(lambda: np.tanh(row, product)),
+        "times the slope": microseconds(lambda: row.__imul__(ones)),
+    }
+
+
+def import_seconds(module, times):
+    """Median seconds to import a module in a fresh process."""
+    code = f"import time; began = time.perf_counter(); import {module}; print(time.perf_counter() - began)"
+    run = [sys.executable, "-c", code]
+    return statistics.median(
+        float(subprocess.run(run, check=True, capture_output=True, text=True).stdout) for _ in range(times)
+    )
+
+
+def tables(result):
+    """The result as Markdown."""
+    parts, steps = [], []
+    for row in result["rows"]:
+        label, named = str(Shape(*row["shape"])), row["parts"]
+        rest = row["whole_ms"] - sum(named.values())
+        parts.append([label, f"{row['whole_ms']:.2f}", *(f"{ms:.2f}" for ms in named.values()), f"{rest:.2f}"])
+        steps.append([label, *(f"{us:.2f}" for us in row["operations_us"].values())])
+    first = result["rows"][0]
+    ours, numpy = (result["import_s"][name] for name in ("bptt_array", "numpy"))
+    return [
+        "Milliseconds of one training step, products included (rest: checks, schedule, arrays):",
+        "",
+        *measure.table(["(T, N, I, H, O)", "whole", *first["parts"], "rest"], parts),
+        "",
+        "Microseconds of what a time step is made of, each alone on arrays that are in the cache:",
+        "",
+        *measure.table(["(T, N, I, H, O)", *first["operations_us"]], steps),
+        "",
+        f"`import bptt_array` takes {ours:.2f} s in a fresh process, `import numpy` {numpy:.2f} s.",
+    ]
+
+
+def main(argv=None):
+    parser = measure.parser(__doc__)
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)")
+    arguments = parser.parse_args(argv)
+    repetitions = 3 if arguments.quick else 15
+    rows, busy = [], []
+    with measure.threads(arguments.threads):
+        for shape in QUICK if arguments.quick else SHAPES:
+            print(f"{shape} ...", flush=True)
+            busy.append(measure.busy())
+            whole, named = step_parts(Ours(Problem(shape, arguments.dtype)).run, repetitions)
+            entry = {"shape": list(shape), "whole_ms": whole, "parts": named}
+            rows.append(entry | {"operations_us": operations(shape, arguments.dtype)})
+        seconds = {name: import_seconds(name, 3 if arguments.quick else 11) for name in ("bptt_array", "numpy")}
+        about = measure.environment(arguments.threads, measure.command(__file__), busy)
+    result = {"about": about, "dtype": arguments.dtype, "rows": rows, "import_s": seconds}
+    print("\n".join([*measure.describe(about), "", *tables(result)]))
+    print(f"wrote {measure.save('parts', result, arguments.out)}")
+    return result
+
+
+if __name__ == "__main__":
+    measure.run(main)
