@@ -10,6 +10,7 @@ whose arrays can be written to: NumPy, CuPy, torch, array-api-strict.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -285,10 +286,13 @@ class CupyBackend(Backend):
         """
         try:
             gemm = importlib.import_module("cupy.cublas").gemm
-            out = self.cupy.ones((2, 2), dtype="float32")
-            a, b = (self.cupy.asarray([[1, 2], [3, 4]], dtype="float32") for _ in range(2))
-            gemm("N", "T", a, b, out=out, beta=1.0)
-            return gemm if out.tolist() == [[6, 12], [12, 26]] else None
+            a, W = np.asarray([[1, 2, 3], [4, 5, 6]]), np.asarray([[1, 0, 2], [0, 3, 1], [4, 1, 0]])
+            for order, product in (("N", a @ W), ("T", a @ W.T)):
+                out, *operands = (self.cupy.asarray(array, dtype="float32") for array in (np.ones((2, 3)), a, W))
+                gemm("N", order, *operands, out=out, beta=1.0)
+                if out.tolist() != (1 + product).tolist():
+                    return None
+            return gemm
         except (ImportError, AttributeError, TypeError, AssertionError, ValueError):
             return None
 

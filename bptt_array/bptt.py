@@ -50,6 +50,7 @@ class Unrolled:
         self._state = batch.h_0 if batch.padding is None else batch.padding.zeroed_if_empty(batch.h_0)
         self._x = Feed(backend, batch.x, batch.padding)
         self._kept: dict[int, tuple[Array, Array]] = {}
+        self._newest = -1  # where the segment begins that ran last
         self._table: Array | None = None  # (I, H): W_xh x + b_h for every token x
         self._add_product = backend.accumulator(layer.W_hh.mT, batch.h_0, batch.T)  # W_hh h_{t-1}
 
@@ -66,6 +67,7 @@ class Unrolled:
         forward_(backend, layer.cell, self._add_product, hs)
         self._keep_valid(start, stop, hs)
         self._state = hs[stop - start, ...]
+        self._newest = start
         self._kept[start] = hs, x
         return hs
 
@@ -108,7 +110,12 @@ class Unrolled:
 
     def release(self, start: int) -> None:
         """Let go of a segment's states."""
-        self.arrays.give_back(self._kept.pop(start)[0])
+        hs = self._kept.pop(start)[0]
+        if start == self._newest:  # the states that go on are its last ones
+            self._state = self.backend.xp.asarray(self._state, copy=True)
+            if self.batch.padding is None:
+                self.last_state = self._state
+        self.arrays.give_back(hs)
 
 
 class BackwardPass:

@@ -84,6 +84,13 @@ def check_plain(name: str, array: Any) -> None:
         raise TypeError(f"{name} is tracked by torch's autograd, which is not used here; pass {name}.detach()")
 
 
+def repeats_itself(array: Any) -> bool:
+    """Whether entries of the array share their memory, as those of ``broadcast_to`` do: no place to write to."""
+    stride = getattr(array, "stride", None)  # torch's
+    strides = stride() if callable(stride) else getattr(array, "strides", ())
+    return any(step == 0 and size > 1 for step, size in zip(strides, array.shape, strict=False))
+
+
 def check_place(name: str, array: Any, backend: Backend, *, host: bool) -> None:
     """An array of the backend's device; with ``host``, a NumPy array will do."""
     check_plain(name, array)

@@ -12,7 +12,7 @@ from typing import Any
 import array_api_compat
 
 from .backend import DTYPES, Array, Backend, backend_of
-from .checks import check_number, check_plain, dtype_name
+from .checks import check_number, check_plain, dtype_name, repeats_itself
 from .state import Gradients
 
 Arrays = Mapping[str, Array]
@@ -45,7 +45,7 @@ def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]
         raise ValueError(f"grads has keys {_names(grads)}; expected those of params, {_names(params)}")
     for name, param in params.items():
         grad, backend = grads[name], backend_of(param)
-        if not array_api_compat.is_writeable_array(param):
+        if not array_api_compat.is_writeable_array(param) or repeats_itself(param):
             raise ValueError(f"params[{name!r}] cannot be written to; expected an array of its own: copy it first")
         if not backend.owns(grad):
             raise TypeError(
@@ -73,6 +73,7 @@ class _Optimizer(ABC):
     def __init__(self, lr: float) -> None:
         self.lr = lr
         self._kept: dict[str, list[Array]] = {}
+        self._updates: dict[str, int] = {}  # of every parameter: one may join later
 
     @property
     def lr(self) -> float:
@@ -93,20 +94,17 @@ class _Optimizer(ABC):
             changed their shape, dtype or device since the last update; nothing is changed then.
         """
         _check_update(params, grads, self._kept)
-        self._begin()
         for name, param in params.items():
             backend = backend_of(param)
             with backend.active():
                 if name not in self._kept:
                     self._kept[name] = [backend.xp.zeros_like(param) for _ in range(self.slots)]
-                self._update(backend, param, grads[name], *self._kept[name])
-
-    def _begin(self) -> None:  # noqa: B027 (most have nothing to do here)
-        """Once per update, before the first parameter."""
+                self._updates[name] = self._updates.get(name, 0) + 1
+                self._update(backend, self._updates[name], param, grads[name], *self._kept[name])
 
     @abstractmethod
-    def _update(self, backend: Backend, param: Array, grad: Array, *kept: Array) -> None:
-        """Change one parameter, and what is kept for it, in place."""
+    def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
+        """Change one parameter, and what is kept for it, in place; ``t``: its updates, this one included."""
 
 
 def _gradient_descent(xp: Any) -> Callable[..., None]:
@@ -170,10 +168,15 @@ class SGD(_Optimizer):
 
     def __init__(self, lr: float, momentum: float = 0.0) -> None:
         super().__init__(lr)
-        self.momentum = check_number("momentum", momentum, below=1.0)
-        self.slots = 1 if self.momentum else 0
+        self._momentum = check_number("momentum", momentum, below=1.0)
+        self.slots = 1 if self._momentum else 0
 
-    def _update(self, backend: Backend, param: Array, grad: Array, *kept: Array) -> None:
+    @property
+    def momentum(self) -> float:
+        """Part of the last step that is taken again; fixed, since it decides what is kept."""
+        return self._momentum
+
+    def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
         if kept:
             backend.fused(_momentum)(param, grad, *kept, self.momentum, self.lr)
         else:
@@ -185,7 +188,7 @@ class Adam(_Optimizer):
 
     ``m <- b1 m + (1 - b1) dtheta``, ``v <- b2 v + (1 - b2) dtheta^2``,
     ``theta <- theta - lr m_hat / (sqrt(v_hat) + eps)`` with ``m_hat = m / (1 - b1^t)``,
-    ``v_hat = v / (1 - b2^t)`` at update t.
+    ``v_hat = v / (1 - b2^t)`` at update t of a parameter.
 
     Parameters
     ----------
@@ -206,15 +209,11 @@ class Adam(_Optimizer):
         self.eps = check_number("eps", eps)
         if not self.eps:
             raise ValueError("eps=0; expected a positive number, which keeps parameters without a gradient finite")
-        self._t = 0
 
-    def _begin(self) -> None:
-        self._t += 1
-
-    def _update(self, backend: Backend, param: Array, grad: Array, *kept: Array) -> None:
+    def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
         # The two corrections as scalars: lr m_hat / (sqrt(v_hat) + eps) = lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)
-        lr = self.lr / (1 - self.beta1**self._t)
-        correction = (1 - self.beta2**self._t) ** -0.5
+        lr = self.lr / (1 - self.beta1**t)
+        correction = (1 - self.beta2**t) ** -0.5
         eps = max(self.eps, float(backend.xp.finfo(param.dtype).smallest_normal))  # which no dtype takes for 0
         moments = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
         backend.fused(_adam)(param, grad, *kept, *moments, correction, eps, lr)
@@ -272,4 +271,5 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> dict[str, Array]:
         bound = max_norm / scale
         # max_norm / max(norm, max_norm), both divided by the scale; exactly 1 where nothing is to be clipped
         factor = bound / backend.xp.maximum(root, bound)
-        return {name: grad * factor for name, grad in grads.items()}
+        # of each gradient's own dtype
+        return {name: grad * backend.xp.astype(factor, grad.dtype, copy=False) for name, grad in grads.items()}

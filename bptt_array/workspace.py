@@ -19,7 +19,23 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self.arrays: list[Array] = []
+        self._left: list[list[Array]] = []  # one list of arrays, or none while a step has it
+
+    @property
+    def arrays(self) -> list[Array]:
+        """What is there to be taken."""
+        return [array for left in self._left for array in left]
+
+    def take(self) -> list[Array]:
+        """What was left, for one caller alone: a pop is atomic, whatever other threads do."""
+        try:
+            return self._left.pop()
+        except IndexError:
+            return []
+
+    def leave(self, arrays: list[Array]) -> None:
+        """Leave arrays in place of those that are there."""
+        self._left[:] = [arrays]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Workspace:
         return Workspace()
@@ -38,7 +54,7 @@ class Loan:
         self._given_back: list[Array] = []
         self._left: list[Array] = []  # by the step before
         if workspace is not None and backend.keeps_arrays:
-            self._left, workspace.arrays = workspace.arrays, []
+            self._left = workspace.take()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An array to write to; one that is free, if it has this shape and dtype."""
@@ -62,4 +78,4 @@ class Loan:
     def end(self) -> None:
         """Leave the arrays to the next step."""
         if self.workspace is not None and self.backend.keeps_arrays:
-            self.workspace.arrays = self._used + self._given_back
+            self.workspace.leave(self._used + self._given_back)

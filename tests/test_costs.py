@@ -160,6 +160,24 @@ def test_the_second_training_step_uses_the_states_of_the_first_again():
 
 
 @pytest.mark.parametrize("more", [{}, {"truncate": 7}, {"lengths": [50, 0, 9] + [31] * 29}], ids=str)
+def test_what_was_given_back_is_never_read(more, monkeypatch):
+    rnn = ba.RNN(4, 16, readout="last")
+    rnn.backend = type(rnn.backend)()
+    rnn.backend.segment_bytes = 5 * 32 * 16 * 4  # several segments a window
+    step = step_of(rnn)
+    flat = lambda result: [result[0], result[2].h, result[1].state.h, *result[1].params.values()]  # noqa: E731
+
+    def spoiling(loan, array, give_back=Loan.give_back):
+        array[...] = np.nan
+        give_back(loan, array)
+
+    expected = flat(step(**more))
+    monkeypatch.setattr(Loan, "give_back", spoiling)
+    for one, other in zip(flat(step(**more)), expected, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("more", [{}, {"truncate": 7}, {"lengths": [50, 0, 9] + [31] * 29}], ids=str)
 def test_what_is_left_in_the_workspace_is_never_read(more):
     rnn = ba.RNN(4, 16, readout="last")
     step = step_of(rnn)

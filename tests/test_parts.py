@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import backends_and_dtypes
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -242,3 +243,40 @@ def test_files_that_are_no_model_say_so(saved, tmp_path):
     write({name: value.astype("float32") for name, value in rnn.params.items()})
     with pytest.raises(ValueError, match="its configuration needs"):
         ba.RNN.load(bad)
+
+
+def test_a_parameter_that_joins_later_begins_its_own_adam():
+    optimizer = ba.Adam(1e-3)
+    one, late = np.zeros(1), np.zeros(1)
+    for _ in range(1000):
+        optimizer.update({"one": one}, {"one": np.ones(1)})
+    optimizer.update({"one": one, "late": late}, {"one": np.ones(1), "late": np.ones(1)})
+    assert late == pytest.approx(-1e-3, rel=1e-6)
+
+
+def test_momentum_is_fixed():
+    optimizer = ba.SGD(0.1)
+    with pytest.raises(AttributeError):
+        optimizer.momentum = 0.9
+    assert optimizer.momentum == 0
+
+
+#: array_api_strict does not show where its arrays lie.
+WITH_STRIDES = [backend for backend in backends_and_dtypes() if not backend.id.startswith("strict")]
+
+
+@pytest.mark.parametrize(("make", "dtype"), WITH_STRIDES)
+def test_a_parameter_whose_entries_share_memory_is_refused_before_anything_changes(make, dtype):
+    backend = make()
+    first = backend.zeros((2,), backend.dtype(dtype))
+    shared = backend.xp.broadcast_to(backend.zeros((1,), backend.dtype(dtype)), (3,))
+    grads = {"first": backend.ones((2,), first.dtype), "shared": backend.ones((3,), first.dtype)}
+    with pytest.raises(ValueError, match=r"params\['shared'\] cannot be written to; expected an array of its own"):
+        ba.SGD(1.0).update({"first": first, "shared": shared}, grads)
+    assert not backend.to_host(first).any()
+
+
+def test_gradients_of_two_dtypes_are_clipped_in_their_own():
+    clipped = ba.clip_by_global_norm({"a": np.ones(2, np.float32), "b": np.ones(2)}, 1.0)
+    assert [clipped[name].dtype for name in "ab"] == [np.float32, np.float64]
+    assert float(ba.global_norm({name: a.astype(float) for name, a in clipped.items()})) == pytest.approx(1, rel=1e-6)
