@@ -5,10 +5,11 @@
 Forward, readout, loss and every gradient (see peers.py), all in one process, taking turns. Before anything is
 timed, the gradients of every peer are compared with ours. Peers that are not installed are left out and named.
 Prints tables and writes results/compare-DTYPE.json and images/compare-DTYPE.png, into runs/benchmarks unless
---out says otherwise.
+--out says otherwise. With OPENBLAS_CORETYPE set, its value becomes part of the names.
 """
 
 import importlib.util
+import os
 
 import measure
 import peers
@@ -109,7 +110,7 @@ def tables(result):
     return lines
 
 
-def plot(result, out):
+def plot(result, name, out):
     """Time over products alone, and peak memory where there is any: a row for every shape, a mark for every peer."""
     import matplotlib
 
@@ -120,13 +121,13 @@ def plot(result, out):
     memory = any("peak_bytes" in entry["peers"]["bptt_array"] for entry in rows)
     size = (11 if memory else 7.5, 1.6 + 0.55 * len(rows))
     figure, panels = plt.subplots(1, 1 + memory, figsize=size, layout="constrained", squeeze=False, sharey=True)
-    for k, name in enumerate(names):
-        marks = {"marker": "osD^vP"[k % 6], "color": f"C{k}", "zorder": 3 if k else 4, "label": name}
+    for k, peer in enumerate(names):
+        marks = {"marker": "osD^vP"[k % 6], "color": f"C{k}", "zorder": 3 if k else 4, "label": peer}
         for g, entry in enumerate(rows):
-            base, times = entry["peers"]["products alone"]["median_ms"], entry["peers"][name]
+            base, times = entry["peers"]["products alone"]["median_ms"], entry["peers"][peer]
             low, middle, high = (times[key] / base for key in ("p10_ms", "median_ms", "p90_ms"))
             panels[0, 0].plot([low, high], [g, g], color=f"C{k}", linewidth=1)
-            panels[0, 0].plot(middle, g, linestyle="", **(marks | {"label": name if g == 0 else None}))
+            panels[0, 0].plot(middle, g, linestyle="", **(marks | {"label": peer if g == 0 else None}))
             if memory:
                 panels[0, 1].plot(times["peak_bytes"] / 2**20, g, linestyle="", **(marks | {"label": None}))
     time = panels[0, 0]
@@ -145,7 +146,7 @@ def plot(result, out):
     title = f"(T, N, I, H, O), {result['dtype']}, {about['threads']} threads, {about['processor']}"
     figure.suptitle(title, fontsize=10)
     figure.legend(loc="outside lower center", ncols=len(names), fontsize=8)
-    path = measure.save_figure(figure, f"compare-{result['dtype']}", out)
+    path = measure.save_figure(figure, name, out)
     plt.close(figure)
     return path
 
@@ -186,11 +187,12 @@ def main(argv=None):
     missing = [name for name in asked if name not in names]
     result = {"about": about, "dtype": arguments.dtype, "names": names, "missing": missing, "rows": rows}
     print("\n".join([*measure.describe(about), "", *tables(result)]))
-    print(f"wrote {measure.save(f'compare-{arguments.dtype}', result, arguments.out)}")
+    name = "-".join(["compare", arguments.dtype, *filter(None, [os.environ.get(measure.CORETYPE)])])
+    print(f"wrote {measure.save(name, result, arguments.out)}")
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no chart")
     else:
-        print(f"wrote {plot(result, arguments.out)}")
+        print(f"wrote {plot(result, name, arguments.out)}")
     return result
 
 

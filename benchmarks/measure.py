@@ -23,6 +23,9 @@ from pathlib import Path
 #: Where results go unless told otherwise: report.py alone writes to this folder.
 OUT = Path("runs") / "benchmarks"
 
+#: Tells OpenBLAS whose kernels to use, in place of those it takes for this processor.
+CORETYPE = "OPENBLAS_CORETYPE"
+
 #: How much of the cores others may use before a run is called disturbed.
 QUIET = 0.1
 
@@ -177,6 +180,15 @@ def installed_versions():
     return found
 
 
+def processor_flags():
+    """What the processor can do, in the words of Linux; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
 def _processor():
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -202,7 +214,10 @@ def environment(count, command, busy_before):
     from threadpoolctl import threadpool_info
 
     pools = {
-        f"{pool['internal_api']} {pool.get('version') or ''}".strip(): pool["num_threads"] for pool in threadpool_info()
+        " ".join(part for part in map(pool.get, ("internal_api", "version", "architecture")) if part): pool[
+            "num_threads"
+        ]
+        for pool in threadpool_info()
     }
     return {
         "command": command,
@@ -221,7 +236,8 @@ def environment(count, command, busy_before):
 
 def command(script):
     """This call, as one would type it in the project's folder."""
-    return shlex.join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
+    kernels = [f"{CORETYPE}={os.environ[CORETYPE]}"] if os.environ.get(CORETYPE) else []
+    return shlex.join([*kernels, "python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
 
 
 def describe(about):
