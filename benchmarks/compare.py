@@ -5,11 +5,10 @@
 Forward, readout, loss and every gradient (see peers.py), all in one process, taking turns. Before anything is
 timed, the gradients of every peer are compared with ours. Peers that are not installed are left out and named.
 Prints tables and writes results/compare-DTYPE.json and images/compare-DTYPE.png, into runs/benchmarks unless
---out says otherwise. With OPENBLAS_CORETYPE set, its value becomes part of the names.
+--out says otherwise.
 """
 
 import importlib.util
-import os
 
 import measure
 import peers
@@ -187,7 +186,7 @@ def main(argv=None):
     missing = [name for name in asked if name not in names]
     result = {"about": about, "dtype": arguments.dtype, "names": names, "missing": missing, "rows": rows}
     print("\n".join([*measure.describe(about), "", *tables(result)]))
-    name = "-".join(["compare", arguments.dtype, *filter(None, [os.environ.get(measure.CORETYPE)])])
+    name = f"compare-{arguments.dtype}"
     print(f"wrote {measure.save(name, result, arguments.out)}")
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no chart")

@@ -23,9 +23,6 @@ from pathlib import Path
 #: Where results go unless told otherwise: report.py alone writes to this folder.
 OUT = Path("runs") / "benchmarks"
 
-#: Tells OpenBLAS whose kernels to use, in place of those it takes for this processor.
-CORETYPE = "OPENBLAS_CORETYPE"
-
 #: How much of the cores others may use before a run is called disturbed.
 QUIET = 0.1
 
@@ -180,15 +177,6 @@ def installed_versions():
     return found
 
 
-def processor_flags():
-    """What the processor can do, in the words of Linux; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
-
-
 def _processor():
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -235,9 +223,9 @@ def environment(count, command, busy_before):
 
 
 def command(script):
-    """This call, as one would type it in the project's folder."""
-    kernels = [f"{CORETYPE}={os.environ[CORETYPE]}"] if os.environ.get(CORETYPE) else []
-    return shlex.join([*kernels, "python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
+    """This call, as one would type it in the project's folder; with what is set for OpenBLAS, if anything."""
+    settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("OPENBLAS_")]
+    return shlex.join([*settings, "python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
 
 
 def describe(about):

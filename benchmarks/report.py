@@ -9,7 +9,6 @@ is named at the end, and the others go on.
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -34,7 +33,6 @@ NEAREST = ["torch.nn.RNN", "JAX scan, jit", "textbook NumPy"]
 #: Name of the file in results/, the call that makes it, what makes lines of it.
 REPORTS = {
     "compare-float32": (["compare.py"], compare.tables),
-    "compare-float32-SkylakeX": (["compare.py", "--no-memory"], compare.tables),
     "compare-float64": (
         ["compare.py", "--dtype", "float64", "--repetitions", "5", "--no-memory", "--peers", *NEAREST],
         compare.tables,
@@ -65,24 +63,9 @@ def ratios(rows, name):
 
 def verdict(goal, values, limit):
     """A line of the table of goals: in how many rows ``values`` keep below ``limit(shape)``, and where they do not."""
-    missed = [f"{value:.2f} at {shape}" for shape, value in values.items() if not value <= limit(shape)]
+    missed = [f"{value:.3f} at {shape}" for shape, value in values.items() if not value <= limit(shape)]
     met = f"in {len(values) - len(missed)} of {len(values)} rows" if missed else "met in every row"
     return [goal, met if values else "not measured", "; ".join(missed)]
-
-
-def times_against(result):
-    """The goals that are ratios of times, from one comparison in float32."""
-    products, torch, jax = (
-        ratios(result["rows"], name) for name in ("products alone", "torch.nn.RNN", "JAX scan, jit")
-    )
-    small = {shape: value for shape, value in torch.items() if is_small(shape)}
-    return [
-        verdict("time / products alone at most 1.15 for H of 256 and more, 1.35 below", products,
-                lambda shape: 1.35 if is_small(shape) else 1.15),
-        verdict("time / torch at most 0.75", torch, lambda shape: 0.75),
-        verdict("time / torch at most 0.25 where H is below 256", small, lambda shape: 0.25),
-        verdict("time / JAX at most 0.8", jax, lambda shape: 0.8),
-    ]  # fmt: skip
 
 
 def goals(results):
@@ -90,29 +73,26 @@ def goals(results):
     files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
     if not {"compare-float32", "compare-float64", "parts"} <= set(files):
         return ["Not measured yet."]
-    single, double, seconds = (
-        files["compare-float32"],
-        files["compare-float64"],
-        files["parts"]["import_s"]["bptt_array"],
-    )
+    single, double = files["compare-float32"]["rows"], files["compare-float64"]["rows"]
+    products, torch, jax = (ratios(single, name) for name in ("products alone", "torch.nn.RNN", "JAX scan, jit"))
+    small = {shape: value for shape, value in torch.items() if is_small(shape)}
     memory = {
         Shape(*row["shape"]): row["peers"]["bptt_array"]["peak_bytes"] / row["peers"]["torch.nn.RNN"]["peak_bytes"]
-        for row in single["rows"]
+        for row in single
         if row["shape"][0] == 1000 and "torch.nn.RNN" in row["peers"]
     }
+    seconds = files["parts"]["import_s"]["bptt_array"]
     rows = [
-        *times_against(single),
+        verdict("time / products alone at most 1.15 for H of 256 and more, 1.35 below", products,
+                lambda shape: 1.35 if is_small(shape) else 1.15),
+        verdict("time / torch at most 0.75", torch, lambda shape: 0.75),
+        verdict("time / torch at most 0.25 where H is below 256", small, lambda shape: 0.25),
+        verdict("time / JAX at most 0.8", jax, lambda shape: 0.8),
         verdict("peak memory / torch's at most 0.5 where T = 1000", memory, lambda shape: 0.5),
         ["`import bptt_array` in less than 0.25 s", "met" if seconds < 0.25 else "missed", f"{seconds:.2f} s"],
-        verdict("float64: never slower than torch", ratios(double["rows"], "torch.nn.RNN"), lambda shape: 1.0),
-    ]
-    head = ["goal", "reached", "where not"]
-    lines = measure.table(head, rows)
-    for name in filter(kernels_of, REPORTS):
-        if name in files:
-            lines += ["", f"With {measure.CORETYPE}={kernels_of(name)}:", ""]
-            lines += measure.table(head, times_against(files[name]))
-    return lines
+        verdict("float64: never slower than torch", ratios(double, "torch.nn.RNN"), lambda shape: 1.0),
+    ]  # fmt: skip
+    return measure.table(["goal", "reached", "where not"], rows)
 
 
 def section(name, results):
@@ -121,9 +101,7 @@ def section(name, results):
         return goals(results)
     path = results / f"{name}.json"
     if not path.exists():
-        kernels = f"{measure.CORETYPE}={kernels_of(name)} " if kernels_of(name) else ""
-        call = f"{kernels}python benchmarks/{shlex.join(REPORTS[name][0])}"
-        return [f"No figure exists yet: `{call}` has not been run."]
+        return [f"No figure exists yet: `python benchmarks/{shlex.join(REPORTS[name][0])}` has not been run."]
     result = json.loads(path.read_text(encoding="utf-8"))
     about = [f"{line}  " for line in measure.describe(result["about"])]
     return [*about, "", *REPORTS[name][1](result)]
@@ -140,15 +118,8 @@ def rewrite(text, results):
     return text
 
 
-def kernels_of(name):
-    """The value of OPENBLAS_CORETYPE for a report; empty for what OpenBLAS takes by itself."""
-    return name.removeprefix("compare-float32-") if name.startswith("compare-float32-") else ""
-
-
-def cannot_run(name, call):
+def cannot_run(call):
     """Why a script cannot run here; empty if it can."""
-    if kernels_of(name) and "avx512f" not in measure.processor_flags():
-        return f"this processor cannot run OpenBLAS's kernels for {kernels_of(name)}"
     if call[0] == "gpu.py" and not gpu.ba.backend.cuda_device_count():
         return "there is no CUDA device"
     if call[0] == "gpu.py" and importlib.util.find_spec("gpuemu"):
@@ -164,15 +135,14 @@ def main(argv=None):
     parser.add_argument("--threads", type=measure.positive, default=2, help="of every library (default: 2)")
     arguments = parser.parse_args(argv)
     problems = []
-    for name, (call, _) in REPORTS.items() if not arguments.no_run else ():
+    for call, _ in REPORTS.values() if not arguments.no_run else ():
         print(f"==== {shlex.join(call)}", flush=True)
-        if problem := cannot_run(name, call):
+        if problem := cannot_run(call):
             problems.append(f"benchmarks/{call[0]} was left out: {problem}")
             continue
-        environment = os.environ | ({measure.CORETYPE: kernels} if (kernels := kernels_of(name)) else {})
         folder = ["--threads", str(arguments.threads), "--out", HERE.name]
         command = [sys.executable, f"{HERE.name}/{call[0]}", *call[1:], *folder]
-        if status := subprocess.run(command, cwd=HERE.parent, env=environment, check=False).returncode:
+        if status := subprocess.run(command, cwd=HERE.parent, check=False).returncode:
             problems.append(f"benchmarks/{shlex.join(call)} failed with exit status {status}; its table is as it was")
     readme = HERE / "README.md"
     new = readme.with_name(".README.md.new")

@@ -314,7 +314,7 @@ def test_results_are_written_whole_or_not_at_all(tmp_path):
 
 def test_a_goal_that_is_missed_says_where():
     values = {Shape(1, 1, 1, 100, 1): 0.3, Shape(1, 1, 1, 256, 1): 0.8}
-    assert report.verdict("g", values, lambda shape: 0.75) == ["g", "in 1 of 2 rows", "0.80 at (1, 1, 1, 256, 1)"]
+    assert report.verdict("g", values, lambda shape: 0.75) == ["g", "in 1 of 2 rows", "0.800 at (1, 1, 1, 256, 1)"]
     assert report.verdict("g", values, lambda shape: 0.9) == ["g", "met in every row", ""]
     assert (
         report.verdict("g", {values_of: float("nan") for values_of in values}, lambda shape: 1)[1] == "in 0 of 2 rows"
