@@ -40,9 +40,6 @@ class Workspace:
     def __deepcopy__(self, memo: dict[int, Any]) -> Workspace:
         return Workspace()
 
-    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
-        return Workspace, ()
-
 
 class Loan:
     """The arrays of one step. What they hold at first does not matter; none may outlive the step."""
