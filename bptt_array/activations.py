@@ -40,6 +40,7 @@ class Activation:
 
 
 def _of(function: Callable[[Backend, Array], None]) -> Callable[[Backend], Callable[[Array], None]]:
+    """``bound`` of a function ``(backend, z)``."""
     return lambda backend: partial(function, backend)
 
 
