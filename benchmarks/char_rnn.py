@@ -14,6 +14,7 @@ import time
 
 import measure
 import numpy as np
+from peers import gradient_difference, into_torch
 
 from bptt_array.text import language_reference, read_texts
 from bptt_array.training import Options, Trainer
@@ -50,16 +51,8 @@ class TorchTrainer:
         self.V, self.lr, self.clip = V, lr, clip
         self.layer = torch.nn.RNN(V, H, nonlinearity=ours.cell)
         self.linear = torch.nn.Linear(H, V)
-        with torch.no_grad():
-            self.layer.weight_ih_l0.copy_(torch.from_numpy(ours.params["l0.W_xh"]))
-            self.layer.weight_hh_l0.copy_(torch.from_numpy(ours.params["l0.W_hh"]))
-            self.layer.bias_ih_l0.copy_(torch.from_numpy(ours.params["l0.b_h"]))
-            self.layer.bias_hh_l0.zero_()
-            self.linear.weight.copy_(torch.from_numpy(ours.params["W_hy"]))
-            self.linear.bias.copy_(torch.from_numpy(ours.params["b_y"]))
-        self.layer.bias_hh_l0.requires_grad_(False)  # one bias, as in (1.1)
-        self.parameters = [p for m in (self.layer, self.linear) for p in m.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr, fused=True)
+        self.parameters = into_torch(ours.params, self.layer, self.linear)
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr, fused=True)
         self.state = None
 
     def gradients(self, x, target):
@@ -75,7 +68,7 @@ class TorchTrainer:
         if first:
             self.state = None
         loss, self.state = self.gradients(x, target)
-        self.torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * decay
         self.optimizer.step()
@@ -86,19 +79,9 @@ def compare_gradients(trainer, theirs, x, target):
     """Largest relative difference of any gradient, on the first batch."""
     _, grads, _ = trainer.rnn.loss_and_grad(x, target, "cross_entropy")
     theirs.gradients(x, target)
-    layer, linear = theirs.layer, theirs.linear
-    pairs = {
-        "l0.W_xh": layer.weight_ih_l0,
-        "l0.W_hh": layer.weight_hh_l0,
-        "l0.b_h": layer.bias_ih_l0,
-        "W_hy": linear.weight,
-        "b_y": linear.bias,
-    }
-    worst = 0.0
-    for name, parameter in pairs.items():
-        difference = np.abs(grads.params[name] - parameter.grad.numpy()).max() / np.abs(grads.params[name]).max()
-        worst = max(worst, float(difference))
-    if worst > 1e-4:
+    found = {name: parameter.grad.numpy() for name, parameter in theirs.parameters.items()}
+    worst = gradient_difference(found, grads.params)
+    if not worst <= 1e-4:
         raise SystemExit(f"gradients differ by {worst:.1e}: nothing was timed")
     return worst
 

@@ -161,6 +161,28 @@ class Textbook:
         return loss, grads
 
 
+def into_torch(params, layer, linear):
+    """Copy our parameters into a ``torch.nn.RNN`` and a ``Linear``, with one bias as in (1.1).
+
+    Returns theirs by our names.
+    """
+    import torch
+
+    theirs = {
+        "l0.W_xh": layer.weight_ih_l0,
+        "l0.W_hh": layer.weight_hh_l0,
+        "l0.b_h": layer.bias_ih_l0,
+        "W_hy": linear.weight,
+        "b_y": linear.bias,
+    }
+    with torch.no_grad():
+        for name, parameter in theirs.items():
+            parameter.copy_(torch.from_numpy(params[name]))
+        layer.bias_hh_l0.zero_()
+    layer.bias_hh_l0.requires_grad_(False)
+    return theirs
+
+
 class Torch:
     """``torch.nn.RNN`` and a ``Linear`` with autograd; ``device="cuda"`` is cuDNN."""
 
@@ -172,23 +194,9 @@ class Torch:
         dtype = getattr(torch, problem.dtype)
         self.layer = torch.nn.RNN(I, H, device=device, dtype=dtype)
         self.linear = torch.nn.Linear(H, O, device=device, dtype=dtype)
-        with torch.no_grad():
-            for name, parameter in self._parameters().items():
-                parameter.copy_(torch.from_numpy(params[name]))
-            self.layer.bias_hh_l0.zero_()
-        self.layer.bias_hh_l0.requires_grad_(False)  # one bias, as in (1.1)
+        self.parameters = into_torch(params, self.layer, self.linear)
         self.x = torch.from_numpy(problem.x).to(device)
         self.target = torch.from_numpy(problem.target).to(device)
-
-    def _parameters(self):
-        layer, linear = self.layer, self.linear
-        return {
-            "l0.W_xh": layer.weight_ih_l0,
-            "l0.W_hh": layer.weight_hh_l0,
-            "l0.b_h": layer.bias_ih_l0,
-            "W_hy": linear.weight,
-            "b_y": linear.bias,
-        }
 
     def run(self):
         self.layer.zero_grad()
@@ -199,7 +207,7 @@ class Torch:
 
     def gradients(self):
         self.run()
-        return {name: parameter.grad.cpu().numpy() for name, parameter in self._parameters().items()}
+        return {name: parameter.grad.cpu().numpy() for name, parameter in self.parameters.items()}
 
 
 class Jax:
