@@ -94,7 +94,9 @@ def tables(result):
         (f"{name} at {Shape(*entry['shape'])}", entry["peers"][name]) for entry in result["rows"] for name in names
     )
     if memory:
-        lines += ["Peak memory of a step, MiB:", "", *measure.table(head + names, memory), ""]
+        since = {peer.get("peak_since", "the step") for entry in result["rows"] for peer in entry["peers"].values()}
+        note = " (peaks since the process began: this system cannot tell those of a step)" * ("the process" in since)
+        lines += [f"Peak memory of a step, MiB{note}:", "", *measure.table(head + names, memory), ""]
     compared = [
         peer["gradient_difference"]
         for entry in result["rows"]
@@ -121,14 +123,14 @@ def plot(result, name, out):
     size = (11 if memory else 7.5, 1.6 + 0.55 * len(rows))
     figure, panels = plt.subplots(1, 1 + memory, figsize=size, layout="constrained", squeeze=False, sharey=True)
     for k, peer in enumerate(names):
-        marks = {"marker": "osD^vP"[k % 6], "color": f"C{k}", "zorder": 3 if k else 4, "label": peer}
+        marks = {"marker": "osD^vP"[k % 6], "color": f"C{k}", "zorder": 3 if k else 4, "linestyle": ""}
         for g, entry in enumerate(rows):
             base, times = entry["peers"]["products alone"]["median_ms"], entry["peers"][peer]
             low, middle, high = (times[key] / base for key in ("p10_ms", "median_ms", "p90_ms"))
             panels[0, 0].plot([low, high], [g, g], color=f"C{k}", linewidth=1)
-            panels[0, 0].plot(middle, g, linestyle="", **(marks | {"label": peer if g == 0 else None}))
+            panels[0, 0].plot(middle, g, label=peer if g == 0 else None, **marks)
             if memory:
-                panels[0, 1].plot(times["peak_bytes"] / 2**20, g, linestyle="", **(marks | {"label": None}))
+                panels[0, 1].plot(times["peak_bytes"] / 2**20, g, **marks)
     time = panels[0, 0]
     time.axvline(1, color="black", linewidth=0.8)
     time.set_yticks(range(len(rows)), [str(Shape(*entry["shape"])) for entry in rows])

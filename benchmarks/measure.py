@@ -1,4 +1,4 @@
-"""How time and memory are measured, and what the machine is: shared by every script of this folder."""
+"""How time and memory are measured, what the machine is, and how results are told: shared by every script here."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python benchmarks/parts.py [--threads 2] [--dtype float32] [--quick]
 
-A clock around each part of a step, in calls of their own (the clock costs about 0.2 us a part); what one time step
-is made of, each operation repeated alone; and the import in fresh processes. Writes results/parts.json, into
-runs/benchmarks unless --out says otherwise.
+A clock around each part of a step (itself a fraction of a microsecond); what one time step is made of, each
+operation repeated alone, and the product that a loop with features first would make; and the import in fresh
+processes. Writes results/parts.json, into runs/benchmarks unless --out says otherwise.
 """
 
 import contextlib
@@ -32,9 +32,8 @@ PARTS = {
 }
 
 
-def step_parts(run, repetitions):
-    """Median milliseconds of a step, and of each part in steps that are clocked."""
-    whole = measure.alternate({"whole": run}, 1, 0.2, least=repetitions)["whole"]
+def step_parts(run, repetitions, seconds=0.4):
+    """Median milliseconds of a step and of its parts, all by clocks in the same calls."""
     spent = dict.fromkeys(PARTS, 0.0)
 
     def clocked(part, function):
@@ -47,19 +46,21 @@ def step_parts(run, repetitions):
 
         return call
 
-    found = {part: [] for part in PARTS}
+    found = {part: [] for part in ("whole", *PARTS, "rest")}
     with contextlib.ExitStack() as patches:
         for part, functions in PARTS.items():
             for owner, name in functions:
                 patches.enter_context(mock.patch.object(owner, name, clocked(part, getattr(owner, name))))
         run()
-        began = time.perf_counter()
-        while len(found["weight sums"]) < repetitions or time.perf_counter() - began < 0.2:
+        first = time.perf_counter()
+        while len(found["whole"]) < repetitions or time.perf_counter() - first < seconds:
             spent.update(dict.fromkeys(PARTS, 0.0))
+            began = time.perf_counter()
             run()
-            for part, seconds in spent.items():
-                found[part].append(seconds)
-    return statistics.median(whole) * 1e3, {part: statistics.median(times) * 1e3 for part, times in found.items()}
+            whole = time.perf_counter() - began
+            for part, time_of_it in {"whole": whole, **spent, "rest": whole - sum(spent.values())}.items():
+                found[part].append(time_of_it)
+    return {part: statistics.median(times) * 1e3 for part, times in found.items()}
 
 
 def microseconds(call, seconds=0.05):
@@ -83,12 +84,14 @@ def operations(shape, dtype):
     rng = np.random.default_rng(0)
     h, row, product = (rng.uniform(0.1, 0.9, (shape.N, shape.H)).astype(dtype) for _ in range(3))
     ones = np.ones_like(h)
+    first, product_first = (np.ascontiguousarray(a.T) for a in (h, product))
     return {
         "h W_hh^T": microseconds(lambda: h.dot(limit.W_hh_T, product)),
         "dz W_hh": microseconds(lambda: h.dot(limit.W_hh, product)),
         "sum": microseconds(lambda: np.add(row, ones, product)),
         "tanh": microseconds(lambda: np.tanh(row, product)),
         "times the slope": microseconds(lambda: row.__imul__(ones)),
+        "W_hh h, features first": microseconds(lambda: limit.W_hh.dot(first, product_first)),
     }
 
 
@@ -105,16 +108,15 @@ def tables(result):
     """The result as Markdown."""
     parts, steps = [], []
     for row in result["rows"]:
-        label, named = str(Shape(*row["shape"])), row["parts"]
-        rest = row["whole_ms"] - sum(named.values())
-        parts.append([label, f"{row['whole_ms']:.2f}", *(f"{ms:.2f}" for ms in named.values()), f"{rest:.2f}"])
+        label = str(Shape(*row["shape"]))
+        parts.append([label, *(f"{ms:.2f}" for ms in row["parts_ms"].values())])
         steps.append([label, *(f"{us:.2f}" for us in row["operations_us"].values())])
     first = result["rows"][0]
     ours, numpy = (result["import_s"][name] for name in ("bptt_array", "numpy"))
     return [
         "Milliseconds of one training step, products included (rest: checks, schedule, arrays):",
         "",
-        *measure.table(["(T, N, I, H, O)", "whole", *first["parts"], "rest"], parts),
+        *measure.table(["(T, N, I, H, O)", *first["parts_ms"]], parts),
         "",
         "Microseconds of what a time step is made of, each alone on arrays that are in the cache:",
         "",
@@ -134,8 +136,8 @@ def main(argv=None):
         for shape in QUICK if arguments.quick else SHAPES:
             print(f"{shape} ...", flush=True)
             busy.append(measure.busy())
-            whole, named = step_parts(Ours(Problem(shape, arguments.dtype)).run, repetitions)
-            entry = {"shape": list(shape), "whole_ms": whole, "parts": named}
+            spent = step_parts(Ours(Problem(shape, arguments.dtype)).run, repetitions)
+            entry = {"shape": list(shape), "parts_ms": spent}
             rows.append(entry | {"operations_us": operations(shape, arguments.dtype)})
         seconds = {name: import_seconds(name, 3 if arguments.quick else 11) for name in ("bptt_array", "numpy")}
         about = measure.environment(arguments.threads, measure.command(__file__), busy)

@@ -180,6 +180,17 @@ def test_compare_prints_and_writes_what_it_measured(tmp_path, capsys):
     assert re.search(rf"\(4, 2, 3, 5, 2\) \| +{ratio:.2f} \|", printed)
 
 
+def test_a_peak_that_is_not_that_of_a_step_is_said_to_be_so(tmp_path):
+    result = compare.main(
+        ["--quick", "--shape", "4", "2", "3", "5", "2", "--peers", "bptt_array", "--out", str(tmp_path)]
+    )
+    told = "peaks since the process began"
+    ours = result["rows"][0]["peers"]["bptt_array"]
+    assert (told in "".join(compare.tables(result))) == (ours["peak_since"] == "the process")
+    ours["peak_since"] = "the process"
+    assert told in "".join(compare.tables(result))
+
+
 def test_scaling_fits_lines_to_what_it_measured(tmp_path, capsys):
     result = scaling.main(["--quick", "--out", str(tmp_path)])
     assert [point["size"] for point in result["series"]["T"]["points"]] == list(scaling.QUICK["T"])
@@ -248,9 +259,12 @@ def test_the_gpu_script_says_what_is_missing(capsys):
 def test_the_parts_of_a_step_are_clocked(tmp_path, capsys):
     result = parts.main(["--quick", "--out", str(tmp_path)])
     for row in result["rows"]:
-        assert min(row["parts"].values()) > 0  # every part of a step was seen
+        parts_ms = row["parts_ms"]
+        assert set(parts.PARTS) < set(parts_ms)
+        assert min(parts_ms.values()) > 0  # every part of a step was seen, and none twice
+        assert all(parts_ms[part] < parts_ms["whole"] for part in parts.PARTS)
         assert min(row["operations_us"].values()) > 0
-    assert 0 < result["import_s"]["numpy"] < result["import_s"]["bptt_array"] + 0.5
+    assert min(result["import_s"].values()) > 0
     assert "`import bptt_array` takes" in capsys.readouterr().out
     assert (tmp_path / "results" / "parts.json").exists()
 
