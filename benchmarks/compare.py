@@ -75,7 +75,7 @@ def tables(result):
             [label, *("{median_ms:.2f} ({p10_ms:.2f}-{p90_ms:.2f})".format(**by_name[name]) for name in names)]
         )
         bytes_ = [by_name[name].get("peak_bytes") for name in names]
-        if any(bytes_):
+        if any(b is not None for b in bytes_):  # 0 is a figure too
             memory.append([label, *("" if b is None else f"{b / 2**20:.1f}" for b in bytes_)])
     ours = [
         [
@@ -136,10 +136,13 @@ def plot(result, name, out):
     time.set_yticks(range(len(rows)), [str(Shape(*entry["shape"])) for entry in rows])
     time.set_ylim(len(rows) - 0.5, -0.5)
     time.set_xlabel("time of a training step / its matrix products alone\n(median, line from 10th to 90th percentile)")
+    time.set_xscale("log")
     if memory:
         panels[0, 1].set_xlabel("peak memory of a training step, MiB")
+        panels[0, 1].set_xscale("symlog", linthresh=0.1)  # a small step may fit in pages that the process has: 0
+        most = max(entry["peers"][peer]["peak_bytes"] for entry in rows for peer in names) / 2**20
+        panels[0, 1].set_xlim(0, 2 * max(most, 0.5))
     for panel in panels.flat:
-        panel.set_xscale("log")
         panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
