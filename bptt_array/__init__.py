@@ -8,6 +8,7 @@
 """
 
 from .backend import Backend
+from .cells import Cell
 from .gradcheck import check_gradients
 from .optimizers import SGD, Adam, clip_by_global_norm, global_norm
 from .parity import compare_devices
@@ -20,6 +21,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Backend",
+    "Cell",
     "Gradients",
     "State",
     "check_gradients",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -25,6 +25,55 @@ Array = Any  # an array of the backend's namespace
 DTYPES = ("float32", "float64")
 
 _INSTALL_CUPY = "pip install 'cupy-cuda12x[ctk]' (or cupy-cuda13x[ctk]), or use device='cpu'"
+
+
+class Elementwise:
+    """Elementwise operations that write into an array they are given: what a fused function is made of.
+
+    The bodies here are portable, and CuPy makes one kernel of any number of them.
+    """
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+
+    def add_(self, out: Array, a: Array, b: Array) -> None:
+        """``out <- a + b``"""
+        out[...] = a + b
+
+    def subtract_(self, out: Array, a: Array, b: Array) -> None:
+        """``out <- a - b``"""
+        out[...] = a - b
+
+    def multiply_(self, out: Array, a: Array, b: Array) -> None:
+        """``out <- a * b``"""
+        out[...] = a * b
+
+    def one_minus_(self, out: Array, a: Array) -> None:
+        """``out <- 1 - a``"""
+        out[...] = 1 - a
+
+    def tanh_(self, out: Array, a: Array) -> None:
+        """``out <- tanh(a)``"""
+        out[...] = self.xp.tanh(a)
+
+
+class NumpyElementwise(Elementwise):
+    """The same without a temporary array."""
+
+    def add_(self, out: Array, a: Array, b: Array) -> None:
+        np.add(a, b, out)
+
+    def subtract_(self, out: Array, a: Array, b: Array) -> None:
+        np.subtract(a, b, out)
+
+    def multiply_(self, out: Array, a: Array, b: Array) -> None:
+        np.multiply(a, b, out)
+
+    def one_minus_(self, out: Array, a: Array) -> None:
+        np.subtract(1, a, out)
+
+    def tanh_(self, out: Array, a: Array) -> None:
+        np.tanh(a, out)
 
 
 class Backend:
@@ -61,6 +110,7 @@ class Backend:
         probe = xp.zeros(1) if device is None else xp.zeros(1, device=device)
         self.xp = array_api_compat.array_namespace(probe)
         self.device = array_api_compat.device(probe)
+        self.elementwise = Elementwise(self.xp)
         self._zeros: dict[str, Array] = {}
         if not array_api_compat.is_writeable_array(probe):
             raise TypeError(
@@ -98,8 +148,9 @@ class Backend:
     def ones(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.xp.ones(shape, dtype=dtype, device=self.device)
 
-    def arange(self, stop: int) -> Array:
-        return self.xp.arange(stop, dtype=self.xp.int64, device=self.device)
+    def arange(self, stop: int, dtype: Any = None) -> Array:
+        """``0, 1, ..., stop - 1`` as int64 or the integer dtype given."""
+        return self.xp.arange(stop, dtype=self.xp.int64 if dtype is None else dtype, device=self.device)
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         """A copy of a NumPy array on this device, of the same dtype."""
@@ -120,16 +171,21 @@ class Backend:
             return False
         return array_api_compat.array_namespace(array) is self.xp and array_api_compat.device(array) == self.device
 
+    def rows(self, a: Array, *, reverse: bool = False) -> Iterator[Array]:
+        """``a[t, ...]`` for every t, as views, first to last or last to first."""
+        steps = range(a.shape[0])
+        return (a[t, ...] for t in (reversed(steps) if reverse else steps))
+
     # ---- primitives -----------------------------------------------------------------------------------
 
     def matmul_(self, out: Array, a: Array, b: Array) -> None:
         """``out <- a @ b``"""
         out[...] = self.xp.matmul(a, b)
 
-    def accumulator(self, W: Array, like: Array, steps: int) -> Callable[[Array, Array], None]:
+    def accumulator(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
         """A function ``(out, a)`` that does ``out += a @ W``, to be called ``steps`` times with the same ``W``.
 
-        ``like (..., N, H)`` has the shape and dtype of ``out``. What the product needs beside its result is
+        ``rows (..., N)`` is the shape of ``out`` without its last axis. What the product needs beside its result is
         allocated here, once, and not in the time loop.
         """
         matmul = self.xp.matmul
@@ -138,6 +194,18 @@ class Backend:
             out += matmul(a, W)
 
         return add_product
+
+    def multiplier(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
+        """:meth:`accumulator` without the sum: ``out <- a @ W``, for an ``out`` in one piece."""
+        return lambda out, a: self.matmul_(out, a, W)
+
+    def elementwise_accumulator(self, rows: tuple[int, ...], dtype: Any) -> Callable[[Array, Array, Array], None]:
+        """A function ``(out, a, b)`` that does ``out += a * b`` for arrays of the shape ``rows``."""
+
+        def add_elementwise(out: Array, a: Array, b: Array) -> None:
+            out += a * b
+
+        return add_elementwise
 
     def tanh_(self, z: Array) -> None:
         """``z <- tanh(z)``"""
@@ -166,13 +234,17 @@ class Backend:
         rows = self.xp.take(table, self.xp.reshape(index, (-1,)), axis=0)
         out[...] = self.xp.reshape(rows, out.shape)
 
-    def fused(self, make: Callable[[Any], Callable[..., None]]) -> Callable[..., None]:
-        """The elementwise function ``make(xp)``, which writes into its arguments, as one kernel where there are any.
+    def fused(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
+        """The elementwise function ``make(ops)``, which writes into its arguments, as one kernel where there are any.
 
-        Its arguments are arrays of one shape, then Python floats, on which it must not compute with each other:
-        CuPy would do that in half precision.
+        Its arguments are arrays of one shape (or that broadcast to the first one's), then Python floats, on which
+        it must not compute with each other: CuPy would do that in half precision.
         """
-        return make(self.xp)
+        return make(self.elementwise)
+
+    def over_segment(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
+        """:meth:`fused` for whole segments ``(S, ...)``, where passes over blocks of steps may pay."""
+        return self.fused(make)
 
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         """``result[i..., k] = 1 if index[i...] == k else 0``, shape ``(*index.shape, size)``."""
@@ -194,6 +266,7 @@ class NumpyBackend(Backend):
 
     def __init__(self) -> None:
         super().__init__(array_api_compat.numpy)
+        self.elementwise = NumpyElementwise(self.xp)
 
     @property
     def name(self) -> str:
@@ -219,10 +292,16 @@ class NumpyBackend(Backend):
     def matmul_(self, out: Array, a: Array, b: Array) -> None:
         np.matmul(a, b, out=out)
 
-    def accumulator(self, W: Array, like: Array, steps: int) -> Callable[[Array, Array], None]:
-        if steps * like.shape[-2] >= _ROWS_THAT_PAY_FOR_A_COPY:
-            W = np.ascontiguousarray(W)
-        product = np.empty(like.shape, like.dtype)
+    def rows(self, a: Array, *, reverse: bool = False) -> Iterator[Array]:
+        return iter(a[::-1] if reverse else a)
+
+    def _in_order(self, W: Array, rows: tuple[int, ...], steps: int) -> Array:
+        """``W``, or a copy in order if that pays."""
+        return np.ascontiguousarray(W) if steps * rows[-1] >= _ROWS_THAT_PAY_FOR_A_COPY else W
+
+    def accumulator(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
+        W = self._in_order(W, rows, steps)
+        product = np.empty((*rows, W.shape[-1]), W.dtype)
         matmul, add = np.matmul, np.add
 
         def add_product(out: Array, a: Array) -> None:
@@ -234,6 +313,20 @@ class NumpyBackend(Backend):
             add(out, product, out)
 
         return add_product if W.ndim == 2 else add_stacked_product
+
+    def multiplier(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
+        W, matmul = self._in_order(W, rows, steps), np.matmul
+        return lambda out, a: matmul(a, W, out)
+
+    def elementwise_accumulator(self, rows: tuple[int, ...], dtype: Any) -> Callable[[Array, Array, Array], None]:
+        product = np.empty(rows, dtype)
+        multiply, add = np.multiply, np.add
+
+        def add_elementwise(out: Array, a: Array, b: Array) -> None:
+            multiply(a, b, product)
+            add(out, product, out)
+
+        return add_elementwise
 
     def tanh_(self, z: Array) -> None:
         np.tanh(z, z)
@@ -250,6 +343,17 @@ class NumpyBackend(Backend):
 
     def positive_(self, out: Array, y: Array) -> None:
         np.greater(y, 0, out=out)
+
+    def over_segment(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
+        function = make(self.elementwise)
+
+        def in_blocks(*arrays: Array) -> None:  # each pass but the first finds the block in the cache
+            length = len(arrays[0])
+            steps = max(1, _BLOCK_BYTES * length // max(1, sum(a.nbytes for a in arrays)))
+            for k in range(0, length, steps):
+                function(*(a[k : k + steps] for a in arrays))
+
+        return in_blocks
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         # mode="clip" lets take write straight into out; indices were checked when they came in.
@@ -311,12 +415,15 @@ class CupyBackend(Backend):
     def matmul_(self, out: Array, a: Array, b: Array) -> None:
         self.cupy.matmul(a, b, out=out)
 
-    def accumulator(self, W: Array, like: Array, steps: int) -> Callable[[Array, Array], None]:
-        if W.ndim > 2:  # a batched product copies a transposed operand in every call: copy it once
-            W = self.cupy.ascontiguousarray(W)
-        elif self.gemm is not None:
+    def _in_order(self, W: Array) -> Array:
+        """A batched product copies a transposed operand in every call: copy it once."""
+        return self.cupy.ascontiguousarray(W) if W.ndim > 2 else W
+
+    def accumulator(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
+        if W.ndim == 2 and self.gemm is not None:
             return self._gemm_accumulator(W)
-        product = self.cupy.empty(like.shape, like.dtype)
+        W = self._in_order(W)
+        product = self.cupy.empty((*rows, W.shape[-1]), W.dtype)
         matmul = self.cupy.matmul
 
         def add_product(out: Array, a: Array) -> None:
@@ -324,6 +431,17 @@ class CupyBackend(Backend):
             out += product
 
         return add_product
+
+    def multiplier(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
+        W, matmul = self._in_order(W), self.cupy.matmul
+
+        def product_(out: Array, a: Array) -> None:
+            matmul(a, W, out=out)
+
+        return product_
+
+    def elementwise_accumulator(self, rows: tuple[int, ...], dtype: Any) -> Callable[[Array, Array, Array], None]:
+        return self.fused(_add_product_of)
 
     def _gemm_accumulator(self, W: Array) -> Callable[[Array, Array], None]:
         """``out <- a W + 1 out`` in one cuBLAS call; a transposed ``W`` is a flag of it, not a copy."""
@@ -350,10 +468,17 @@ class CupyBackend(Backend):
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         self.cupy.take(table, index, axis=0, out=out)
 
-    def fused(self, make: Callable[[Any], Callable[..., None]]) -> Callable[..., None]:
+    def fused(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
         if make not in self._fused:
-            self._fused[make] = self.cupy.fuse(make(self.xp))
+            self._fused[make] = self.cupy.fuse(make(self.elementwise))
         return self._fused[make]
+
+
+def _add_product_of(ops: Elementwise) -> Callable[[Array, Array, Array], None]:
+    def add(out: Array, a: Array, b: Array) -> None:
+        out += a * b
+
+    return add
 
 
 # ---- from the `device` argument to a Backend ----------------------------------------------------------

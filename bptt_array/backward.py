@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from .architecture import Architecture
 from .backend import Array
+from .batch import as_initial
 from .bptt import Unrolled
 from .checks import check_floats, check_input_grad, check_state
+from .layout import TimeFirst
 from .passes import Network, run_backward
 from .state import Gradients, State
 
@@ -16,12 +19,19 @@ class BackwardFunction:
     be written to; it may be called any number of times, also after the parameters were updated.
     """
 
-    def __init__(self, network: Network, unrolled: Unrolled, dtype: str, y_shape: tuple[int, ...], y_axes: str) -> None:
+    def __init__(
+        self,
+        network: Network,
+        unrolled: Unrolled,
+        architecture: Architecture,
+        y_shape: tuple[int, ...],
+        layout: TimeFirst,
+    ) -> None:
         self._network = network
         self._unrolled = unrolled
-        self._dtype = dtype
+        self._architecture = architecture
         self._y_shape = y_shape
-        self._y_axes = y_axes
+        self._layout = layout
 
     def __call__(self, dy: Array | None = None, dstate: State | None = None, *, input_grad: bool = False) -> Gradients:
         """Gradients of every parameter, of the initial state, and with ``input_grad`` of ``x``.
@@ -31,21 +41,27 @@ class BackwardFunction:
         dy : array of the shape and dtype of ``y``, optional
             Gradient of your loss with respect to the outputs.
         dstate : State, optional
-            Gradient with respect to the final state, ``h (L, D, N, H)``. At least one of the two is needed.
+            Gradient with respect to the final state, ``h (L, D, N, H)`` and, of an LSTM, ``c``. At least one of the
+            two is needed.
 
         Raises
         ------
         ValueError, TypeError
             Naming the argument, before any work.
         """
-        backend, batch = self._network.backend, self._unrolled.batch
+        backend, batch, architecture = self._network.backend, self._unrolled.batch, self._architecture
         if dy is None and dstate is None:
             raise ValueError("dy=None and dstate=None: expected a gradient of y, of the final state, or both")
-        if dy is not None:
-            check_floats("dy", dy, self._y_shape, self._y_axes, backend, self._dtype, host=False)
-        if dstate is not None:
-            check_state("dstate", dstate, batch.h_0.shape, backend, self._dtype, host=False)
-        check_input_grad(input_grad, batch.x)
-        d_last = None if dstate is None else dstate.h[0, 0, ...]
-        with backend.active():
-            return run_backward(self._network, self._unrolled, dy, d_last, input_grad=input_grad)
+        with backend.active(), self._layout.in_errors():
+            if dy is not None:
+                if architecture.readout == "every":
+                    dy = self._layout.inward(dy, features=True)
+                axes, dtype = architecture.outputs_axes, architecture.dtype
+                check_floats("dy", dy, self._y_shape, axes, backend, dtype, host=False)
+            if dstate is not None:
+                check_state("dstate", dstate, architecture, batch.N, backend, host=False)
+            check_input_grad(input_grad, batch.x)
+            d_last = None if dstate is None else as_initial(backend, architecture, dstate, batch.N)
+            return self._layout.gradients(
+                run_backward(self._network, self._unrolled, dy, d_last, input_grad=input_grad)
+            )

@@ -1,44 +1,54 @@
-"""What one call works on: inputs, initial state and lengths, checked and in place."""
+"""What one call works on: inputs, initial states and lengths, checked and in place."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .architecture import Architecture
 from .backend import Array, Backend
 from .checks import check_lengths, check_range, check_state, check_x, is_integer
 from .padding import Padding
+from .state import State
+
+States = tuple[Array, ...]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N sequences of T steps.
+    """N sequences of T steps, for a network with E members or none.
 
     Attributes
     ----------
-    x : (T, N, I) or integer (T, N)
+    x : (T, N, I) or (T, E or 1, N, I), or integers without the last axis
         Where the caller has it: on the device, or on the host.
-    h_0 : (N, H)
-        On the device.
+    initial : list of tuple of ([E,] [2,] N, H)
+        The states of every layer, on the device.
     padding : Padding or None
         None where every sequence has T steps.
     """
 
+    backend: Backend
+    dtype: Any
     T: int
     N: int
+    members: int | None
     x: Array
-    h_0: Array
+    tokens: bool
+    initial: list[States]
     padding: Padding | None
 
     @property
     def lengths(self) -> np.ndarray[Any, Any] | None:
         return None if self.padding is None else self.padding.lengths
 
-    def outputs_shape(self, readout: str) -> tuple[int, ...]:
-        """``y.shape`` without its last axis."""
-        return (self.T, self.N) if readout == "every" else (self.N,)
+    @property
+    def no_loss(self) -> Array:
+        """Zero, for every member."""
+        return self.backend.zeros(() if self.members is None else (self.members,), self.dtype)
 
     def valid_outputs(self, readout: str) -> int:
         """How many outputs a loss is summed over."""
@@ -47,27 +57,61 @@ class Batch:
         return int(self.lengths.sum() if readout == "every" else np.count_nonzero(self.lengths))
 
 
+def for_members(array: Array, ndim: int, before: int = 1) -> Array:
+    """An array that all members share, with an axis of 1 for them after the first ``before`` axes.
+
+    One that has ``ndim`` axes has one of E already.
+    """
+    return array if array.ndim == ndim else array[(slice(None),) * before + (None, ...)]
+
+
 def make_batch(
-    backend: Backend,
-    dtype: str,
-    input_size: int,
-    hidden_size: int,
-    x: Any,
-    state: Any,
-    lengths: Any,
-    *,
-    validate: bool,
-    host: bool,
+    backend: Backend, architecture: Architecture, x: Any, state: Any, lengths: Any, *, validate: bool, host: bool
 ) -> Batch:
-    """Check what a caller gave; ``host``: NumPy arrays will do for a device model too."""
-    T, N = check_x(x, input_size, backend, dtype, host=host)
+    """Check what a caller gave, time first; ``host``: NumPy arrays will do for a device model too."""
+    dtype, members = architecture.dtype, architecture.members
+    T, N = check_x(x, architecture.input_size, members, backend, dtype, host=host)
     known = check_lengths(lengths, T, N)
-    if is_integer(x):
-        check_range("x", x, input_size, "tokens below input_size", backend, known, read=validate)
+    tokens = is_integer(x)
+    if tokens:
+        check_range("x", x, architecture.input_size, "tokens below input_size", backend, known, read=validate)
+    if members is not None:
+        x = for_members(x, 3 if tokens else 4)
+    if state is not None:
+        check_state("state", state, architecture, N, backend, host=host)
+    initial = as_initial(backend, architecture, state, N)
+    padding = None if known is None else Padding(backend, known)
+    return Batch(backend, backend.dtype(dtype), T, N, members, x, tokens, initial, padding)
+
+
+def as_initial(backend: Backend, architecture: Architecture, state: State | None, N: int) -> list[States]:
+    """The states of every layer, ``([E,] [2,] N, H)``, from ``(L, D, [E,] N, H)`` or zeros."""
+    dtype, xp = backend.dtype(architecture.dtype), backend.xp
+    names, layers = architecture.cell.states, range(architecture.num_layers)
     if state is None:
-        h_0 = backend.zeros((N, hidden_size), backend.dtype(dtype))
-    else:
-        check_state("state", state, (N, hidden_size), backend, dtype, host=host)
-        h_0 = state.h[0, 0, ...] if backend.owns(state.h) else backend.from_host(state.h[0, 0, ...])
-        h_0 = backend.xp.astype(h_0, backend.dtype(dtype), copy=False)  # the byte order of this machine
-    return Batch(T, N, x, h_0, None if known is None else Padding(backend, known))
+        _, _, *shape = architecture.states_shape(N)
+        if architecture.bidirectional:
+            shape.insert(-2, 2)
+        return [tuple(backend.zeros(tuple(shape), dtype) for _ in names) for _ in layers]
+    given = []
+    for name in names:
+        array = getattr(state, name)
+        array = array if backend.owns(array) else backend.from_host(array)
+        given.append(xp.astype(array, dtype, copy=False))  # the byte order of this machine
+    inside = (lambda a: xp.moveaxis(a, 0, -3)) if architecture.bidirectional else (lambda a: a[0, ...])
+    return [tuple(inside(array[k, ...]) for array in given) for k in layers]
+
+
+def as_state(backend: Backend, layers: Sequence[States], *, bidirectional: bool) -> State:
+    """The states of every layer as ``(L, D, [E,] N, H)`` of their own, which later writes cannot reach."""
+    xp = backend.xp
+
+    def outside(arrays: list[Array]) -> Array:
+        if bidirectional:
+            return xp.stack([xp.moveaxis(array, -3, 0) for array in arrays])
+        if len(arrays) == 1:
+            return xp.asarray(arrays[0], copy=True)[None, None, ...]
+        return xp.stack(arrays)[:, None, ...]
+
+    h, *c = (outside([states[k] for states in layers]) for k in range(len(layers[0])))
+    return State(h, *c)

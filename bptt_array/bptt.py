@@ -1,121 +1,124 @@
-"""Backpropagation through time over one batch: a layer unrolled, segment by segment.
+"""Backpropagation through time over one batch: layers on top of each other, unrolled segment by segment.
 
-:class:`Unrolled` runs segments forward and keeps what they leave; :class:`BackwardPass` runs them backward
-and sums the gradients. In which order that happens is a schedule's business (``schedules.py``), what
-happens inside a segment the recurrence's (``recurrence.py``), and where the direct part of ``dh_t`` comes
-from the caller's.
+:class:`Unrolled` runs segments forward and keeps what they leave; :class:`BackwardPass` runs them backward and
+sums the gradients. A segment runs through all layers before the next one begins, so a schedule
+(``schedules.py``) is the same for one layer and for ten. With two directions a segment is the whole sequence,
+since the second one begins at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
+from . import directions
 from .backend import Array, Backend
 from .batch import Batch
-from .cells import Elman
+from .dropout import Dropout
+from .layer import Layer, LayerBackward, LayerForward, States
 from .padding import Feed
-from .recurrence import add_to, backward_, bias_sum, flat, forward_, project_, weight_sum
-from .workspace import Loan
-
-#: (start, stop, hs, dhs): writes the direct part of ``dh_t`` (3.1.1) of a segment into ``dhs (S, N, H)``.
-DirectPart = Callable[[int, int, Array, Array], None]
+from .workspace import Loan, Scratch
 
 
-class Layer(NamedTuple):
-    """A cell and its parameters: ``W_xh (H, I)``, ``W_hh (H, H)``, ``b_h (H,)``."""
+class Stack(NamedTuple):
+    """Layers on top of each other."""
 
-    cell: Elman
-    W_xh: Array
-    W_hh: Array
-    b_h: Array
+    layers: tuple[Layer, ...]
+    bidirectional: bool
+
+    @property
+    def top(self) -> Layer:
+        return self.layers[-1]
+
+    @property
+    def outputs(self) -> int:
+        """Features of what it gives: H, with two directions 2H."""
+        return self.top.hidden_size * (1 + self.bidirectional)
+
+
+class DirectPart(Protocol):
+    """3.1.1: what the outputs of a segment tell the states of the top layer."""
+
+    def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> Array | None:
+        """Write the direct part of ``dh_t`` into ``dh (S, [E,] N, D*H)``.
+
+        ``h`` are the outputs of the segment and ``last ([E,] N, D*H)`` those after the last valid steps. May return a
+        gradient of ``last``, of the sequences that end in this segment.
+        """
 
 
 class Unrolled:
-    """A layer run forward over a batch.
+    """Layers run forward over a batch."""
 
-    Attributes
-    ----------
-    last_state : (N, H)
-        The state after the last valid step of every sequence, once all segments have run.
-    """
-
-    def __init__(self, backend: Backend, layer: Layer, batch: Batch, arrays: Loan | None = None) -> None:
+    def __init__(
+        self, backend: Backend, stack: Stack, batch: Batch, arrays: Loan | None = None, dropout: Dropout | None = None
+    ) -> None:
         self.backend = backend
-        self.arrays = Loan(backend) if arrays is None else arrays
-        self.layer = layer
+        self.stack = stack
         self.batch = batch
-        self.last_state = batch.h_0
-        # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
-        self._state = batch.h_0 if batch.padding is None else batch.padding.zeroed_if_empty(batch.h_0)
-        self._x = Feed(backend, batch.x, batch.padding)
-        self._kept: dict[int, tuple[Array, Array]] = {}
-        self._newest = -1  # where the segment begins that ran last
-        self._table: Array | None = None  # (I, H): W_xh x + b_h for every token x
-        self._add_product = backend.accumulator(layer.W_hh.mT, batch.h_0, batch.T)  # W_hh h_{t-1}
+        self.dropout = dropout
+        self.arrays = Loan(backend) if arrays is None else arrays
+        self._x = Feed(backend, batch.x, batch.padding, features=not batch.tokens)
+        self._outputs: dict[int, Array] = {}  # of two directions, merged
+        sides = (2,) if stack.bidirectional else ()
+        self.layers = []
+        for k, (layer, initial) in enumerate(zip(stack.layers, batch.initial, strict=True)):
+            mask = None if dropout is None else dropout.recurrent(k, sides, batch.N, layer.hidden_size)
+            self.layers.append(LayerForward(backend, layer, initial, batch.T, batch.padding, self.arrays, mask))
 
     def forward(self, start: int, stop: int) -> Array:
-        """Run the next segment; returns (and keeps) its states ``hs (S+1, N, H)``."""
-        backend, layer = self.backend, self.layer
+        """Run the next segment through all layers; returns the outputs of the top one, ``(S, [E,] N, D*H)``."""
         x = self._x(start, stop)
-        hs = self.arrays.empty((stop - start + 1, *self._state.shape), layer.W_hh.dtype)
-        hs[0, ...] = self._state
-        if self._x.integral:
-            self._look_up(hs[1:, ...], x)
-        else:
-            project_(backend, hs[1:, ...], x, layer.W_xh, layer.b_h)
-        forward_(backend, layer.cell, self._add_product, hs)
-        self._keep_valid(start, stop, hs)
-        self._state = hs[stop - start, ...]
-        self._newest = start
-        self._kept[start] = hs, x
-        return hs
+        for k, layer in enumerate(self.layers):
+            mask = self.mask(k, start, stop)
+            h = layer.forward(start, stop, self._as_read(x if mask is None else x * mask))
+            x = directions.merge(self.backend, h, self.batch.padding) if self.stack.bidirectional else h
+        if self.stack.bidirectional:
+            self._outputs[start] = x
+        return x
+
+    def mask(self, layer: int, start: int, stop: int) -> Array | None:
+        """What multiplies the input of a layer: the same forward and backward, since it follows from where it is."""
+        if self.dropout is None:
+            return None
+        return self.dropout.between(layer, start, stop - start, self.batch.N, self.stack.outputs)
+
+    def _as_read(self, x: Array) -> Array:
+        """The input of a layer with an axis for its directions, if it has two."""
+        if not self.stack.bidirectional:
+            return x
+        if self.backend.xp.isdtype(x.dtype, "integral"):  # tokens have no features
+            return directions.both(self.backend, x[..., None], self.batch.padding)[..., 0]
+        return directions.both(self.backend, x, self.batch.padding)
+
+    def outputs(self, start: int) -> Array:
+        """The outputs of the top layer of a segment that is kept."""
+        return self._outputs[start] if self.stack.bidirectional else self.layers[-1].kept(start).tape.h
 
     @property
-    def takes_tokens(self) -> bool:
-        """Whether inputs are tokens ``(S, N)``."""
-        return self._x.integral
+    def last(self) -> list[States]:
+        """The states of every layer after the last valid steps, once all segments have run."""
+        return [layer.last for layer in self.layers]
 
-    def _look_up(self, rows: Array, x: Array) -> None:
-        """``rows[t] <- W_xh x_t + b_h`` for tokens ``x (S, N)``: columns of W_xh, without a one-hot array."""
-        backend, layer = self.backend, self.layer
-        H, I = layer.W_xh.shape  # noqa: E741
-        if self.batch.T * self.batch.N < I:  # fewer tokens than columns: fetch those
-            columns = backend.xp.take(layer.W_xh, backend.xp.reshape(x, (-1,)), axis=1)
-            rows[...] = backend.xp.reshape(columns.mT, rows.shape)
-            rows += layer.b_h
-            return
-        if self._table is None:
-            self._table = backend.empty((I, H), rows.dtype)  # each row in one piece
-            self._table[...] = layer.W_xh.mT
-            self._table += layer.b_h
-        backend.take_rows_(rows, self._table, x)
+    @property
+    def last_outputs(self) -> Array:
+        """``([E,] N, D*H)``: h of the top layer after the last valid steps; each direction's own last."""
+        h = self.layers[-1].last[0]
+        return directions.merge_last(self.backend, h) if self.stack.bidirectional else h
 
-    def _keep_valid(self, start: int, stop: int, hs: Array) -> None:
-        """Pick up the last states of sequences that end in this segment, then zero what is past the end."""
-        padding = self.batch.padding
-        if padding is None:
-            self.last_state = hs[stop - start, ...]
-            return
-        if padding.ends_within(start, stop):
-            ends_here = padding.last(start, stop)[:, None]
-            states = padding.last_states(hs, start, stop)
-            self.last_state = self.backend.xp.where(ends_here, states, self.last_state)
-        if padding.begins_before(stop):
-            hs[1:, ...] = padding.zeroed(hs[1:, ...], start, stop)
-
-    def kept(self, start: int) -> tuple[Array, Array]:
-        """States ``hs (S+1, N, H)`` and inputs of the segment that begins at ``start``."""
-        return self._kept[start]
+    def with_last_outputs(self, d_last: list[States] | None, d_outputs: Array) -> list[States]:
+        """Gradients of :attr:`last`: ``d_last``, if any, and ``d_outputs`` of :attr:`last_outputs`."""
+        if d_last is None:
+            d_last = [tuple(map(self.backend.xp.zeros_like, layer.last)) for layer in self.layers]
+        dh, *dc = d_last[-1]
+        dh = dh + (directions.split_last(self.backend, d_outputs) if self.stack.bidirectional else d_outputs)
+        return [*d_last[:-1], (dh, *dc)]
 
     def release(self, start: int) -> None:
-        """Let go of a segment's states."""
-        hs = self._kept.pop(start)[0]
-        if start == self._newest:  # the states that go on are its last ones
-            self._state = self.backend.xp.asarray(self._state, copy=True)
-            if self.batch.padding is None:
-                self.last_state = self._state
-        self.arrays.give_back(hs)
+        """Let go of what a segment left."""
+        self._outputs.pop(start, None)
+        for layer in self.layers:
+            layer.release(start)
 
 
 class BackwardPass:
@@ -123,84 +126,69 @@ class BackwardPass:
 
     Parameters
     ----------
-    grads : dict
-        ``W_xh``, ``W_hh`` and ``b_h`` of the layer, where the sums of §3.2-3.4 are added up.
-    direct : DirectPart
-    d_last : (N, H), optional
-        Gradient of :attr:`Unrolled.last_state`.
-    dx : (T, N, I), optional
+    d_last : one tuple of (..., N, H) for every layer, optional
+        Gradients of :attr:`Unrolled.last`.
+    dx : (T, [E,] N, I), optional
         Where the gradient of the input is written.
-
-    Attributes
-    ----------
-    d_initial : (N, H)
-        ``dh_0``, the gradient of the initial state, once the first segment has run backward.
     """
 
     def __init__(
-        self,
-        unrolled: Unrolled,
-        grads: dict[str, Array],
-        direct: DirectPart,
-        d_last: Array | None,
-        dx: Array | None,
-        arrays: Loan | None = None,
+        self, unrolled: Unrolled, direct: DirectPart, d_last: Sequence[States] | None, dx: Array | None
     ) -> None:
         self.unrolled = unrolled
-        self.grads = grads
         self.direct = direct
-        self.d_last = d_last
         self.dx = dx
-        self.d_initial: Array | None = None
-        self._carried: Array | None = None  # W_hh^T dz of the segment after the one at hand
-        self._buffers: tuple[Array, Array] | None = None
-        backend, layer = unrolled.backend, unrolled.layer
-        self._arrays = Loan(backend) if arrays is None else arrays
-        self._add_product = backend.accumulator(layer.W_hh, unrolled.batch.h_0, unrolled.batch.T)  # W_hh^T dz_{t+1}
+        rows = Scratch(unrolled.arrays)
+        # While a layer runs, only it and the one below, which is told its direct part, have gradients of states.
+        self.layers = [
+            LayerBackward(layer, None if d_last is None else d_last[k], rows, "odd layers" if k % 2 else "even layers")
+            for k, layer in enumerate(unrolled.layers)
+        ]
 
     def segment(self, start: int, stop: int, *, cut: bool) -> None:
-        """Run one segment backward; ``cut``: without the gradient carried from later steps."""
-        backend, layer = self.unrolled.backend, self.unrolled.layer
-        hs, x = self.unrolled.kept(start)
-        dhs, slopes = self._rows(hs)
-        self.direct(start, stop, hs, dhs)
-        self._add_last(start, stop, dhs)
-        if self._carried is not None and not cut:
-            dhs[stop - start - 1, ...] += self._carried
-        self._carried = backward_(backend, layer.cell, self._add_product, hs, dhs, slopes)
-        dz = flat(backend, dhs, 2)
-        if self.unrolled.takes_tokens:
-            x = backend.one_hot(x, layer.W_xh.shape[-1], dz.dtype)
-        add_to(self.grads, "W_xh", weight_sum(backend, dz, flat(backend, x, 2)))
-        add_to(self.grads, "W_hh", weight_sum(backend, dz, flat(backend, hs[:-1, ...], 2)))
-        add_to(self.grads, "b_h", bias_sum(backend, dz))
-        if self.dx is not None:
-            dx = flat(backend, self.dx[start:stop, ...], 2)
-            backend.matmul_(dx, dz, layer.W_xh)  # dx_t = W_xh^T dz_t
-        if start == 0:
-            self.d_initial = self._initial_gradient(self._carried)
+        """Run one segment backward through all layers; ``cut``: without the gradient carried from later steps."""
+        unrolled = self.unrolled
+        backend, padding, two = unrolled.backend, unrolled.batch.padding, unrolled.stack.bidirectional
+        h, top = unrolled.outputs(start), self.layers[-1]
+        dh = backend.empty(h.shape, h.dtype) if two else top.direct(start, stop)
+        d_ending = self.direct(start, stop, h, unrolled.last_outputs, dh)
+        if two:
+            directions.split_(backend, top.direct(start, stop), dh, padding)
+            d_ending = None if d_ending is None else directions.split_last(backend, d_ending)
+        for k in reversed(range(len(self.layers))):
+            layer = self.layers[k]
+            layer.segment(start, stop, cut=cut, d_ending=d_ending)
+            d_ending = None
+            below = self.layers[k - 1].direct(start, stop) if k else None
+            if below is None and self.dx is None:
+                break
+            if two:
+                dx = self._of_both(layer, start, stop)
+            else:
+                dx = self.dx[start:stop, ...] if below is None else below
+                layer.dx_(start, stop, dx)
+            mask = unrolled.mask(k, start, stop)
+            if mask is not None:
+                dx *= mask
+            if two and below is None:
+                self.dx[start:stop, ...] = dx
+            elif two:
+                directions.split_(backend, below, dx, padding)
 
-    def _rows(self, hs: Array) -> tuple[Array, Array]:
-        """Two ``(S, N, H)``, for gradients and slopes, that all segments share; what they hold is left over."""
-        S = hs.shape[0] - 1
-        if self._buffers is None or self._buffers[0].shape[0] < S:
-            empty, shape = self._arrays.empty, (S, *hs.shape[1:])
-            self._buffers = empty(shape, hs.dtype), empty(shape, hs.dtype)
-        dhs, slopes = self._buffers
-        return dhs[:S, ...], slopes[:S, ...]
+    def _of_both(self, layer: LayerBackward, start: int, stop: int) -> Array:
+        """The gradient of the input that both directions of a layer read, ``(S, [E,] N, K)``."""
+        backend, forward = self.unrolled.backend, layer.forward
+        row, W_xh = forward.initial[0].shape, forward.layer.params["W_xh"]
+        dx = backend.empty((stop - start, *row[:-1], W_xh.shape[-1]), W_xh.dtype)
+        layer.dx_(start, stop, dx)
+        return directions.of_both(backend, dx, forward.padding)
 
-    def _add_last(self, start: int, stop: int, dhs: Array) -> None:
-        if self.d_last is None:
-            return
-        padding = self.unrolled.batch.padding
-        if padding is not None:
-            padding.add_to_last_(dhs, self.d_last, start, stop)
-        elif stop == self.unrolled.batch.T:
-            dhs[stop - start - 1, ...] += self.d_last
+    @property
+    def d_initial(self) -> list[States]:
+        """Gradients of the initial states of every layer, once the first segment has run backward."""
+        return [layer.d_initial for layer in self.layers]
 
-    def _initial_gradient(self, dh_0: Array) -> Array:
-        """``dh_0 = W_hh^T dz_1``; where a sequence has length 0, its last state is h_0 and brings its gradient."""
-        padding = self.unrolled.batch.padding
-        if padding is None or self.d_last is None:
-            return dh_0
-        return dh_0 + padding.of_empty(self.d_last)
+    @property
+    def grads(self) -> dict[str, Array]:
+        """``"l0.W_xh"``, …: the gradients of all layers."""
+        return {f"l{k}.{name}": grad for k, layer in enumerate(self.layers) for name, grad in layer.grads.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import array_api_compat
 import numpy as np
@@ -13,6 +13,9 @@ import numpy as np
 from .backend import DTYPES, Backend
 from .losses import FUSED_LOSSES, LOSSES
 from .state import State
+
+if TYPE_CHECKING:
+    from .architecture import Architecture
 
 
 @cache  # NumPy makes the name anew each time, in microseconds
@@ -129,13 +132,22 @@ def check_floats(
     check_shape(name, array, shape, axes)
 
 
-def check_state(name: str, state: Any, shape: tuple[int, ...], backend: Backend, dtype: str, *, host: bool) -> None:
-    """A :class:`State` with ``h (1, 1, N, H)``, for ``shape`` (N, H)."""
+def check_state(name: str, state: Any, architecture: Architecture, N: int, backend: Backend, *, host: bool) -> None:
+    """A :class:`State` of N sequences: ``h (L, D, [E,] N, H)``, and ``c`` where the cell has one."""
+    names, cell = architecture.cell.states, architecture.cell.name
     if not isinstance(state, State):
-        raise TypeError(f"{name} is a {type(state).__name__}; expected bptt_array.State(h=…)")
-    check_floats(f"{name}.h", state.h, (1, 1, *shape), "(L, D, N, H)", backend, dtype, host=host)
-    if state.c is not None:
-        raise ValueError(f"{name}.c is given, but the Elman cells have no cell state; expected State(h=…)")
+        raise TypeError(f"{name} is a {type(state).__name__}; expected bptt_array.State({_fields(names)})")
+    if state.c is not None and "c" not in names:
+        raise ValueError(f"{name}.c is given, but the cell {cell!r} has no cell state; expected State(h=…)")
+    if state.c is None and "c" in names:
+        raise ValueError(f"{name}.c is missing; the cell {cell!r} has a cell state: expected State(h=…, c=…)")
+    shape, axes = architecture.states_shape(N), architecture.states_axes
+    for field in names:
+        check_floats(f"{name}.{field}", getattr(state, field), shape, axes, backend, architecture.dtype, host=host)
+
+
+def _fields(names: Iterable[str]) -> str:
+    return ", ".join(f"{name}=…" for name in names)
 
 
 def check_input_grad(input_grad: Any, x: Any) -> None:
@@ -144,24 +156,37 @@ def check_input_grad(input_grad: Any, x: Any) -> None:
         raise ValueError("input_grad=True, but x holds integer tokens, which have no gradient; leave input_grad=False")
 
 
-def check_x(x: Any, input_size: int, backend: Backend, dtype: str, *, host: bool) -> tuple[int, int]:
-    """``x (T, N, I)`` of the model's dtype or tokens ``(T, N)``; returns T and N."""
+def check_x(
+    x: Any, input_size: int, members: int | None, backend: Backend, dtype: str, *, host: bool
+) -> tuple[int, int]:
+    """``x (T, N, I)`` of the model's dtype or tokens ``(T, N)``; returns T and N.
+
+    With ``members`` E also ``(T, E, N, I)`` or ``(T, E, N)``.
+    """
     check_place("x", x, backend, host=host)
     if is_integer(x):
-        if x.ndim != 2:
-            raise ValueError(f"x has integers in shape {tuple(x.shape)}; expected tokens of shape (T, N)")
+        per_member = members is not None and x.ndim == 3
+        if x.ndim != 2 and not per_member:
+            more = "" if members is None else " or, for every member its own, (T, E, N)"
+            raise ValueError(f"x has integers in shape {tuple(x.shape)}; expected tokens of shape (T, N){more}")
     else:
         check_float("x", x, dtype)
-        if x.ndim != 3:
+        per_member = members is not None and x.ndim == 4
+        if x.ndim != 3 and not per_member:
+            more = "" if members is None else ", or for every member its own, (T, E, N, I)"
             raise ValueError(
-                f"x has shape {tuple(x.shape)}; expected (T, N, I), time first, with I = input_size = {input_size} "
-                "(or integer tokens of shape (T, N))"
+                f"x has shape {tuple(x.shape)}; expected (T, N, I), time first, with I = input_size = {input_size}"
+                f"{more} (or integer tokens of shape (T, N))"
             )
-        if x.shape[2] != input_size:
+        if x.shape[-1] != input_size:
             raise ValueError(
-                f"x has {x.shape[2]} features (last axis) but this RNN was built with input_size={input_size}"
+                f"x has {x.shape[-1]} features (last axis) but this RNN was built with input_size={input_size}"
             )
-    T, N = x.shape[:2]
+    if per_member and x.shape[1] != members:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, with {x.shape[1]} where the members are; this RNN has members={members}"
+        )
+    T, N = x.shape[0], x.shape[2 if per_member else 1]
     if T == 0 or N == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}: T={T} steps and N={N} sequences; expected at least one of each"
@@ -192,9 +217,17 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
 
 
 def check_range(
-    name: str, array: Any, size: int, what: str, backend: Backend, lengths: np.ndarray[Any, Any] | None, *, read: bool
+    name: str,
+    array: Any,
+    size: int,
+    what: str,
+    backend: Backend,
+    lengths: np.ndarray[Any, Any] | None,
+    *,
+    read: bool,
+    timed: bool = True,
 ) -> None:
-    """Integers within ``[0, size)`` at valid steps.
+    """Integers ``(T, ..., N)``, if not ``timed`` (..., N), within ``[0, size)`` at valid steps.
 
     Host arrays are always checked; those of a device only with ``read``, since that synchronises.
     """
@@ -206,7 +239,7 @@ def check_range(
         return
     wrong = (values < 0) | (values >= size)
     if lengths is not None:
-        steps = np.arange(values.shape[0])[:, None] if values.ndim == 2 else 0
+        steps = np.arange(values.shape[0]).reshape(-1, *(1,) * (values.ndim - 1)) if timed else 0
         wrong = wrong & (steps < lengths)
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -216,29 +249,42 @@ def check_range(
         )
 
 
+def check_outputs_like(
+    name: str, array: Any, shape: tuple[int, ...], axes: str, architecture: Architecture, *, features: bool = True
+) -> None:
+    """An array of the shape of y (or, without ``features``, of its shape but for the last axis).
+
+    All members may share it: then without their axis.
+    """
+    if not features:
+        shape, axes = shape[:-1], axes.rpartition(",")[0] + ")"
+        axes = axes if "," in axes else axes.replace(")", ",)")
+    if architecture.members is not None and array.ndim == len(shape) - 1:
+        at = len(shape) - (3 if features else 2)
+        shape, axes = shape[:at] + shape[at + 1 :], axes.replace("E, ", "")
+        axes = axes if "," in axes else axes.replace(")", ",)")
+    check_shape(name, array, shape, axes)
+
+
 def check_target(
     target: Any,
     loss: Any,
     y_shape: tuple[int, ...],
-    y_axes: str,
-    output: str,
+    architecture: Architecture,
     backend: Backend,
-    dtype: str,
     lengths: np.ndarray[Any, Any] | None,
     validate: bool,
-) -> None:
-    """A loss that goes with the output, and a target that the loss can compare with ``y``."""
+) -> bool:
+    """A loss that goes with the output, and a target that the loss can compare with ``y``.
+
+    Returns whether the target has an axis of features.
+    """
+    output, axes = architecture.output, architecture.outputs_axes
     if not callable(loss):
         check_option("loss", loss, LOSSES)
     check_place("target", target, backend, host=True)
     if callable(loss):
-        lead = len(y_shape) - 1
-        if target.ndim not in (lead, lead + 1) or tuple(target.shape[:lead]) != y_shape[:-1]:
-            raise ValueError(
-                f"target has shape {tuple(target.shape)}; expected {y_shape[:-1]}, the steps and sequences of y, and "
-                "at most one axis more"
-            )
-        return
+        return _check_target_of_callers_loss(target, y_shape, architecture)
     fused = FUSED_LOSSES.get(loss)
     if fused is not None and fused.output != output:
         raise ValueError(
@@ -246,9 +292,25 @@ def check_target(
             f"build it with output={fused.output!r}, or use loss='mse'"
         )
     if fused is not None and fused.takes_classes and is_integer(target):
-        axes = "(T, N)" if len(y_shape) == 3 else "(N,)"
-        check_shape("target", target, y_shape[:-1], f"classes {axes}")
-        check_range("target", target, y_shape[-1], "classes below output_size", backend, lengths, read=validate)
-        return
-    check_float("target", target, dtype)
-    check_shape("target", target, y_shape, y_axes)
+        check_outputs_like("target", target, y_shape, f"classes {axes}", architecture, features=False)
+        timed = architecture.readout == "every"
+        what = "classes below output_size"
+        check_range("target", target, y_shape[-1], what, backend, lengths, read=validate, timed=timed)
+        return False
+    check_float("target", target, architecture.dtype)
+    check_outputs_like("target", target, y_shape, axes, architecture)
+    return True
+
+
+def _check_target_of_callers_loss(target: Any, y_shape: tuple[int, ...], architecture: Architecture) -> bool:
+    """``y.shape`` without its last axis and at most one axis more; without that of the members, if they share it."""
+    leads = [y_shape[:-1]]
+    if architecture.members is not None:
+        leads.append((*y_shape[:-3], y_shape[-2]))
+    for lead in leads:
+        if tuple(target.shape[: len(lead)]) == lead and target.ndim in (len(lead), len(lead) + 1):
+            return target.ndim > len(lead)
+    raise ValueError(
+        f"target has shape {tuple(target.shape)}; expected {' or '.join(map(str, leads))}, the steps and sequences "
+        "of y, and at most one axis more"
+    )

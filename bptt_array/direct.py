@@ -2,6 +2,7 @@
 
 Two sources: a loss, computed per segment while the backward sweep passes (so that outputs for all of T never
 exist at once), or a gradient ``dy`` that the caller brings. Two readouts: every step, or the last valid one.
+Each is a :class:`bptt_array.bptt.DirectPart`.
 """
 
 from __future__ import annotations
@@ -19,31 +20,34 @@ class LossAtEveryStep:
     def __init__(
         self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: dict[str, Array]
     ) -> None:
-        backend = objective.readout.backend
+        backend, padding = objective.readout.backend, batch.padding
         self.objective = objective
-        self.target = Feed(backend, target, batch.padding)
-        self.weights = None if weights is None else Feed(backend, weights, batch.padding)
-        self.padding = batch.padding
+        self.batch = batch
+        # classes: as many axes as the weights, and no features
+        features = target.ndim > 2 + (batch.members is not None)
+        self.target = Feed(backend, target, padding, features=features)
+        self.weights = None if weights is None else Feed(backend, weights, padding, features=False)
         self.grads = grads
-        self.loss: Array = backend.zeros((), batch.h_0.dtype)
+        self.loss = batch.no_loss
 
-    def add_loss(self, start: int, stop: int, hs: Array) -> Array:
-        """Add the loss of a segment to :attr:`loss`; returns ``dv (S, N, O)``."""
-        h = hs[1:, ...]
+    def add_loss(self, start: int, stop: int, h: Array, last: Array) -> Array:
+        """Add the loss of a segment to :attr:`loss`; returns ``dv (S, [E,] N, O)``."""
         loss, dv = self.objective(h, self.target(start, stop), self._weights(start, stop, h))
         self.loss = self.loss + loss
         return dv
 
-    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
-        dv = self.add_loss(start, stop, hs)
-        self.objective.readout.backward_(dhs, dv, hs[1:, ...], self.grads)
+    def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
+        dv = self.add_loss(start, stop, h, last)
+        self.objective.readout.backward_(dh, dv, h, self.grads)
 
     def _weights(self, start: int, stop: int, h: Array) -> Array | None:
+        padding = self.batch.padding
         if self.weights is not None:
             return self.weights(start, stop)  # zero past the end
-        if self.padding is None or not self.padding.begins_before(stop):
+        if padding is None or not padding.begins_before(stop):
             return None
-        return self.padding.backend.xp.astype(self.padding.valid(start, stop), h.dtype)
+        valid = padding.backend.xp.astype(padding.valid(start, stop), h.dtype)
+        return valid if self.batch.members is None else valid[:, None, :]
 
 
 class LossAtLastStep:
@@ -54,43 +58,39 @@ class LossAtLastStep:
     ) -> None:
         backend = objective.readout.backend
         self.objective = objective
-        self.target = Feed(backend, target, None)(0, batch.N)
-        self.weights = None if weights is None else Feed(backend, weights, None)(0, batch.N)
+        features = target.ndim > 1 + (batch.members is not None)
+        self.target = Feed(backend, target, None, features=features)(0, target.shape[0])
+        self.weights = None if weights is None else Feed(backend, weights, None, features=False)(0, weights.shape[0])
         self.T = batch.T
         self.padding = batch.padding
         if self.padding is not None:  # a sequence of length 0 has no output: its target may be anything
-            self.target = self.padding.zeroed_if_empty(self.target)
+            self.target = self.padding.zeroed_if_empty(self.target, features=features)
         self.grads = grads
-        self.loss: Array = backend.zeros((), batch.h_0.dtype)
+        self.loss = batch.no_loss
 
-    def add_loss(self, start: int, stop: int, hs: Array) -> tuple[Array, Array] | None:
-        """Add the loss of the sequences that end in a segment; returns their ``h (N, H)`` and ``dv (N, O)``."""
-        if self.padding is None:
-            if stop != self.T:
+    def add_loss(self, start: int, stop: int, h: Array, last: Array) -> tuple[Array, Array] | None:
+        """Add the loss of the sequences that end in a segment; returns their ``h`` and ``dv ([E,] N, O)``."""
+        weights, padding = self.weights, self.padding
+        if padding is not None:
+            if not padding.ends_within(start, stop):
                 return None
-            h, weights = hs[stop - start, ...], self.weights
-        else:
-            if not self.padding.ends_within(start, stop):
-                return None
-            h = self.padding.last_states(hs, start, stop)
-            weights = self._weights_of_those_ending(self.padding, start, stop, h)
-        loss, dv = self.objective(h, self.target, weights)
+            weights = self._weights_of_those_ending(padding, start, stop, last)
+            last = padding.backend.xp.where(padding.last(start, stop)[:, None], last, padding.backend.xp.zeros_like(last))
+        elif stop != self.T:
+            return None
+        loss, dv = self.objective(last, self.target, weights)
         self.loss = self.loss + loss
-        return h, dv
+        return last, dv
 
-    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
-        dhs[...] = 0
-        ending = self.add_loss(start, stop, hs)
+    def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> Array | None:
+        dh[...] = 0
+        ending = self.add_loss(start, stop, h, last)
         if ending is None:
-            return
-        h, dv = ending
-        readout = self.objective.readout
-        if self.padding is None:
-            readout.backward_(dhs[stop - start - 1, ...], dv, h, self.grads)
-        else:
-            dh = readout.backend.empty(h.shape, h.dtype)
-            readout.backward_(dh, dv, h, self.grads)
-            self.padding.add_to_last_(dhs, dh, start, stop)
+            return None
+        last, dv = ending
+        d_last = self.objective.readout.backend.empty(last.shape, last.dtype)
+        self.objective.readout.backward_(d_last, dv, last, self.grads)
+        return d_last
 
     def _weights_of_those_ending(self, padding: Padding, start: int, stop: int, h: Array) -> Array:
         xp = padding.backend.xp
@@ -121,15 +121,14 @@ class GivenAtEveryStep:
         self.dy = dy
         self.grads = grads
 
-    def __call__(self, start: int, stop: int, hs: Array, dhs: Array) -> None:
-        h = hs[1:, ...]
+    def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
         dv = output_gradient(self.readout, h, self.dy(start, stop))
-        self.readout.backward_(dhs, dv, h, self.grads)
+        self.readout.backward_(dh, dv, h, self.grads)
 
 
-def nothing_direct(start: int, stop: int, hs: Array, dhs: Array) -> None:
+def nothing_direct(start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
     """No loss at any step: all gradient comes in through the last state."""
-    dhs[...] = 0
+    dh[...] = 0
 
 
 def output_gradient(readout: Readout, h: Array, dy: Array) -> Array:
@@ -142,7 +141,7 @@ def output_gradient(readout: Readout, h: Array, dy: Array) -> Array:
 def last_state_gradient(
     backend: Backend, readout: Readout, h: Array, dy: Array, padding: Padding | None, grads: dict[str, Array]
 ) -> Array:
-    """The gradient of the last states ``h (N, H)`` from ``dy (N, O)`` of a readout of the last step."""
+    """The gradient of the last states ``h ([E,] N, H)`` from ``dy ([E,] N, O)`` of a readout of the last step."""
     if padding is not None:
         h, dy = padding.zeroed_if_empty(h), padding.zeroed_if_empty(dy)  # a sequence of length 0 has no output
     dh = backend.empty(h.shape, h.dtype)

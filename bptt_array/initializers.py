@@ -51,8 +51,9 @@ def initial_parameters(
         kind = name.rpartition(".")[2]
         if init == "uniform":
             params[name] = uniform(rng, shape, hidden_size)
-        elif kind == "W_hh":
-            params[name] = RECURRENT[init](rng, shape)
+        elif kind == "W_hh":  # (..., G*H, H): each gate a matrix of its own
+            gates = shape[-2] // hidden_size
+            params[name] = RECURRENT[init](rng, (*shape[:-2], gates, hidden_size, hidden_size)).reshape(shape)
         elif kind.startswith("b_"):
             params[name] = np.zeros(shape)
         else:

@@ -97,15 +97,17 @@ class Objective:
     """A loss with its weights and its reduction: from hidden states to ``L`` and ``dL/dv``.
 
     ``loss`` is one of :data:`LOSSES` or the caller's ``(y, target) -> (loss, dy)``; ``scale`` is the constant
-    that the reduction multiplies by.
+    that the reduction multiplies by. With ``members`` E there is an axis of them before that of the sequences, in
+    targets and weights possibly of 1, and every member has its own L: ``(E,)``.
     """
 
     readout: Readout
     loss: str | UserLoss
     scale: float
+    members: int | None = None
 
     def __call__(self, h: Array, target: Array, weights: Array | None) -> tuple[Array, Array]:
-        """Loss (0-d, reduced) and ``dv (..., O)`` of states ``h (..., H)``; ``weights (...)``.
+        """Loss (reduced: 0-d or (E,)) and ``dv (..., O)`` of states ``h (..., H)``; ``weights (...)``.
 
         Where a weight is zero, so is the loss, even if the target there is no number.
         """
@@ -113,19 +115,26 @@ class Objective:
         loss, dv = self._per_step(h, target)
         if weights is None:
             dv *= self.scale
-            return xp.sum(loss) * self.scale, dv
+            return self._sum(loss) * self.scale, dv
         counts = weights != 0
         weights = weights * self.scale
         loss = xp.where(counts, loss, xp.zeros_like(loss)) * weights
         dv = xp.where(counts[..., None], dv, xp.zeros_like(dv)) * weights[..., None]
-        return xp.sum(loss), dv
+        return self._sum(loss), dv
+
+    def _sum(self, loss: Array) -> Array:
+        """Over steps and sequences: ``([S,] [E,] N)``."""
+        axes = None if self.members is None else (-1,) if loss.ndim == 2 else (0, -1)
+        return self.readout.backend.xp.sum(loss, axis=axes)
 
     def _per_step(self, h: Array, target: Array) -> tuple[Array, Array]:
         backend = self.readout.backend
         if isinstance(self.loss, str) and self.loss in FUSED_LOSSES:
-            return FUSED_LOSSES[self.loss].function(backend, self.readout.pre_activation(h), target)
+            v = self.readout.pre_activation(h)
+            return FUSED_LOSSES[self.loss].function(backend, v, self._for_every_member(target, v))
         y = self.readout(h)
         if callable(self.loss):
+            target = self._for_every_member(target, y)
             # Copies both ways: neither side may see the other write into its arrays.
             copy = partial(backend.xp.asarray, copy=True)
             loss, dy = _checked(backend, y, self.loss(copy(y), copy(target)))
@@ -133,3 +142,11 @@ class Objective:
         else:
             loss, dy = squared_error(backend, y, target)
         return loss, self.readout.g.vjp(backend, y, dy)  # (3.2): g' * dL/dy
+
+    def _for_every_member(self, target: Array, y: Array) -> Array:
+        """``target`` with the E of ``y`` where it has one axis of 1 for all members."""
+        if self.members is None:
+            return target
+        shape = list(target.shape)
+        shape[y.ndim - 3] = self.members
+        return self.readout.backend.xp.broadcast_to(target, tuple(shape))

@@ -11,7 +11,7 @@ from typing import Any
 
 import array_api_compat
 
-from .backend import DTYPES, Array, Backend, backend_of
+from .backend import DTYPES, Array, Backend, Elementwise, backend_of
 from .checks import check_number, check_plain, dtype_name, repeats_itself
 from .state import Gradients
 
@@ -107,14 +107,14 @@ class _Optimizer(ABC):
         """Change one parameter, and what is kept for it, in place; ``t``: its updates, this one included."""
 
 
-def _gradient_descent(xp: Any) -> Callable[..., None]:
+def _gradient_descent(ops: Elementwise) -> Callable[..., None]:
     def update(param: Array, grad: Array, lr: float) -> None:
         param -= lr * grad
 
     return update
 
 
-def _momentum(xp: Any) -> Callable[..., None]:
+def _momentum(ops: Elementwise) -> Callable[..., None]:
     def update(param: Array, grad: Array, velocity: Array, momentum: float, lr: float) -> None:
         velocity *= momentum
         velocity += grad
@@ -123,7 +123,7 @@ def _momentum(xp: Any) -> Callable[..., None]:
     return update
 
 
-def _adam(xp: Any) -> Callable[..., None]:
+def _adam(ops: Elementwise) -> Callable[..., None]:
     def update(
         param: Array,
         grad: Array,
@@ -143,7 +143,7 @@ def _adam(xp: Any) -> Callable[..., None]:
         squared *= one_minus_beta2
         v *= beta2
         v += squared
-        step = xp.sqrt(v)
+        step = ops.xp.sqrt(v)
         step *= correction
         step += eps
         step = m / step

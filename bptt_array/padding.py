@@ -8,6 +8,7 @@ final state goes in.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,55 +49,76 @@ class Padding:
         """(N,) bool: whether the last valid step of a sequence is in ``[start, stop)``."""
         return (self._lengths > start) & (self._lengths <= stop)
 
-    def zeroed(self, a: Array, start: int, stop: int) -> Array:
-        """``a (S, N)`` or ``(S, ..., N, K)`` with zeros past the end of each sequence: a new array, or ``a``."""
+    def zeroed(self, a: Array, start: int, stop: int, *, features: bool = True) -> Array:
+        """``a (S, ..., N, K)`` with zeros past the end of each sequence: a new array, or ``a``.
+
+        Without ``features`` there is no last axis K: ``a (S, ..., N)``.
+        """
         if not self.begins_before(stop):
             return a
-        valid = self.valid(start, stop)
-        if a.ndim > 2:
-            S, N = valid.shape
-            valid = self.backend.xp.reshape(valid, (S, *(1,) * (a.ndim - 3), N, 1))
+        valid = self._along(self.valid(start, stop), a, features)
         return self.backend.xp.where(valid, a, self.backend.zeros((1,) * a.ndim, a.dtype))
 
-    def last_states(self, hs: Array, start: int, stop: int) -> Array:
-        """(N, H): of the states ``hs (S+1, N, H)`` of a segment, each sequence's last valid one.
+    def _along(self, of_steps: Array, a: Array, features: bool) -> Array:
+        """``of_steps (S, N)`` with axes of 1 where ``a (S, ..., N[, K])`` has others."""
+        S, N = of_steps.shape
+        last = (1,) if features else ()
+        return self.backend.xp.reshape(of_steps, (S, *(1,) * (a.ndim - 2 - len(last)), N, *last))
+
+    def last_states(self, states: Array, start: int, stop: int) -> Array:
+        """(..., N, H): of the states ``(S+1, ..., N, H)`` of a segment, each sequence's last valid one.
 
         Meaningful for the sequences of :meth:`last` only; of the others it is the first state.
         """
         xp = self.backend.xp
-        rows, N, H = hs.shape
+        rows, *lead, N, H = states.shape
         row = (self._lengths - start) * xp.astype(self.last(start, stop), xp.int64)
-        return xp.take(xp.reshape(hs, (rows * N, H)), row * N + self.backend.arange(N), axis=0)
+        between = xp.reshape(self.backend.arange(math.prod(lead)), (*lead, 1))
+        index = (row * math.prod(lead) + between) * N + self.backend.arange(N)
+        result = self.backend.empty((*lead, N, H), states.dtype)
+        self.backend.take_rows_(result, xp.reshape(states, (-1, H)), index)
+        return result
 
-    def add_to_last_(self, dhs: Array, d_last: Array, start: int, stop: int) -> None:
-        """Add ``d_last (N, H)`` to the row of ``dhs (S, N, H)`` that is each sequence's last valid step."""
+    def add_to_last_(self, dstates: Array, d_last: Array, start: int, stop: int) -> None:
+        """Add ``d_last (..., N, H)`` to the row of ``dstates (S, ..., N, H)`` that is each sequence's last valid step."""
         if not self.ends_within(start, stop):
             return
         steps = self.backend.arange(stop - start) + start
-        here = steps[:, None] == self._lengths[None, :] - 1
-        dhs += self.backend.xp.where(here[..., None], d_last, self.backend.zeros((1, 1, 1), dhs.dtype))
+        here = self._along(steps[:, None] == self._lengths[None, :] - 1, dstates, features=True)
+        dstates += self.backend.xp.where(here, d_last, self.backend.zeros((1,) * dstates.ndim, dstates.dtype))
 
     def of_empty(self, d_last: Array) -> Array:
-        """``d_last (N, H)`` for sequences of length 0, whose last state is the initial one; zeros elsewhere."""
+        """``d_last (..., N, H)`` of sequences of length 0, whose last state is the initial one; zeros elsewhere."""
         return self.backend.xp.where((self._lengths == 0)[:, None], d_last, self.backend.zeros((1, 1), d_last.dtype))
 
-    def zeroed_if_empty(self, a: Array) -> Array:
-        """``a (N,)`` or ``(N, K)`` with zeros for sequences of length 0, as a new array."""
+    def zeroed_if_empty(self, a: Array, *, features: bool = True) -> Array:
+        """``a (..., N, K)``, without ``features`` (..., N), with zeros for sequences of length 0, as a new array."""
         xp = self.backend.xp
-        nonempty = xp.reshape(self._lengths > 0, (-1, *(1,) * (a.ndim - 1)))
+        nonempty = xp.reshape(self._lengths > 0, (-1, 1) if features else (-1,))
         return xp.where(nonempty, a, self.backend.zeros((1,) * a.ndim, a.dtype))
+
+    def reversed_steps(self, T: int) -> Array:
+        """(T, N) int64: the step that comes t-th when the valid part of a sequence is read back to front."""
+        steps = self.backend.arange(T)[:, None]
+        turned = self._lengths[None, :] - 1 - steps
+        return self.backend.xp.where(turned >= 0, turned, steps)
 
 
 class Feed:
     """A time-major array of the caller, handed over one segment at a time: on the device, padding zeroed.
 
     A host array of a device model travels segment by segment. Integers (tokens, classes) become int64.
+
+    Parameters
+    ----------
+    array : (T, ..., N, K); without ``features`` (T, ..., N)
     """
 
-    def __init__(self, backend: Backend, array: Array, padding: Padding | None) -> None:
+    def __init__(self, backend: Backend, array: Array, padding: Padding | None, *, features: bool) -> None:
         self.backend = backend
         self.array = array
         self.padding = padding
+        self.features = features
         self.integral = is_integer(array)
 
     def __call__(self, start: int, stop: int) -> Array:
@@ -105,4 +127,4 @@ class Feed:
             part = self.backend.from_host(part)
         if self.integral:
             part = self.backend.xp.astype(part, self.backend.xp.int64, copy=False)
-        return part if self.padding is None else self.padding.zeroed(part, start, stop)
+        return part if self.padding is None else self.padding.zeroed(part, start, stop, features=self.features)

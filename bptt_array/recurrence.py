@@ -1,15 +1,17 @@
 """The two time loops, and the matrix products around them. They know no cell by name.
 
-A segment is S consecutive time steps. N sequences, I inputs, H hidden units; axes may stand between time
-and N: states ``(S+1, ..., N, H)`` with weights ``(..., H, I)``, ``(..., H, H)`` and ``(..., H)``.
-Only what depends on the step before is inside a loop: one product with ``W_hh`` and one elementwise
-function, each way. Everything else is one product over the whole segment.
+A segment is S consecutive time steps. N sequences, I inputs, H hidden units, G gates; axes may stand between
+time and N (members of an ensemble, directions): states ``(S+1, ..., N, H)`` with weights ``(..., G*H, I)``,
+``(..., G*H, H)`` and ``(..., G*H)``. Only what depends on the step before is inside a loop: one product with
+``W_hh`` and one elementwise function, each way. Everything else is one product over the whole segment.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .backend import Array, Backend
-from .cells import AddProduct, Elman
+from .cells import Cell, Step, Tape
 
 
 def flat(backend: Backend, a: Array, weight_ndim: int) -> Array:
@@ -29,9 +31,9 @@ def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array) -
 
     Parameters
     ----------
-    rows : (S, ..., N, H)
-        Rows 1.. of the states buffer.
+    rows : (S, ..., N, G*H)
     x : (S, ..., N, I)
+        Axes in between may be 1 where members or directions share it.
     """
     if W_xh.ndim == 2:
         backend.matmul_(flat(backend, rows, 2), flat(backend, x, 2), W_xh.mT)
@@ -40,62 +42,122 @@ def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array) -
     rows += b_h[..., None, :]
 
 
-def forward_(backend: Backend, cell: Elman, add_product: AddProduct, hs: Array) -> None:
+class StateProduct:
+    """The product of rows ``a (..., N, K)`` with a matrix ``W (..., K, M)``, in every step of one pass.
+
+    Forward W is ``W_hh^T`` and ``a`` a state; backward it is ``W_hh`` and ``a`` a gradient. A ``mask (..., N, H)``,
+    the same in every step, multiplies the state: ``W_hh (mask * h_{t-1})`` forward and so
+    ``mask * (W_hh^T dz_t)`` backward.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        W: Array,
+        rows: tuple[int, ...],
+        steps: int,
+        mask: Array | None = None,
+        *,
+        backward: bool = False,
+    ) -> None:
+        self.backend = backend
+        self.W = W
+        #: (..., N)
+        self.rows = rows
+        self.steps = steps
+        self.mask = mask
+        self.backward = backward
+
+    def adding(self) -> Callable[[Array, Array], None]:
+        """A function ``(out, a)`` that does ``out += a W``."""
+        if self.mask is None:
+            return self.backend.accumulator(self.W, self.rows, self.steps)
+        if not self.backward:
+            return self._of_masked(self.backend.accumulator(self.W, self.rows, self.steps))
+        product_, mask = self.backend.multiplier(self.W, self.rows, self.steps), self.mask
+        product = self.backend.empty((*self.rows, self.W.shape[-1]), self.W.dtype)
+
+        def add_masked(out: Array, a: Array) -> None:
+            nonlocal product
+            product_(product, a)
+            product *= mask
+            out += product
+
+        return add_masked
+
+    def writing(self) -> Callable[[Array, Array], None]:
+        """A function ``(out, a)`` that does ``out <- a W``, for states only."""
+        product_ = self.backend.multiplier(self.W, self.rows, self.steps)
+        return product_ if self.mask is None else self._of_masked(product_)
+
+    def _of_masked(self, function: Callable[[Array, Array], None]) -> Callable[[Array, Array], None]:
+        backend, mask = self.backend, self.mask
+        masked = backend.empty((*self.rows, self.W.shape[-2]), self.W.dtype)
+
+        def of_masked(out: Array, a: Array) -> None:
+            backend.elementwise.multiply_(masked, a, mask)
+            function(out, masked)
+
+        return of_masked
+
+
+def forward_(backend: Backend, cell: Cell, step_: Step, tape: Tape) -> None:
     """Run a segment forward, in place.
 
     Parameters
     ----------
-    add_product : ``(out, a)``
-        ``out += a @ W_hh^T``, from :meth:`Backend.accumulator`.
-    hs : (S+1, ..., N, H)
-        Row 0 is the state before the segment. Rows 1.. arrive as ``W_xh x_t + b_h``; each becomes ``h_t``.
+    step_
+        Of ``cell.forward_``, bound to ``W_hh``.
+    tape
+        Row 0 of the states is the state before the segment; z arrives as ``W_xh x_t + b_h`` (in the rows of h, where
+        the cell works in place). Every further row of the states becomes that after the step.
     """
-    h_before = hs[0, ...]
-    step_ = cell.forward_(backend, add_product)
-    for t in range(1, hs.shape[0]):
-        row = hs[t, ...]
-        step_(row, h_before)
-        h_before = row
+    arrays = () if cell.in_place else (tape.z,)
+    for state in tape.states:
+        arrays += (state[:-1, ...], state[1:, ...])  # before the step, and after it
+    for rows in zip(*map(backend.rows, (*arrays, *cell.forward_rows(tape))), strict=True):
+        step_(*rows)
 
 
-def backward_(backend: Backend, cell: Elman, add_product: AddProduct, hs: Array, dhs: Array, slopes: Array) -> Array:
+def backward_(
+    backend: Backend,
+    cell: Cell,
+    step_: Step,
+    tape: Tape,
+    dstates: tuple[Array, ...],
+    dz: Array,
+    rooms: tuple[Array, ...],
+) -> None:
     """Run a segment backward, in place: (3.1) by the total derivative.
 
-    ``dh_t = (direct) + W_hh^T dz_{t+1}`` and ``dz_t = f'(z_t) * dh_t``: the product (3.3) of the Jacobians
-    ``diag(f'(z_j)) W_hh`` is never formed, the loop multiplies the gradient by one of them in every step.
+    ``dh_{t-1} = (direct) + W_hh^T dz_t`` and, for the cell of (1.1), ``dz_t = f'(z_t) * dh_t``: the product (3.3)
+    of the Jacobians ``diag(f'(z_j)) W_hh`` is never formed, the loop multiplies the gradient by one of them in
+    every step.
 
     Parameters
     ----------
-    add_product : ``(out, a)``
-        ``out += a @ W_hh``, from :meth:`Backend.accumulator`.
-    hs : (S+1, ..., N, H)
-        The states that :func:`forward_` left.
-    dhs : (S, ..., N, H)
-        Arrives as the part of ``dh_t`` that does not come through ``h_{t+1}`` inside this segment; each row
-        becomes ``dz_t``.
-    slopes : (S, ..., N, H)
-        Room for ``f'(z_t)``; what it holds does not matter.
-
-    Returns
-    -------
-    (..., N, H)
-        ``W_hh^T dz_1``: what the segment hands to the state before it.
+    step_
+        Of ``cell.backward_``, bound to ``W_hh``.
+    tape
+        What :func:`forward_` left.
+    dstates : tuple of (S+1, ..., N, H)
+        Gradients of the states. They arrive as the part that does not come through later steps of this segment, in
+        row 0 zero; they become the total gradients, in row 0 what the segment hands to the state before it.
+    dz : (S, ..., N, G*H)
+        Becomes the gradient of ``W_hh h_{t-1}``; what it holds does not matter.
+    rooms : tuple of (S, ..., N, H)
+        What the cell asked for; likewise.
     """
-    cell.slopes_(backend, slopes, hs[1:, ...])
-    dh_before = backend.xp.zeros_like(hs[0, ...])
-    dz_after = None
-    for t in reversed(range(dhs.shape[0])):
-        row = dhs[t, ...]
-        if dz_after is not None:
-            add_product(row, dz_after)  # dh_t = (direct) + W_hh^T dz_{t+1}
-        cell.backward_(row, slopes[t, ...])  # dz_t = f'(z_t) * dh_t
-        dz_after = row
-    add_product(dh_before, dz_after)
-    return dh_before
+    more = cell.slopes_(backend, dz, tape, rooms)
+    arrays: tuple[Array, ...] = (dz,)
+    for dstate in dstates:
+        arrays += (dstate[1:, ...], dstate[:-1, ...])  # after the step, and before it
+    for rows in zip(*(backend.rows(a, reverse=True) for a in (*arrays, *more)), strict=True):
+        step_(*rows)
 
 
 def weight_sum(backend: Backend, dz: Array, a: Array) -> Array:
-    """§3.2, §3.3: ``sum_t dz_t a_t^T``, ``(..., H, K)``, over a segment and its sequences in one product.
+    """§3.2, §3.3: ``sum_t dz_t a_t^T``, ``(..., G*H, K)``, over a segment and its sequences in one product.
 
     Both are rows as :func:`flat` makes them; ``a`` is ``x`` for ``dW_xh`` and the states *before* each step,
     ``hs[:-1]``, for ``dW_hh``.
@@ -105,7 +167,7 @@ def weight_sum(backend: Backend, dz: Array, a: Array) -> Array:
 
 
 def bias_sum(backend: Backend, dz: Array) -> Array:
-    """§3.4: ``sum_t dz_t``, ``(..., H)``, of rows: a product with ones (faster than a sum over leading axes)."""
+    """§3.4: ``sum_t dz_t``, ``(..., G*H)``, of rows: a product with ones (faster than a sum over leading axes)."""
     ones = backend.ones((1, dz.shape[-2]), dz.dtype)
     return backend.xp.matmul(ones, dz)[..., 0, :]
 

@@ -1,36 +1,44 @@
-"""RNN: parameters, the layer and its readout. What a user holds.
+"""RNN: parameters, layers and readout. What a user holds.
 
-Symbols: T time steps, N sequences, I inputs, H hidden units, O outputs, L layers, D directions (both 1 so
-far). Arrays are time-major.
+Symbols: T time steps, N sequences, I inputs, H hidden units, O outputs, L layers, D directions, E members of an
+ensemble, G gates of a cell. Arrays are time-major, unless a network is told that its caller's are not.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from . import passes, serialization
+from . import passes, serialization, torch_weights
 from .activations import OUTPUT_ACTIVATIONS
+from .architecture import Architecture
 from .backend import Array, Backend, backend_of, resolve
 from .backward import BackwardFunction
-from .batch import Batch, make_batch
-from .bptt import Layer
-from .cells import CELLS
+from .batch import Batch, for_members, make_batch
+from .bptt import Stack
+from .cells import CELLS, Cell
 from .checks import (
     check_count,
-    check_dtype,
     check_flag,
     check_floats,
     check_input_grad,
+    check_number,
     check_option,
+    check_outputs_like,
+    check_place,
+    check_float,
     check_target,
     is_integer,
 )
-from .initializers import INITIALIZERS, initial_parameters
+from .dropout import Dropout
+from .initializers import INITIALIZERS
+from .layer import Layer
+from .layout import BatchFirst, TimeFirst, is_array
 from .losses import Objective, UserLoss
 from .readout import Readout
 from .state import Gradients, State
@@ -40,7 +48,8 @@ from .workspace import Workspace
 class RNN:
     """A recurrent network, trained by backpropagation through time.
 
-    ``h_t = f(W_xh x_t + W_hh h_{t-1} + b_h)`` (1.1) and ``y_t = g(W_hy h_t + b_y)`` (1.2).
+    ``h_t = f(W_xh x_t + W_hh h_{t-1} + b_h)`` (1.1), or the LSTM or GRU in its place, and
+    ``y_t = g(W_hy h_t + b_y)`` (1.2).
 
     On NumPy a network keeps the arrays for the hidden states of its last :meth:`loss_and_grad` or :meth:`loss`
     for the next one, which is faster; they go with the network. One network may be used by several threads.
@@ -52,27 +61,50 @@ class RNN:
     hidden_size : int
         H.
     output_size : int, optional
-        O. Without it there is no readout and the outputs are the hidden states.
-    cell : {"tanh", "relu"}
-        f of (1.1).
+        O. Without it there is no readout and the outputs are the hidden states of the top layer, of two
+        directions side by side.
+    cell : {"tanh", "relu", "lstm", "gru"} or Cell
+        f of (1.1), or a gated cell; or one of your own, see :class:`bptt_array.Cell`.
+    num_layers : int
+        L; each layer reads the hidden states of the one below.
+    bidirectional : bool
+        Every layer also reads every sequence from its end (D = 2), in the same loop.
+    members : int, optional
+        E: an ensemble of E independent networks, trained side by side in the same products. Parameters have a
+        first axis E; inputs and targets ``(T, E, N, ...)``, or shared by all members without it; outputs, states and
+        gradients of inputs have the axis E before N, and the loss is ``(E,)``. Member k is the network with
+        seed + k: see :meth:`member`.
+    dropout : float
+        Probability, in [0, 1), with which each input of a layer above the first is left out.
+    recurrent_dropout : float
+        The same of the state that goes into ``W_hh``, with one mask for all steps (Gal & Ghahramani, 2016).
+        Both act where a call is given a ``dropout_seed``.
     output : {"identity", "softmax", "sigmoid", "tanh"}
         g of (1.2).
     readout : {"every", "last"}
-        Outputs at every step, ``y (T, N, O)``, or at the last valid one of each sequence, ``y (N, O)``.
+        Outputs at every step, ``y (T, N, O)``, or of the last states of each sequence, ``y (N, O)``: those after its
+        last valid step, of two directions each one's own last.
     init : {"uniform", "orthogonal", "identity"}
-        Of ``W_hh``. Uniform is PyTorch's default range, for all parameters; with the other two, biases are
-        zero and the remaining weights uniform.
+        Of ``W_hh``, for each gate. Uniform is PyTorch's default range, for all parameters; with the other two,
+        biases are zero and the remaining weights uniform.
+    forget_bias : float
+        Added to the initial bias of the forget gate (``cell="lstm"`` only): 1 lets an LSTM begin by remembering.
+    time_major : bool
+        False: the caller's ``x``, ``y``, ``dy``, targets and weights have N first and T after it: ``(N, T, I)``, with
+        members ``(E, N, T, I)``. States keep their layout, and a loss of your own sees arrays time first.
     dtype : {"float32", "float64"}
         Of everything: parameters, inputs, states, gradients.
     device : str or Backend
         ``"cpu"`` (NumPy), ``"cuda"``, ``"cuda:1"`` (CuPy), ``"auto"``, or a :class:`Backend`.
     seed : int
-        Of the initial weights; the same model on every device.
+        Of the initial weights, the same model on every device; also goes into the masks of dropout.
 
     Attributes
     ----------
     params : dict of str to array
-        ``"l0.W_xh" (H, I)``, ``"l0.W_hh" (H, H)``, ``"l0.b_h" (H,)``, ``"W_hy" (O, H)``, ``"b_y" (O,)``.
+        ``"l0.W_xh" (G*H, I)``, ``"l0.W_hh" (G*H, H)``, ``"l0.b_h" (G*H,)``, of a GRU ``"l0.b_hn" (H,)``; ``"l1.W_xh"
+        (G*H, D*H)`` and so on; ``"W_hy" (O, D*H)``, ``"b_y" (O,)``. Those of layers have a first axis of 2 for the
+        directions where there are two, and all have one of E, before it, in an ensemble.
 
     Raises
     ------
@@ -90,6 +122,10 @@ class RNN:
     >>> loss, grads, state = rnn.loss_and_grad(x, np.zeros_like(y), loss="mse")
     >>> sorted(grads.params)
     ['W_hy', 'b_y', 'l0.W_hh', 'l0.W_xh', 'l0.b_h']
+    >>> deep = ba.RNN(3, 8, 2, cell="lstm", num_layers=2, bidirectional=True, members=6)
+    >>> y, state = deep(x)
+    >>> y.shape, state.c.shape, deep.params["l1.W_xh"].shape
+    ((5, 6, 4, 2), (2, 2, 6, 4, 8), (6, 2, 32, 16))
     """
 
     def __init__(
@@ -98,64 +134,93 @@ class RNN:
         hidden_size: int,
         output_size: int | None = None,
         *,
-        cell: str = "tanh",
+        cell: str | Cell = "tanh",
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        members: int | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         output: str = "identity",
         readout: str = "every",
         init: str = "uniform",
+        forget_bias: float = 0.0,
+        time_major: bool = True,
         dtype: str = "float32",
         device: str | Backend = "cpu",
         seed: int = 0,
     ) -> None:
-        self._configure(input_size, hidden_size, output_size, cell, output, readout, dtype, device)
+        architecture = Architecture.checked(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            output_size=output_size,
+            cell=cell,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            members=members,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            output=output,
+            readout=readout,
+            time_major=time_major,
+            dtype=dtype,
+            seed=seed,
+        )
+        self._configure(architecture, resolve(device))
         check_option("init", init, INITIALIZERS)
-        values = initial_parameters(init, check_count("seed", seed, least=0), self._shapes(), self.hidden_size)
-        self.params = self._on(self.backend, values)
+        forget_bias = check_number("forget_bias", forget_bias, least=-np.inf)
+        if forget_bias and architecture.cell is not CELLS["lstm"]:
+            raise ValueError(f"forget_bias={forget_bias:g}, but cell={self.cell!r} has no forget gate; leave it at 0")
+        self.params = self._on(self.backend, architecture.initial_parameters(init, forget_bias))
 
-    def _configure(
-        self,
-        input_size: int,
-        hidden_size: int,
-        output_size: int | None,
-        cell: str,
-        output: str,
-        readout: str,
-        dtype: str,
-        device: str | Backend,
-    ) -> None:
+    def _configure(self, architecture: Architecture, backend: Backend) -> None:
         """Everything but the parameters."""
-        self.input_size = check_count("input_size", input_size)
-        self.hidden_size = check_count("hidden_size", hidden_size)
-        self.output_size = None if output_size is None else check_count("output_size", output_size)
-        check_option("cell", cell, CELLS)
-        check_option("output", output, OUTPUT_ACTIVATIONS)
-        check_option("readout", readout, ("every", "last"))
-        if output_size is None and output != "identity":
-            raise ValueError(f"output={output!r} needs a readout; give output_size as well, or leave output='identity'")
-        self.cell = cell
-        self.output = output
-        self.readout = readout
-        self.dtype = check_dtype(dtype)
-        self.backend = resolve(device)
+        self.architecture = architecture
+        self.backend = backend
+        self._layout = TimeFirst() if architecture.time_major else BatchFirst(backend)
         self._workspace = Workspace()
+
+    @classmethod
+    def _with(cls, architecture: Architecture, params: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -> RNN:
+        """A network with given parameters, on the host."""
+        rnn = cls.__new__(cls)
+        rnn._configure(architecture, backend)
+        rnn.params = rnn._on(backend, params)
+        return rnn
 
     # ---- what a network is ----------------------------------------------------------------------------
 
     @property
     def config(self) -> dict[str, Any]:
         """The arguments that build a network of the same shape."""
-        names = ("input_size", "hidden_size", "output_size", "cell", "output", "readout", "dtype")
-        return {name: getattr(self, name) for name in names}
+        return self.architecture.config
+
+    input_size = property(lambda self: self.architecture.input_size)
+    hidden_size = property(lambda self: self.architecture.hidden_size)
+    output_size = property(lambda self: self.architecture.output_size)
+    cell = property(lambda self: self.architecture.cell.name)
+    num_layers = property(lambda self: self.architecture.num_layers)
+    bidirectional = property(lambda self: self.architecture.bidirectional)
+    members = property(lambda self: self.architecture.members)
+    output = property(lambda self: self.architecture.output)
+    readout = property(lambda self: self.architecture.readout)
+    dtype = property(lambda self: self.architecture.dtype)
+    seed = property(lambda self: self.architecture.seed)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config.items())
+        defaults = Architecture(self.input_size, self.hidden_size).config
+        always = ("input_size", "hidden_size", "output_size", "cell", "dtype")
+        said = {name: value for name, value in self.config.items() if name in always or value != defaults[name]}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in said.items())
         return f"RNN({arguments}, device={self.backend.name!r})"
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        H, O = self.hidden_size, self.output_size  # noqa: E741
-        shapes: dict[str, tuple[int, ...]] = {"l0.W_xh": (H, self.input_size), "l0.W_hh": (H, H), "l0.b_h": (H,)}
-        if O is not None:
-            shapes |= {"W_hy": (O, H), "b_y": (O,)}
-        return shapes
+    def member(self, k: int) -> RNN:
+        """Member k of an ensemble as a network of its own, with copies of its parameters."""
+        if self.members is None:
+            raise ValueError("this RNN is no ensemble; build it with members=E, or use it as it is")
+        if check_count("k", k, least=0) >= self.members:
+            raise ValueError(f"k={k}; expected 0 to {self.members - 1}: this RNN has members={self.members}")
+        values = {name: self.backend.to_host(value[k, ...]) for name, value in self.params.items()}
+        return self._with(self.architecture.single(k), values, self.backend)
 
     def _on(self, backend: Backend, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Array]:
         with backend.active():
@@ -197,68 +262,157 @@ class RNN:
         backend = resolve(device)
         if backend is not self.backend:
             values = {name: self.backend.to_host(value) for name, value in self.params.items()}
-            self.params, self.backend, self._workspace = self._on(backend, values), backend, Workspace()
+            params = self._on(backend, values)
+            self._configure(self.architecture, backend)
+            self.params = params
         return self
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-        """Write weights and configuration to a safetensors file, atomically; ``metadata`` goes along."""
+        """Write weights and configuration to a safetensors file, atomically; ``metadata`` goes along.
+
+        Of a cell of your own only the name is written: give the cell itself to :meth:`load`.
+        """
         self._check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
         serialization.write_model(path, values, self.config, metadata or {})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: str | Backend = "cpu") -> RNN:
+    def load(cls, path: str | os.PathLike[str], device: str | Backend = "cpu", *, cell: Cell | None = None) -> RNN:
         """The network that :meth:`save` wrote, on any device; see :meth:`load_with_metadata`."""
-        return cls.load_with_metadata(path, device)[0]
+        return cls.load_with_metadata(path, device, cell=cell)[0]
 
     @classmethod
     def load_with_metadata(
-        cls, path: str | os.PathLike[str], device: str | Backend = "cpu"
+        cls, path: str | os.PathLike[str], device: str | Backend = "cpu", *, cell: Cell | None = None
     ) -> tuple[RNN, dict[str, str]]:
         """The network that :meth:`save` wrote, on any device, and the metadata that went along.
+
+        Parameters
+        ----------
+        cell : Cell, optional
+            The cell, where it is none of the library's.
 
         Raises
         ------
         FileNotFoundError, ValueError
             If there is no such file; if it is damaged or does not hold the weights that its configuration
-            says.
+            says; if it needs another cell.
         """
         backend = resolve(device)
         params, config, metadata = serialization.read_model(path)
-        rnn = cls.__new__(cls)
+        if cell is not None:
+            if not isinstance(cell, Cell):
+                raise TypeError(f"cell={cell!r} is a {type(cell).__name__}; expected a bptt_array.Cell")
+            if config.get("cell") != cell.name:
+                raise ValueError(f"cell={cell!r}, but path={str(path)!r} was written with {config.get('cell')!r}")
+            config["cell"] = cell
+        elif isinstance(config.get("cell"), str) and config["cell"] not in CELLS:
+            raise ValueError(
+                f"path={str(path)!r} was written with the cell {config['cell']!r}, which is not in the library; "
+                "give it: cell=…"
+            )
         try:
-            rnn._configure(**config, device=backend)
+            architecture = Architecture.checked(**config)
         except (TypeError, ValueError) as error:
             raise ValueError(f"path={str(path)!r} has an unusable configuration: {error}") from None
         found = {name: (value.shape, value.dtype.name) for name, value in params.items()}
-        expected = {name: (shape, rnn.dtype) for name, shape in rnn._shapes().items()}
+        expected = {name: (shape, architecture.dtype) for name, shape in architecture.shapes.items()}
         if found != expected:
             raise ValueError(f"path={str(path)!r} holds parameters {found}; its configuration needs {expected}")
-        rnn.params = rnn._on(rnn.backend, params)
-        return rnn, metadata
+        return cls._with(architecture, params, backend), metadata
+
+    def to_torch_state_dict(
+        self, recurrent: str = "rnn.", readout: str = "readout."
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """The weights under the names of PyTorch's modules, as NumPy arrays.
+
+        Parameters
+        ----------
+        recurrent, readout : str
+            What the names begin with: those of the ``torch.nn.RNN``, ``LSTM`` or ``GRU``, and of the ``Linear`` that
+            is the readout, as they are called in your module.
+
+        Raises
+        ------
+        ValueError
+            For a cell that PyTorch has not, and for an ensemble: use :meth:`member`.
+
+        Examples
+        --------
+        >>> import bptt_array as ba
+        >>> list(ba.RNN(3, 8, 2, cell="gru").to_torch_state_dict())[:3]
+        ['rnn.weight_ih_l0', 'rnn.weight_hh_l0', 'rnn.bias_ih_l0']
+        """
+        self._check_params(self.params)
+        values = {name: self.backend.to_host(value) for name, value in self.params.items()}
+        return torch_weights.to_state_dict(self.architecture, values, recurrent, readout)
+
+    @classmethod
+    def from_torch_state_dict(
+        cls,
+        state_dict: Mapping[str, Any],
+        recurrent: str = "rnn.",
+        readout: str = "readout.",
+        *,
+        cell: str | None = None,
+        device: str | Backend = "cpu",
+        **options: Any,
+    ) -> RNN:
+        """A network with the weights of a PyTorch module: sizes, layers and directions follow from them.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+            NumPy arrays, or anything NumPy takes, such as ``module.state_dict()`` on the CPU; both biases of PyTorch
+            become one.
+        recurrent, readout : str
+            What the names of the recurrent module and of a ``Linear`` on top of it begin with; no readout where
+            there are none of the second. Other names are an error.
+        cell : {"tanh", "relu", "lstm", "gru"}, optional
+            Follows from the shapes for an LSTM and a GRU; ``"tanh"`` for a plain one if left out.
+        options
+            ``output``, ``readout_mode`` ("every" or "last": the argument ``readout`` of :class:`RNN`), ``dropout``,
+            ``recurrent_dropout``, ``time_major``, ``seed``, as for :class:`RNN`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If names or shapes are not those of such modules.
+        """
+        architecture, values = torch_weights.from_state_dict(state_dict, recurrent, readout, cell, options)
+        return cls._with(architecture, values, resolve(device))
 
     # ---- forward and backward -------------------------------------------------------------------------
 
     def __call__(
-        self, x: Array, state: State | None = None, *, lengths: Any = None, validate: bool = False
+        self,
+        x: Array,
+        state: State | None = None,
+        *,
+        lengths: Any = None,
+        dropout_seed: int | None = None,
+        validate: bool = False,
     ) -> tuple[Array, State]:
         """Run the network forward, keeping nothing for a backward pass.
 
         Parameters
         ----------
         x : (T, N, I) of the network's dtype, or (T, N) integer tokens
-            On the network's device.
+            On the network's device. Of an ensemble also (T, E, N, I) or (T, E, N).
         state : State, optional
-            Initial state, ``h (L, D, N, H)``; zeros if left out.
+            Initial state, ``h (L, D, N, H)`` and, of an LSTM, ``c``; zeros if left out.
         lengths : N integers on the host, optional
             Valid steps of each sequence, 0 to T. Outputs past the end are zero; the final state is the one
             after the last valid step.
+        dropout_seed : int, optional
+            With it dropout acts, with the masks of this seed, the same wherever and in whatever call they are
+            drawn; without it, as in inference, nothing is left out.
         validate : bool
             Check tokens that are on a CUDA device too, at the cost of a synchronisation.
 
         Returns
         -------
-        y : (T, N, O); (N, O) with ``readout="last"``; H for O without a readout
+        y : (T, N, O); (N, O) with ``readout="last"``; D*H for O without a readout; of an ensemble with E before N
         state : State
 
         Raises
@@ -266,17 +420,26 @@ class RNN:
         ValueError, TypeError
             Naming the argument, before any work.
         """
-        with self.backend.active():
+        with self._at_work():
             batch = self._batch(x, state, lengths, validate, host=False)
-            y, unrolled = passes.run_forward(self._network(self.params), batch, keep=False)
-            return y, passes.as_state(self.backend, unrolled.last_state)
+            dropout = self._dropout(dropout_seed)
+            network = self._network(self.params)
+            y, unrolled = passes.run_forward(network, batch, dropout, keep=False)
+            return self._outward(y), network.as_state(unrolled.last)
 
     def forward(
-        self, x: Array, state: State | None = None, *, lengths: Any = None, validate: bool = False
+        self,
+        x: Array,
+        state: State | None = None,
+        *,
+        lengths: Any = None,
+        dropout_seed: int | str | None = None,
+        validate: bool = False,
     ) -> tuple[Array, State, BackwardFunction]:
         """Run forward and return ``backward`` beside the result, for any loss of your own.
 
-        Parameters and the first two results are those of calling the network. The third is a
+        Parameters and the first two results are those of calling the network, but that one with dropout has to be
+        told a ``dropout_seed`` or ``"off"``. The third result is a
         :class:`~bptt_array.backward.BackwardFunction`: call it with ``dy`` of the shape of ``y``, ``dstate`` of that of
         ``state``, or both, as often as you like; ``x`` must not be written to in between.
 
@@ -291,14 +454,15 @@ class RNN:
         (5, 4, 3)
         """
         backend = self.backend
-        with backend.active():
+        with self._at_work():
             batch = self._batch(x, state, lengths, validate, host=False)
+            dropout = self._dropout(dropout_seed, needed=True)
             self._check_params(self.params)
             copy = {name: backend.xp.asarray(value, copy=True) for name, value in self.params.items()}
             network = self._network(copy)
-            y, unrolled = passes.run_forward(network, batch, keep=True)
-        backward = BackwardFunction(network, unrolled, self.dtype, tuple(y.shape), self._y_axes)
-        return y, passes.as_state(backend, unrolled.last_state), backward
+            y, unrolled = passes.run_forward(network, batch, dropout, keep=True)
+            backward = BackwardFunction(network, unrolled, self.architecture, tuple(y.shape), self._layout)
+            return self._outward(y), network.as_state(unrolled.last), backward
 
     def loss_and_grad(
         self,
@@ -312,6 +476,7 @@ class RNN:
         reduction: str = "mean",
         truncate: int | None = None,
         input_grad: bool = False,
+        dropout_seed: int | str | None = None,
         validate: bool = False,
     ) -> tuple[Array, Gradients, State]:
         """The loss (2.1), its gradient by backpropagation through time, and the final state.
@@ -324,38 +489,49 @@ class RNN:
             As for calling the network; ``validate`` also reads class targets back.
         target : array
             ``"mse"``, ``"binary_cross_entropy"``: the shape and dtype of ``y``. ``"cross_entropy"``: class
-            numbers ``(T, N)`` or probabilities ``(T, N, O)``; without T for ``readout="last"``.
+            numbers ``(T, N)`` or probabilities ``(T, N, O)``; without T for ``readout="last"``. The members of an
+            ensemble may share it, without the axis E.
         loss : {"mse", "cross_entropy", "binary_cross_entropy"} or callable
             ``L_t``: ``1/2 |y - target|^2``; cross-entropies of a softmax or sigmoid output; or
             ``(y, target) -> (loss, dy)``, called per segment with ``y (S, N, O)``, that returns the loss of
             every step ``(S, N)`` and ``dL_t/dy_t (S, N, O)``. With ``readout="last"`` it is called with
             ``y (N, O)`` for each segment in which a sequence ends; what it says of the others is left out.
         weights : (T, N), or (N,) with ``readout="last"``, optional
-            Factors of ``L_t``. A step of weight 0 is left out of the sum, but still counts in ``"mean"``.
+            Factors of ``L_t``, shared by the members of an ensemble or with its axis E. A step of weight 0 is left out
+            of the sum, but still counts in ``"mean"``.
         reduction : {"mean", "sum"}
             ``"sum"`` is (2.1); ``"mean"`` divides it by the number of valid steps of all sequences (with
             ``readout="last"``: of sequences that have one).
         truncate : int, optional
-            Truncated BPTT: the gradient is cut every so many steps, the state carried on.
+            Truncated BPTT: the gradient is cut every so many steps, the state carried on. Not with two directions.
         input_grad : bool
             Also compute the gradient of ``x``.
+        dropout_seed : int or "off"
+            Of the masks of this step, which a network with dropout has to be told: another one for every step, or
+            ``"off"``.
 
         Returns
         -------
-        loss : 0-d array on the device
+        loss : 0-d array on the device; of an ensemble (E,)
         grads : Gradients
         state : State
         """
-        with self.backend.active():
+        with self._at_work():
             batch = self._batch(x, state, lengths, validate, host=True)
             network = self._network(self.params)
             objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
             check_input_grad(input_grad, x)
             window = batch.T if truncate is None else check_count("truncate", truncate)
+            if truncate is not None and self.bidirectional:
+                raise ValueError(
+                    f"truncate={truncate}, but bidirectional=True: the second direction begins at the end, so there is "
+                    "no step up to which the past alone counts; leave truncate=None"
+                )
+            dropout = self._dropout(dropout_seed, needed=True)
             value, grads, last_state = passes.run_loss_and_grad(
-                network, batch, objective, targets, window, input_grad=input_grad
+                network, batch, objective, targets, dropout, window, input_grad=input_grad
             )
-            return value, grads, last_state
+            return value, self._layout.gradients(grads), last_state
 
     def loss(
         self,
@@ -367,16 +543,47 @@ class RNN:
         lengths: Any = None,
         weights: Array | None = None,
         reduction: str = "mean",
+        dropout_seed: int | None = None,
         validate: bool = False,
     ) -> tuple[Array, State]:
-        """The loss and the final state of :meth:`loss_and_grad`, without the gradient, at about half its cost."""
-        with self.backend.active():
+        """The loss and the final state of :meth:`loss_and_grad`, without the gradient, at about half its cost.
+
+        Without a ``dropout_seed`` nothing is left out, as in inference.
+        """
+        with self._at_work():
             batch = self._batch(x, state, lengths, validate, host=True)
             network = self._network(self.params)
             objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
-            return passes.run_loss(network, batch, objective, targets)
+            return passes.run_loss(network, batch, objective, targets, self._dropout(dropout_seed))
 
     # ---- what the passes are given --------------------------------------------------------------------
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """On this network's device; errors about shapes say how the caller's arrays were turned."""
+        with self.backend.active(), self._layout.in_errors():
+            yield
+
+    def _outward(self, y: Array) -> Array:
+        return self._layout.outward(y) if self.readout == "every" else y
+
+    def _dropout(self, seed: Any, *, needed: bool = False) -> Dropout | None:
+        """The masks of a call, or None where nothing is left out."""
+        rate, recurrent_rate = self.architecture.dropout, self.architecture.recurrent_dropout
+        if seed is not None and seed != "off":
+            seed = check_count("dropout_seed", seed, least=0)
+        if not (rate or recurrent_rate):
+            return None
+        if seed is None and needed:
+            said = f"dropout={rate:g}" if rate else f"recurrent_dropout={recurrent_rate:g}"
+            raise ValueError(
+                f"dropout_seed is missing, but this RNN has {said}: give a whole number, another one for every training "
+                "step, or dropout_seed='off' for gradients without dropout"
+            )
+        if seed is None or seed == "off":
+            return None
+        dtype = self.backend.dtype(self.dtype)
+        return Dropout(self.backend, dtype, rate, recurrent_rate, seed, self.seed, self.members)
 
     def _objective(
         self,
@@ -388,27 +595,36 @@ class RNN:
         reduction: Any,
         validate: bool,
     ) -> tuple[Objective, passes.Targets]:
-        """A loss and what it compares with, checked."""
-        backend, dtype = self.backend, self.dtype
-        y_shape = (*batch.outputs_shape(self.readout), self._outputs)
+        """A loss and what it compares with, checked and time first, with an axis for the members if there are any."""
+        backend, architecture = self.backend, self.architecture
+        y_shape = architecture.outputs_shape(batch.T, batch.N)
         check_option("reduction", reduction, ("mean", "sum"))
-        check_target(target, loss, y_shape, self._y_axes, self.output, backend, dtype, batch.lengths, validate)
+        every = self.readout == "every"
+        classes = not callable(loss) and is_array(target) and is_integer(target)
+        if every:
+            target = self._layout.inward(target, features=not classes and getattr(target, "ndim", 0) > 2)
+            weights = self._layout.inward(weights, features=False)
+        features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate)
         if weights is not None:
-            axes = "(T, N)" if self.readout == "every" else "(N,)"
-            check_floats("weights", weights, y_shape[:-1], axes, backend, dtype, host=True)
+            check_place("weights", weights, backend, host=True)
+            check_float("weights", weights, self.dtype)
+            check_outputs_like("weights", weights, y_shape, architecture.outputs_axes, architecture, features=False)
         # (2.1) is a sum; without any valid step it is 0 either way.
         scale = 1.0 if reduction == "sum" else 1.0 / max(1, batch.valid_outputs(self.readout))
-        return Objective(network.readout, loss, scale), passes.Targets(target, weights)
+        if self.members is not None:
+            before = 1 if every else 0
+            target = for_members(target, len(y_shape) - (not features), before)
+            weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
+        return Objective(network.readout, loss, scale, self.members), passes.Targets(target, weights)
 
     def _batch(self, x: Any, state: Any, lengths: Any, validate: bool, *, host: bool) -> Batch:
         check_flag("validate", validate)
-        return make_batch(
-            self.backend, self.dtype, self.input_size, self.hidden_size, x, state, lengths, validate=validate, host=host
-        )
+        x = self._layout.inward(x, features=not (is_array(x) and is_integer(x)))
+        return make_batch(self.backend, self.architecture, x, state, lengths, validate=validate, host=host)
 
     def _check_params(self, params: Mapping[str, Array]) -> None:
         """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""
-        shapes = self._shapes()
+        shapes = self.architecture.shapes
         if set(params) != set(shapes):
             raise ValueError(f"rnn.params has keys {sorted(map(str, params))}; expected {sorted(shapes)}")
         dtype = self.backend.dtype(self.dtype)
@@ -419,16 +635,9 @@ class RNN:
 
     def _network(self, params: Mapping[str, Array]) -> passes.Network:
         self._check_params(params)
-        layer = Layer(CELLS[self.cell], params["l0.W_xh"], params["l0.W_hh"], params["l0.b_h"])
+        architecture = self.architecture
+        layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(self.num_layers))
         g = OUTPUT_ACTIVATIONS[self.output]
         readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
-        return passes.Network(self.backend, layer, readout, self.readout, self._workspace)
-
-    @property
-    def _outputs(self) -> int:
-        return self.hidden_size if self.output_size is None else self.output_size
-
-    @property
-    def _y_axes(self) -> str:
-        O = "H" if self.output_size is None else "O"  # noqa: E741
-        return f"(T, N, {O})" if self.readout == "every" else f"(N, {O})"
+        stack = Stack(tuple(layers), self.bidirectional)
+        return passes.Network(self.backend, stack, readout, self.readout, self._workspace)

@@ -13,10 +13,10 @@ class State:
 
     Attributes
     ----------
-    h : (L, D, N, H)
-        Hidden states.
-    c : None
-        Cell states; the Elman cells have none.
+    h : (L, D, N, H), of an ensemble (L, D, E, N, H)
+        Hidden states of every layer and direction.
+    c : of the same shape, or None
+        Cell states, of cells that have one (LSTM).
     """
 
     h: Array
@@ -34,7 +34,8 @@ class Gradients:
     state : State
         Gradient of the initial state.
     x : (T, N, I) or None
-        Gradient of the input, with ``input_grad=True``.
+        Gradient of the input, with ``input_grad=True``; of an ensemble (T, E, N, I), for every member its own even
+        where they share ``x``.
     """
 
     params: dict[str, Array]

@@ -76,3 +76,18 @@ class Loan:
         """Leave the arrays to the next step."""
         if self.workspace is not None and self.backend.keeps_arrays:
             self.workspace.leave(self._used + self._given_back)
+
+
+class Scratch:
+    """Arrays over time that segments use one after the other, by name; what they hold is left over."""
+
+    def __init__(self, arrays: Loan) -> None:
+        self.arrays = arrays
+        self._buffers: dict[tuple[str, tuple[int, ...]], Array] = {}
+
+    def __call__(self, name: str, steps: int, row: tuple[int, ...], dtype: Any) -> Array:
+        """``(steps, *row)``: the first rows of the one array of that name and shape, made anew if it is too short."""
+        buffer = self._buffers.get((name, row))
+        if buffer is None or buffer.shape[0] < steps:
+            buffer = self._buffers[name, row] = self.arrays.empty((steps, *row), dtype)
+        return buffer[:steps, ...]

@@ -1,0 +1,170 @@
+"""What a network is made of, checked: sizes, cell, layers, directions, members, dropout; and the shapes that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .activations import OUTPUT_ACTIVATIONS
+from .cells import CELLS, Cell
+from .checks import check_count, check_dtype, check_flag, check_number, check_option
+from .initializers import initial_parameters
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arguments of :class:`bptt_array.RNN` that say what network it is, but for its device."""
+
+    input_size: int
+    hidden_size: int
+    output_size: int | None = None
+    cell: Cell = CELLS["tanh"]
+    num_layers: int = 1
+    bidirectional: bool = False
+    members: int | None = None
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    output: str = "identity"
+    readout: str = "every"
+    time_major: bool = True
+    dtype: str = "float32"
+    seed: int = 0
+
+    @classmethod
+    def checked(cls, **given: Any) -> Architecture:
+        """From what a caller gave: ``cell`` by name or as a :class:`Cell`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For what is unknown, out of range, or of the wrong type.
+        """
+        made = cls(**given)
+        cell: Any = made.cell
+        if isinstance(cell, type) and issubclass(cell, Cell):
+            raise TypeError(f"cell={cell.__name__} is a class; expected one of its objects: cell={cell.__name__}()")
+        if not isinstance(cell, Cell):
+            check_option("cell", cell, CELLS)
+            cell = CELLS[cell]
+        check_flag("bidirectional", made.bidirectional)
+        check_flag("time_major", made.time_major)
+        check_option("output", made.output, OUTPUT_ACTIVATIONS)
+        check_option("readout", made.readout, ("every", "last"))
+        output_size = None if made.output_size is None else check_count("output_size", made.output_size)
+        if output_size is None and made.output != "identity":
+            raise ValueError(
+                f"output={made.output!r} needs a readout; give output_size as well, or leave output='identity'"
+            )
+        num_layers, dropout = check_count("num_layers", made.num_layers), check_number("dropout", made.dropout, below=1)
+        if dropout and num_layers == 1:
+            raise ValueError(
+                f"dropout={dropout:g} is between layers, but num_layers=1: give num_layers=2 or more, "
+                "or use recurrent_dropout"
+            )
+        return cls(
+            input_size=check_count("input_size", made.input_size),
+            hidden_size=check_count("hidden_size", made.hidden_size),
+            output_size=output_size,
+            cell=cell,
+            num_layers=num_layers,
+            bidirectional=bool(made.bidirectional),
+            members=None if made.members is None else check_count("members", made.members),
+            dropout=dropout,
+            recurrent_dropout=check_number("recurrent_dropout", made.recurrent_dropout, below=1),
+            output=made.output,
+            readout=made.readout,
+            time_major=bool(made.time_major),
+            dtype=check_dtype(made.dtype),
+            seed=check_count("seed", made.seed, least=0),
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments by name, as JSON holds them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"cell": self.cell.name}
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def outputs(self) -> int:
+        """O, or without a readout what the top layer gives: D*H."""
+        return self.directions * self.hidden_size if self.output_size is None else self.output_size
+
+    @property
+    def member_axis(self) -> tuple[int, ...]:
+        """``(E,)``, or nothing: the axis before N in inputs, outputs and states, and the first one of parameters."""
+        return () if self.members is None else (self.members,)
+
+    def states_shape(self, N: int) -> tuple[int, ...]:
+        """Of :class:`State`: (L, D, [E,] N, H)."""
+        return (self.num_layers, self.directions, *self.member_axis, N, self.hidden_size)
+
+    @property
+    def states_axes(self) -> str:
+        return f"(L, D, {self._E}N, H)"
+
+    @property
+    def _E(self) -> str:
+        return "" if self.members is None else "E, "
+
+    def outputs_shape(self, T: int, N: int) -> tuple[int, ...]:
+        """Of y, time first: (T, [E,] N, O), or with ``readout="last"`` ([E,] N, O)."""
+        return (*(() if self.readout == "last" else (T,)), *self.member_axis, N, self.outputs)
+
+    @property
+    def outputs_axes(self) -> str:
+        O = "O" if self.output_size is not None else "2H" if self.bidirectional else "H"  # noqa: E741
+        return f"({self._E}N, {O})" if self.readout == "last" else f"(T, {self._E}N, {O})"
+
+    def single(self, k: int) -> Architecture:
+        """That of member k of an ensemble: a network of its own."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Architecture(**values | {"members": None, "seed": self.seed + k})
+
+    # ---- parameters -----------------------------------------------------------------------------------
+
+    @property
+    def shapes(self) -> Shapes:
+        """Names and shapes of all parameters."""
+        lead = self.member_axis
+        return {name: (*lead, *shape) for name, shape in self._shapes_of_one().items()}
+
+    def _shapes_of_one(self) -> Shapes:
+        """Of one member."""
+        H, D, rows = self.hidden_size, self.directions, self.cell.gates * self.hidden_size
+        sides = (2,) if self.bidirectional else ()
+        shapes: Shapes = {}
+        for k in range(self.num_layers):
+            inputs = D * H if k else self.input_size
+            own = {"W_xh": (rows, inputs), "W_hh": (rows, H), "b_h": (rows,), **self.cell.own_parameters(H)}
+            shapes |= {f"l{k}.{name}": (*sides, *shape) for name, shape in own.items()}
+        if self.output_size is not None:
+            shapes |= {"W_hy": (self.output_size, D * H), "b_y": (self.output_size,)}
+        return shapes
+
+    def initial_parameters(self, init: str, forget_bias: float) -> dict[str, np.ndarray[Any, Any]]:
+        """Float64 values on the host; those of member k are those of the single network with seed + k."""
+        drawn = [
+            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size)
+            for k in range(self.members or 1)
+        ]
+        for params in drawn if forget_bias else ():
+            for k in range(self.num_layers):
+                params[f"l{k}.b_h"][..., self.hidden_size : 2 * self.hidden_size] += forget_bias
+        if self.members is None:
+            return drawn[0]
+        return {name: np.stack([params[name] for params in drawn]) for name in drawn[0]}
+
+    def of_layer(self, k: int, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of layer k by their names in it."""
+        prefix = f"l{k}."
+        return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}

@@ -1,0 +1,260 @@
+"""One layer over time, segment by segment: forward, and backward through what that left.
+
+In which order segments run is a schedule's business (``schedules.py``), what happens inside of one the recurrence's
+(``recurrence.py``); where its input comes from and where the gradient of its states comes from is the caller's.
+Axes ``...`` are those of the members of an ensemble, then of two directions, as far as there are any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .backend import Array, Backend
+from .cells import Cell, Tape
+from .padding import Padding
+from .recurrence import StateProduct, add_to, backward_, bias_sum, flat, forward_, project_, weight_sum
+from .workspace import Loan, Scratch
+
+States = tuple[Array, ...]
+
+
+class Layer(NamedTuple):
+    """A cell and its parameters: ``W_xh (..., G*H, I)``, ``W_hh (..., G*H, H)``, ``b_h (..., G*H)`` and its own."""
+
+    cell: Cell
+    params: Mapping[str, Array]
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.params["W_hh"].shape[-1])
+
+
+class Segment(NamedTuple):
+    """What a segment left: its input, and what its cell kept."""
+
+    x: Array
+    tape: Tape
+
+
+class LayerForward:
+    """A layer run forward over a batch of T steps.
+
+    Parameters
+    ----------
+    initial : tuple of (..., N, H)
+        The states before the first step.
+    mask : (..., N, H), optional
+        What multiplies the state that goes into ``W_hh``.
+
+    Attributes
+    ----------
+    last : tuple of (..., N, H)
+        The states after the last valid step of every sequence, once all segments have run.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        layer: Layer,
+        initial: States,
+        T: int,
+        padding: Padding | None,
+        arrays: Loan,
+        mask: Array | None = None,
+    ) -> None:
+        self.backend = backend
+        self.layer = layer
+        self.initial = initial
+        self.T = T
+        self.padding = padding
+        self.arrays = arrays
+        self.mask = mask
+        self.last = initial
+        # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
+        self._state = initial if padding is None else tuple(map(padding.zeroed_if_empty, initial))
+        self._kept: dict[int, Segment] = {}
+        self._table: Array | None = None  # (I, G*H) rows: W_xh x + b_h for every token x, of one member after the other
+        product = StateProduct(backend, layer.params["W_hh"].mT, initial[0].shape[:-1], T, mask)
+        self._step = layer.cell.forward_(backend, layer.params, product)
+
+    def forward(self, start: int, stop: int, x: Array) -> Array:
+        """Run the next segment on ``x (S, ..., N, I)`` or tokens ``(S, ..., N)``; returns its ``h (S, ..., N, H)``.
+
+        Axes of ``x`` in between may be 1, where members or directions share it. What the segment leaves is kept.
+        """
+        backend, (cell, params) = self.backend, self.layer
+        steps, rows, dtype = stop - start, self._state[0].shape, params["W_hh"].dtype
+        states = tuple(self._empty(steps + 1, rows) for _ in cell.states)
+        for buffer, before in zip(states, self._state, strict=True):
+            buffer[0, ...] = before
+        z = states[0][1:, ...] if cell.in_place else self._empty(steps, (*rows[:-1], cell.gates * rows[-1]))
+        tape = Tape(z, states, tuple(self._empty(steps, rows) for _ in range(cell.keeps)))
+        if backend.xp.isdtype(x.dtype, "integral"):
+            self._look_up(z, x)
+        else:
+            project_(backend, z, x, params["W_xh"], params["b_h"])
+        forward_(backend, cell, self._step, tape)
+        tape = self._without_padding(start, stop, tape)
+        self._state = tuple(backend.xp.asarray(state[steps, ...], copy=True) for state in tape.states)
+        if self.padding is None:
+            self.last = self._state
+        self._kept[start] = Segment(x, tape)
+        return tape.h
+
+    def _empty(self, steps: int, row: tuple[int, ...]) -> Array:
+        return self.arrays.empty((steps, *row), self.layer.params["W_hh"].dtype)
+
+    def _look_up(self, rows: Array, x: Array) -> None:
+        """``rows[t] <- W_xh x_t + b_h`` for tokens: columns of W_xh, without a one-hot array."""
+        backend, params = self.backend, self.layer.params
+        xp, W_xh, b_h = backend.xp, params["W_xh"], params["b_h"]
+        *lead, GH, I = W_xh.shape  # noqa: E741
+        if not lead and self.T * x.shape[-1] < I:  # fewer tokens than columns: fetch those
+            columns = xp.take(W_xh, xp.reshape(x, (-1,)), axis=1)
+            rows[...] = xp.reshape(columns.mT, rows.shape)
+            rows += b_h
+            return
+        if self._table is None:
+            table = backend.empty((*lead, I, GH), rows.dtype)  # each row in one piece
+            table[...] = W_xh.mT
+            table += b_h[..., None, :]
+            self._table = xp.reshape(table, (-1, GH))
+        if lead:
+            x = x + I * xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))
+        backend.take_rows_(rows, self._table, x)
+
+    def _without_padding(self, start: int, stop: int, tape: Tape) -> Tape:
+        """Pick up the last states of sequences that end in this segment, then zero what is past the end."""
+        padding = self.padding
+        if padding is None:
+            return tape
+        if padding.ends_within(start, stop):
+            ends_here = padding.last(start, stop)[:, None]
+            ending = tuple(padding.last_states(states, start, stop) for states in tape.states)
+            where = self.backend.xp.where
+            self.last = tuple(where(ends_here, *pair) for pair in zip(ending, self.last, strict=True))
+        if padding.begins_before(stop):
+            for states in tape.states:
+                states[1:, ...] = padding.zeroed(states[1:, ...], start, stop)
+            for array in tape.kept if self.layer.cell.in_place else (tape.z, *tape.kept):
+                array[...] = padding.zeroed(array, start, stop)
+        return tape
+
+    def kept(self, start: int) -> Segment:
+        """What the segment that begins at ``start`` left."""
+        return self._kept[start]
+
+    def release(self, start: int) -> None:
+        """Let go of what a segment left."""
+        tape = self._kept.pop(start).tape
+        for array in (*tape.states, *tape.kept, *(() if self.layer.cell.in_place else (tape.z,))):
+            self.arrays.give_back(array)
+
+
+class LayerBackward:
+    """The backward pass over what :class:`LayerForward` kept, from the last segment to the first.
+
+    Parameters
+    ----------
+    d_last : tuple of (..., N, H), optional
+        Gradients of :attr:`LayerForward.last`.
+    rows : Scratch
+        Where the gradients of a segment's states, its slopes and its dz are written.
+    name : str
+        Of the layer's own rows there: two layers that are at work at the same time need two names.
+
+    Attributes
+    ----------
+    grads : dict
+        Of the layer's parameters: the sums of §3.2-3.4, added up over the segments.
+    d_initial : tuple of (..., N, H)
+        Gradients of the initial states, once the first segment has run backward.
+    """
+
+    def __init__(self, forward: LayerForward, d_last: States | None, rows: Scratch, name: str) -> None:
+        backend, layer = forward.backend, forward.layer
+        self.forward = forward
+        self.d_last = d_last
+        self.grads: dict[str, Array] = {}
+        self.d_initial: States | None = None
+        self._carried: States | None = None  # what the segment after the one at hand hands to the states before it
+        self._rows, self._name = rows, name
+        row = forward.initial[0].shape
+        product = StateProduct(backend, layer.params["W_hh"], row[:-1], forward.T, forward.mask, backward=True)
+        self._step = layer.cell.backward_(backend, layer.params, product)
+
+    def _dstates(self, start: int, stop: int) -> States:
+        """Rows for the gradients of the states before and after the steps of a segment, ``(S+1, ..., N, H)``."""
+        row, dtype = self.forward.initial[0].shape, self.forward.initial[0].dtype
+        names = self.forward.layer.cell.states
+        return tuple(self._rows(f"d{name} of {self._name}", stop - start + 1, row, dtype) for name in names)
+
+    def direct(self, start: int, stop: int) -> Array:
+        """(S, ..., N, H): where the direct part of ``dh_t`` (3.1) has to be written before :meth:`segment`."""
+        return self._dstates(start, stop)[0][1:, ...]
+
+    def segment(self, start: int, stop: int, *, cut: bool, d_ending: Array | None = None) -> None:
+        """Run one segment backward, to ``dz``; :meth:`dx_` then gives the gradient of its input.
+
+        Parameters
+        ----------
+        cut : bool
+            Without the gradient carried from later steps.
+        d_ending : (..., N, H), optional
+            A further gradient of the last h of the sequences that end in this segment.
+        """
+        backend, (cell, params) = self.forward.backend, self.forward.layer
+        x, tape = self.forward.kept(start)
+        dstates, steps = self._dstates(start, stop), stop - start
+        for k, dstate in enumerate(dstates):
+            dstate[: 1 if k == 0 else steps + 1, ...] = 0  # no c has a direct part
+            if self._carried is not None and not cut:
+                dstate[steps, ...] += self._carried[k]
+            if self.d_last is not None:
+                self._add_last(start, stop, dstate, self.d_last[k])
+        if d_ending is not None:
+            self._add_last(start, stop, dstates[0], d_ending)
+        row, dtype = self.forward.initial[0].shape, self.forward.initial[0].dtype
+        dz = self._rows("dz", steps, (*row[:-1], cell.gates * row[-1]), dtype)
+        rooms = tuple(self._rows(f"room {k}", steps, row, dtype) for k in range(cell.rooms))
+        backward_(backend, cell, self._step, tape, dstates, dz, rooms)
+        self._carried = tuple(backend.xp.asarray(dstate[0, ...], copy=True) for dstate in dstates)
+        if start == 0:
+            self.d_initial = self._initial_gradients(self._carried)
+        ndim = params["W_hh"].ndim
+        h_before = tape.h_before if self.forward.mask is None else tape.h_before * self.forward.mask
+        add_to(self.grads, "W_hh", weight_sum(backend, flat(backend, dz, ndim), flat(backend, h_before, ndim)))
+        for name, grad in cell.finish_(backend, dz, dstates[0][1:, ...], tape, rooms).items():
+            add_to(self.grads, name, bias_sum(backend, flat(backend, grad, ndim)))
+        if backend.xp.isdtype(x.dtype, "integral"):
+            x = backend.one_hot(x, params["W_xh"].shape[-1], dtype)
+        flat_dz = flat(backend, dz, ndim)
+        add_to(self.grads, "W_xh", weight_sum(backend, flat_dz, flat(backend, x, ndim)))
+        add_to(self.grads, "b_h", bias_sum(backend, flat_dz))
+
+    def dx_(self, start: int, stop: int, dx: Array) -> None:
+        """``dx_t = W_xh^T dz_t`` of the segment that :meth:`segment` ran last, into ``dx (S, ..., N, I)``."""
+        backend, (cell, params) = self.forward.backend, self.forward.layer
+        row, W_xh = self.forward.initial[0].shape, params["W_xh"]
+        dz = self._rows("dz", stop - start, (*row[:-1], cell.gates * row[-1]), W_xh.dtype)
+        if W_xh.ndim == 2:
+            backend.matmul_(flat(backend, dx, 2), flat(backend, dz, 2), W_xh)
+        else:
+            backend.matmul_(dx, dz, W_xh)
+
+    def _add_last(self, start: int, stop: int, dstate: Array, d_last: Array) -> None:
+        """Add the gradient of the last states to the rows after the last valid steps, where these are in a segment."""
+        padding = self.forward.padding
+        if padding is not None:
+            padding.add_to_last_(dstate[1:, ...], d_last, start, stop)
+        elif stop == self.forward.T:
+            dstate[stop - start, ...] += d_last
+
+    def _initial_gradients(self, carried: States) -> States:
+        """``dh_0 = W_hh^T dz_1``; where a sequence has length 0, its last state is h_0 and brings its gradient."""
+        padding = self.forward.padding
+        if padding is None or self.d_last is None:
+            return carried
+        return tuple(d + padding.of_empty(d_last) for d, d_last in zip(carried, self.d_last, strict=True))
