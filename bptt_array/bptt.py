@@ -57,14 +57,17 @@ class Unrolled:
         self.stack = stack
         self.batch = batch
         self.dropout = dropout
-        self.arrays = Loan(backend) if arrays is None else arrays
+        arrays = Loan(backend) if arrays is None else arrays
+        self.arrays = arrays
+        self.rows = Scratch(arrays)
         self._x = Feed(backend, batch.x, batch.padding, features=not batch.tokens)
         self._outputs: dict[int, Array] = {}  # of two directions, merged
         sides = (2,) if stack.bidirectional else ()
         self.layers = []
         for k, (layer, initial) in enumerate(zip(stack.layers, batch.initial, strict=True)):
             mask = None if dropout is None else dropout.recurrent(k, sides, batch.N, layer.hidden_size)
-            self.layers.append(LayerForward(backend, layer, initial, batch.T, batch.padding, self.arrays, mask))
+            forward = LayerForward(backend, layer, initial, batch.T, batch.padding, arrays, self.rows, mask)
+            self.layers.append(forward)
 
     def forward(self, start: int, stop: int) -> Array:
         """Run the next segment through all layers; returns the outputs of the top one, ``(S, [E,] N, D*H)``."""
@@ -130,15 +133,22 @@ class BackwardPass:
         Gradients of :attr:`Unrolled.last`.
     dx : (T, [E,] N, I), optional
         Where the gradient of the input is written.
+    rows : Scratch, optional
+        That of ``unrolled``, if nothing else uses it at the same time.
     """
 
     def __init__(
-        self, unrolled: Unrolled, direct: DirectPart, d_last: Sequence[States] | None, dx: Array | None
+        self,
+        unrolled: Unrolled,
+        direct: DirectPart,
+        d_last: Sequence[States] | None,
+        dx: Array | None,
+        rows: Scratch | None = None,
     ) -> None:
         self.unrolled = unrolled
         self.direct = direct
         self.dx = dx
-        rows = Scratch(unrolled.arrays)
+        rows = Scratch(Loan(unrolled.backend)) if rows is None else rows
         # While a layer runs, only it and the one below, which is told its direct part, have gradients of states.
         self.layers = [
             LayerBackward(layer, None if d_last is None else d_last[k], rows, "odd layers" if k % 2 else "even layers")

@@ -25,17 +25,14 @@ class Tape(NamedTuple):
 
     Attributes
     ----------
-    z : (S, ..., N, G*H)
-        Arrived as ``W_xh x_t + b_h``; whatever the cell made of it.
     states : tuple of (S+1, ..., N, H)
         h, and c where the cell has one; row 0 is the state before the segment.
-    kept : tuple of (S, ..., N, H)
-        What else the cell keeps.
+    kept : (S, K, ..., N, H)
+        K numbers more of every step and unit, as many as the cell keeps.
     """
 
-    z: Array
     states: tuple[Array, ...]
-    kept: tuple[Array, ...]
+    kept: Array | None
 
     @property
     def h(self) -> Array:
@@ -67,18 +64,18 @@ class Cell:
     has_c : bool
         Whether a cell state c goes from step to step beside h.
     keeps : int
-        How many arrays ``(S, ..., N, H)`` the forward pass fills for the backward pass, beside z and the states.
-    rooms : int
-        How many such arrays the backward pass needs for itself.
+        K: how many numbers of every step and unit the forward pass keeps for the backward pass, beside the states.
+    slopes : int
+        How many the backward pass computes for a whole segment before its loop.
     in_place : bool
-        Whether z becomes h, in the rows of the states (G = 1).
+        Whether z becomes h, in the rows of the states (G = 1, K = 0).
     """
 
     name: str = "custom"
     gates: int = 1
     has_c: bool = False
     keeps: int = 0
-    rooms: int = 0
+    slopes: int = 0
     in_place: bool = False
 
     def __repr__(self) -> str:
@@ -93,10 +90,15 @@ class Cell:
         """Names and shapes of parameters beside ``W_xh``, ``W_hh`` and ``b_h``."""
         return {}
 
-    def split(self, a: Array) -> tuple[Array, ...]:
-        """The G parts ``(..., H)`` of an array ``(..., G*H)``, as views."""
-        H = a.shape[-1] // self.gates
-        return tuple(a[..., k * H : (k + 1) * H] for k in range(self.gates))
+    def split(self, z: Array) -> tuple[Array, ...]:
+        """The G parts ``(..., H)`` of ``z (..., G*H)``, as views."""
+        H = z.shape[-1] // self.gates
+        return tuple(z[..., k * H : (k + 1) * H] for k in range(self.gates))
+
+    def by_gate(self, backend: Backend, z: Array) -> Array:
+        """``z (S, ..., N, G*H)`` of a segment as ``(S, G, ..., N, H)``, a view."""
+        z = backend.xp.reshape(z, (*z.shape[:-1], self.gates, z.shape[-1] // self.gates))
+        return backend.xp.moveaxis(z, -2, 1)
 
     # ---- forward --------------------------------------------------------------------------------------
 
@@ -109,22 +111,23 @@ class Cell:
         Returns
         -------
         step_ : ``(z, h_before, h)``, with c ``(z, h_before, h, c_before, c)``, then rows of :meth:`forward_rows`
-            Writes h and c. z arrives as ``W_xh x_t + b_h`` and may be written over. Where the cell works in place,
+            Writes h and c. z arrives as ``W_xh x_t + b_h`` and is nobody's afterwards. Where the cell works in place,
             z is left out of the arguments: h arrives as z.
         """
         raise TypeError(f"{type(self).__name__} has no forward_: see bptt_array.Cell")
 
-    def forward_rows(self, tape: Tape) -> tuple[Array, ...]:
-        """Further arrays over time, of each of which a step forward is given its row."""
-        return tape.kept
+    def forward_rows(self, backend: Backend, z: Array, kept: Array) -> tuple[Array, ...]:
+        """Further arrays over time, of each of which a step forward is given its row: ``kept (S, K, ..., N, H)``."""
+        return (kept,)
 
     # ---- backward -------------------------------------------------------------------------------------
 
-    def slopes_(self, backend: Backend, dz: Array, tape: Tape, rooms: tuple[Array, ...]) -> tuple[Array, ...]:
+    def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
         """Before the loop backward: everything that does not depend on the step after, for a whole segment.
 
-        Writes into ``dz (S, ..., N, G*H)`` what the step backward wants to find there, usually the derivative that
-        ``dh`` is multiplied by, and returns further arrays over time, of each of which the step is given its row.
+        Writes, usually, the derivatives that ``dh`` is multiplied by into ``slopes``, ``(S, ..., N, H)`` as many times
+        as the cell asked for on an axis after the first, and returns arrays over time, of each of which the step
+        backward is given its row. ``dz (S, ..., N, G*H)`` is where that step will write.
         """
         return ()
 
@@ -134,17 +137,15 @@ class Cell:
         Returns
         -------
         step_ : ``(dz, dh, dh_before)``, with c ``(dz, dh, dh_before, dc, dc_before)``, then rows of :meth:`slopes_`
-            dh is the total ``dh_t`` of (3.1). Makes dz the gradient of ``W_hh h_{t-1}`` and adds what goes on to
-            the step before, ``W_hh^T dz_t`` and all else, to dh_before and dc_before.
+            dh is the total ``dh_t`` of (3.1), to be left as it is. Writes the gradient of ``W_hh h_{t-1}`` to dz and
+            adds what goes on to the step before, ``W_hh^T dz_t`` and all else, to dh_before and dc_before.
         """
         raise TypeError(f"{type(self).__name__} has no backward_: see bptt_array.Cell")
 
-    def finish_(
-        self, backend: Backend, dz: Array, dh: Array, tape: Tape, rooms: tuple[Array, ...]
-    ) -> dict[str, Array]:
+    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array) -> dict[str, Array]:
         """After the loop and the sum of ``dW_hh``: make dz the gradient of ``W_xh x_t + b_h``, where it differs.
 
-        Returns the gradients of :meth:`own_parameters`, by name: each the gradient of every step, (S, ..., N, K),
+        Returns the gradients of :meth:`own_parameters`, by name: each the gradient of every step, (S, ..., N, M),
         which is then summed.
         """
         return {}
@@ -167,9 +168,9 @@ class Elman(Cell):
 
         return step_
 
-    def slopes_(self, backend: Backend, dz: Array, tape: Tape, rooms: tuple[Array, ...]) -> tuple[Array, ...]:
+    def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
         assert self.f.derivative_ is not None  # every f of CELL_ACTIVATIONS is elementwise
-        self.f.derivative_(backend, dz, tape.h)  # f'(z_t)
+        self.f.derivative_(backend, dz, tape.h)  # f'(z_t), where dz_t will be
         return ()
 
     def backward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
@@ -192,15 +193,15 @@ class LSTM(Cell):
     name = "lstm"
     gates = 4
     has_c = True
-    keeps = 1  # tanh(c_t)
-    rooms = 1  # dc_t/dh_t
+    keeps = 5  # i, f, g, o, tanh(c_t)
+    slopes = 5  # of z_i, z_f, z_g by c_t; of z_o and c_t by h_t
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         add_product = product.adding()
         gates_, state_ = backend.fused(_lstm_gates), backend.fused(_lstm_state)
-        slope = backend.ones(params["b_h"].shape[-1:], params["b_h"].dtype)
-        for gate in (0, 1, 3):
-            self.split(slope)[gate][...] = 0.5
+        slope = backend.ones((4, *(1,) * len(product.rows), 1), params["b_h"].dtype)
+        slope[:2, ...] = 0.5
+        slope[3, ...] = 0.5
         shift = 1 - slope
 
         def step_(
@@ -209,6 +210,8 @@ class LSTM(Cell):
             h: Array,
             c_before: Array,
             c: Array,
+            by_gate: Array,
+            gates: Array,
             i: Array,
             f: Array,
             g: Array,
@@ -216,23 +219,22 @@ class LSTM(Cell):
             tanh_c: Array,
         ) -> None:
             add_product(z, h_before)
-            gates_(z, slope, shift)
+            gates_(gates, by_gate, slope, shift)
             state_(i, f, g, o, c_before, c, tanh_c, h)
 
         return step_
 
-    def forward_rows(self, tape: Tape) -> tuple[Array, ...]:
-        return *self.split(tape.z), *tape.kept
+    def forward_rows(self, backend: Backend, z: Array, kept: Array) -> tuple[Array, ...]:
+        return self.by_gate(backend, z), kept[:, :4, ...], *_each(kept, 5)
 
-    def slopes_(self, backend: Backend, dz: Array, tape: Tape, rooms: tuple[Array, ...]) -> tuple[Array, ...]:
-        i, f, g, o = self.split(tape.z)
-        backend.over_segment(_lstm_slopes)(i, f, g, o, tape.c_before, *tape.kept, *self.split(dz), *rooms)
-        H = rooms[0].shape[-1]
-        of_c = backend.xp.reshape(dz, (*dz.shape[:-1], 4, H))[..., :3, :]
-        return rooms[0], f, of_c, dz[..., 3 * H :]
+    def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
+        backend.over_segment(_lstm_slopes)(*_each(tape.kept, 5), tape.c_before, *_each(slopes, 5))
+        by_gate = self.by_gate(backend, dz)
+        dz_of_c, dz_of_h = by_gate[:, :3, ...], by_gate[:, 3, ...]
+        return tape.kept[:, 1, ...], slopes[:, :3, ...], *_each(slopes, 5)[3:], dz_of_c, dz_of_h
 
     def backward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
-        add_product, back_ = product.adding(), backend.fused(_lstm_back)
+        add_product, back_, gates_ = product.adding(), backend.fused(_lstm_back), backend.fused(_product)
 
         def step_(
             dz: Array,
@@ -240,32 +242,41 @@ class LSTM(Cell):
             dh_before: Array,
             dc: Array,
             dc_before: Array,
-            slope_c: Array,
             f: Array,
-            of_c: Array,
-            of_h: Array,
+            slopes_of_c: Array,
+            slope_o: Array,
+            slope_c: Array,
+            dz_of_c: Array,
+            dz_of_h: Array,
         ) -> None:
-            back_(dh, dc, dc_before, slope_c, f, of_h)
-            of_c *= dc[..., None, :]  # dz_i, dz_f, dz_g = (g i (1-i), c_{t-1} f (1-f), i (1-g^2)) * dc_t
+            back_(dh, dc, dc_before, slope_c, f, slope_o, dz_of_h)
+            gates_(dz_of_c, slopes_of_c, dc)  # dz_i, dz_f, dz_g
             add_product(dh_before, dz)
 
         return step_
 
 
+def _each(a: Array, count: int) -> tuple[Array, ...]:
+    """``a[:, k]`` for every k."""
+    return tuple(a[:, k, ...] for k in range(count))
+
+
+def _product(ops: Elementwise) -> Step:
+    return ops.multiply_
+
+
 def _lstm_gates(ops: Elementwise) -> Step:
-    def gates_(z: Array, slope: Array, shift: Array) -> None:
-        z *= slope  # sigmoid(z) = 1/2 + 1/2 tanh(z/2): one function for all gates, and none overflows
-        ops.tanh_(z, z)
-        z *= slope
-        z += shift
+    def gates_(gates: Array, z: Array, slope: Array, shift: Array) -> None:
+        ops.multiply_(gates, z, slope)  # sigmoid(z) = 1/2 + 1/2 tanh(z/2): one function for all, and none overflows
+        ops.tanh_(gates, gates)
+        gates *= slope
+        gates += shift
 
     return gates_
 
 
 def _lstm_state(ops: Elementwise) -> Step:
-    def state_(
-        i: Array, f: Array, g: Array, o: Array, c_before: Array, c: Array, tanh_c: Array, h: Array
-    ) -> None:
+    def state_(i: Array, f: Array, g: Array, o: Array, c_before: Array, c: Array, tanh_c: Array, h: Array) -> None:
         ops.multiply_(c, f, c_before)
         ops.multiply_(h, i, g)
         c += h  # c_t = f c_{t-1} + i g
@@ -281,19 +292,19 @@ def _lstm_slopes(ops: Elementwise) -> Step:
         f: Array,
         g: Array,
         o: Array,
-        c_before: Array,
         tanh_c: Array,
-        di: Array,
-        df: Array,
-        dg: Array,
-        do: Array,
+        c_before: Array,
+        slope_i: Array,
+        slope_f: Array,
+        slope_g: Array,
+        slope_o: Array,
         slope_c: Array,
     ) -> None:
-        for gate, slope, factor in ((i, di, g), (f, df, c_before), (o, do, tanh_c)):
+        for gate, slope, factor in ((i, slope_i, g), (f, slope_f, c_before), (o, slope_o, tanh_c)):
             ops.one_minus_(slope, gate)
             slope *= gate
             slope *= factor  # sigmoid' = gate (1 - gate), times what the gate is multiplied by
-        for value, slope, factor in ((g, dg, i), (tanh_c, slope_c, o)):
+        for value, slope, factor in ((g, slope_g, i), (tanh_c, slope_c, o)):
             ops.multiply_(slope, value, value)
             ops.one_minus_(slope, slope)
             slope *= factor  # tanh' = 1 - value^2, times what tanh is multiplied by
@@ -302,10 +313,12 @@ def _lstm_slopes(ops: Elementwise) -> Step:
 
 
 def _lstm_back(ops: Elementwise) -> Step:
-    def back_(dh: Array, dc: Array, dc_before: Array, slope_c: Array, f: Array, of_h: Array) -> None:
+    def back_(
+        dh: Array, dc: Array, dc_before: Array, slope_c: Array, f: Array, slope_o: Array, dz_o: Array
+    ) -> None:
+        ops.multiply_(dz_o, slope_o, dh)  # dz_o = tanh(c_t) o (1 - o) dh_t
         slope_c *= dh
         dc += slope_c  # dc_t = (through c_{t+1}) + o (1 - tanh(c_t)^2) dh_t
-        of_h *= dh  # dz_o = tanh(c_t) o (1 - o) dh_t
         ops.multiply_(slope_c, f, dc)
         dc_before += slope_c  # dc_{t-1} = f dc_t
 
@@ -323,8 +336,8 @@ class GRU(Cell):
 
     name = "gru"
     gates = 3
-    keeps = 1  # W_hn h_{t-1} + b_hn
-    rooms = 1  # dn_t/dh_t
+    keeps = 4  # r, u, n, W_hn h_{t-1} + b_hn
+    slopes = 4  # of z_r, z_u and W_hn h_{t-1} + b_hn, and of W_xn x_t + b_n, all by h_t
 
     def own_parameters(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
         return {"b_hn": (hidden_size,)}
@@ -332,56 +345,59 @@ class GRU(Cell):
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         product_ = product.writing()
         gates_, state_ = backend.fused(_gru_gates), backend.fused(_gru_state)
-        H = params["b_hn"].shape[-1]
         b_hn = params["b_hn"][..., None, :]
-        of_h = backend.empty((*product.rows, 3 * H), b_hn.dtype)  # W_hh h_{t-1}
-        ru_of_h, n_of_h = of_h[..., : 2 * H], of_h[..., 2 * H :]
+        of_h = backend.empty((*product.rows, 3 * b_hn.shape[-1]), b_hn.dtype)  # W_hh h_{t-1}
+        of_h_by_gate = self.by_gate(backend, of_h[None, ...])[0, ...]
+        ru_of_h, n_of_h = of_h_by_gate[:2, ...], of_h_by_gate[2, ...]
 
         def step_(
-            z: Array, h_before: Array, h: Array, ru: Array, r: Array, u: Array, n: Array, inner: Array
+            z: Array,
+            h_before: Array,
+            h: Array,
+            z_ru: Array,
+            z_n: Array,
+            ru: Array,
+            r: Array,
+            u: Array,
+            n: Array,
+            inner: Array,
         ) -> None:
             product_(of_h, h_before)
-            gates_(ru, ru_of_h)
-            state_(r, u, n, n_of_h, b_hn, inner, h_before, h)
+            gates_(ru, z_ru, ru_of_h)
+            state_(r, u, n, inner, z_n, n_of_h, b_hn, h_before, h)
 
         return step_
 
-    def forward_rows(self, tape: Tape) -> tuple[Array, ...]:
-        r, u, n = self.split(tape.z)
-        return tape.z[..., : 2 * n.shape[-1]], r, u, n, *tape.kept
+    def forward_rows(self, backend: Backend, z: Array, kept: Array) -> tuple[Array, ...]:
+        by_gate = self.by_gate(backend, z)
+        return by_gate[:, :2, ...], by_gate[:, 2, ...], kept[:, :2, ...], *_each(kept, 4)
 
-    def slopes_(self, backend: Backend, dz: Array, tape: Tape, rooms: tuple[Array, ...]) -> tuple[Array, ...]:
-        r, u, n = self.split(tape.z)
-        backend.over_segment(_gru_slopes)(r, u, n, *tape.kept, tape.h_before, *self.split(dz), *rooms)
-        return u, backend.xp.reshape(dz, (*dz.shape[:-1], 3, n.shape[-1]))
+    def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
+        backend.over_segment(_gru_slopes)(*_each(tape.kept, 4), tape.h_before, *_each(slopes, 4))
+        return tape.kept[:, 1, ...], slopes[:, :3, ...], self.by_gate(backend, dz)
 
     def backward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         add_product, H = product.adding(), params["b_hn"].shape[-1]
+        gates_ = backend.fused(_product)
         add_elementwise = backend.elementwise_accumulator((*product.rows, H), params["b_hn"].dtype)
 
-        def step_(dz: Array, dh: Array, dh_before: Array, u: Array, by_gate: Array) -> None:
-            by_gate *= dh[..., None, :]
+        def step_(dz: Array, dh: Array, dh_before: Array, u: Array, slopes: Array, dz_by_gate: Array) -> None:
+            gates_(dz_by_gate, slopes, dh)
             add_elementwise(dh_before, u, dh)  # dh_{t-1} = (direct) + u dh_t + W_hh^T dz_t
             add_product(dh_before, dz)
 
         return step_
 
-    def finish_(
-        self, backend: Backend, dz: Array, dh: Array, tape: Tape, rooms: tuple[Array, ...]
-    ) -> dict[str, Array]:
+    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array) -> dict[str, Array]:
         *_, dn = self.split(dz)
         of_b_hn = backend.xp.asarray(dn, copy=True)
-        backend.over_segment(_product)(dn, dh, *rooms)  # dn_t, without the r of W_hn h_{t-1}
+        backend.over_segment(_product)(dn, slopes[:, 3, ...], dh)  # dn_t, without the r of W_hn h_{t-1}
         return {"b_hn": of_b_hn}
 
 
-def _product(ops: Elementwise) -> Step:
-    return ops.multiply_
-
-
 def _gru_gates(ops: Elementwise) -> Step:
-    def gates_(ru: Array, ru_of_h: Array) -> None:
-        ru += ru_of_h
+    def gates_(ru: Array, z_ru: Array, ru_of_h: Array) -> None:
+        ops.add_(ru, z_ru, ru_of_h)
         ru *= 0.5
         ops.tanh_(ru, ru)
         ru *= 0.5
@@ -392,11 +408,19 @@ def _gru_gates(ops: Elementwise) -> Step:
 
 def _gru_state(ops: Elementwise) -> Step:
     def state_(
-        r: Array, u: Array, n: Array, n_of_h: Array, b_hn: Array, inner: Array, h_before: Array, h: Array
+        r: Array,
+        u: Array,
+        n: Array,
+        inner: Array,
+        z_n: Array,
+        n_of_h: Array,
+        b_hn: Array,
+        h_before: Array,
+        h: Array,
     ) -> None:
         ops.add_(inner, n_of_h, b_hn)  # W_hn h_{t-1} + b_hn
-        ops.multiply_(h, r, inner)
-        n += h
+        ops.multiply_(n, r, inner)
+        n += z_n
         ops.tanh_(n, n)
         ops.subtract_(h, h_before, n)
         h *= u
@@ -412,23 +436,23 @@ def _gru_slopes(ops: Elementwise) -> Step:
         n: Array,
         inner: Array,
         h_before: Array,
-        dr: Array,
-        du: Array,
-        dn: Array,
+        slope_r: Array,
+        slope_u: Array,
+        slope_inner: Array,
         slope_n: Array,
     ) -> None:
-        ops.one_minus_(du, u)
+        ops.one_minus_(slope_u, u)
         ops.multiply_(slope_n, n, n)
         ops.one_minus_(slope_n, slope_n)
-        slope_n *= du  # (1 - u) (1 - n^2): of W_xn x_t + b_n
-        ops.subtract_(dn, h_before, n)
-        du *= u
-        du *= dn  # (h_{t-1} - n) u (1 - u)
-        ops.one_minus_(dr, r)
-        dr *= r
-        dr *= inner
-        dr *= slope_n  # r (1 - r) (W_hn h_{t-1} + b_hn), times that of n
-        ops.multiply_(dn, slope_n, r)  # of W_hn h_{t-1} + b_hn
+        slope_n *= slope_u  # (1 - u) (1 - n^2): of W_xn x_t + b_n
+        ops.subtract_(slope_inner, h_before, n)
+        slope_u *= u
+        slope_u *= slope_inner  # (h_{t-1} - n) u (1 - u)
+        ops.one_minus_(slope_r, r)
+        slope_r *= r
+        slope_r *= inner
+        slope_r *= slope_n  # r (1 - r) (W_hn h_{t-1} + b_hn), times that of n
+        ops.multiply_(slope_inner, slope_n, r)  # of W_hn h_{t-1} + b_hn
 
     return slopes_
 

@@ -45,6 +45,10 @@ class LayerForward:
     ----------
     initial : tuple of (..., N, H)
         The states before the first step.
+    arrays : Loan
+        Where what a segment leaves is written, until it is released.
+    rows : Scratch
+        Where z is written, for one segment after the other.
     mask : (..., N, H), optional
         What multiplies the state that goes into ``W_hh``.
 
@@ -62,6 +66,7 @@ class LayerForward:
         T: int,
         padding: Padding | None,
         arrays: Loan,
+        rows: Scratch,
         mask: Array | None = None,
     ) -> None:
         self.backend = backend
@@ -70,6 +75,7 @@ class LayerForward:
         self.T = T
         self.padding = padding
         self.arrays = arrays
+        self._rows = rows
         self.mask = mask
         self.last = initial
         # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
@@ -85,26 +91,24 @@ class LayerForward:
         Axes of ``x`` in between may be 1, where members or directions share it. What the segment leaves is kept.
         """
         backend, (cell, params) = self.backend, self.layer
-        steps, rows, dtype = stop - start, self._state[0].shape, params["W_hh"].dtype
-        states = tuple(self._empty(steps + 1, rows) for _ in cell.states)
+        steps, row, dtype = stop - start, self._state[0].shape, params["W_hh"].dtype
+        states = tuple(self.arrays.empty((steps + 1, *row), dtype) for _ in cell.states)
         for buffer, before in zip(states, self._state, strict=True):
             buffer[0, ...] = before
-        z = states[0][1:, ...] if cell.in_place else self._empty(steps, (*rows[:-1], cell.gates * rows[-1]))
-        tape = Tape(z, states, tuple(self._empty(steps, rows) for _ in range(cell.keeps)))
+        kept = self.arrays.empty((steps, cell.keeps, *row), dtype) if cell.keeps else None
+        tape = Tape(states, kept)
+        z = None if cell.in_place else self._rows("z", steps, (*row[:-1], cell.gates * row[-1]), dtype)
         if backend.xp.isdtype(x.dtype, "integral"):
-            self._look_up(z, x)
+            self._look_up(tape.h if z is None else z, x)
         else:
-            project_(backend, z, x, params["W_xh"], params["b_h"])
-        forward_(backend, cell, self._step, tape)
-        tape = self._without_padding(start, stop, tape)
+            project_(backend, tape.h if z is None else z, x, params["W_xh"], params["b_h"])
+        forward_(backend, cell, self._step, z, tape)
+        self._without_padding(start, stop, tape)
         self._state = tuple(backend.xp.asarray(state[steps, ...], copy=True) for state in tape.states)
         if self.padding is None:
             self.last = self._state
         self._kept[start] = Segment(x, tape)
         return tape.h
-
-    def _empty(self, steps: int, row: tuple[int, ...]) -> Array:
-        return self.arrays.empty((steps, *row), self.layer.params["W_hh"].dtype)
 
     def _look_up(self, rows: Array, x: Array) -> None:
         """``rows[t] <- W_xh x_t + b_h`` for tokens: columns of W_xh, without a one-hot array."""
@@ -125,11 +129,11 @@ class LayerForward:
             x = x + I * xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))
         backend.take_rows_(rows, self._table, x)
 
-    def _without_padding(self, start: int, stop: int, tape: Tape) -> Tape:
+    def _without_padding(self, start: int, stop: int, tape: Tape) -> None:
         """Pick up the last states of sequences that end in this segment, then zero what is past the end."""
         padding = self.padding
         if padding is None:
-            return tape
+            return
         if padding.ends_within(start, stop):
             ends_here = padding.last(start, stop)[:, None]
             ending = tuple(padding.last_states(states, start, stop) for states in tape.states)
@@ -138,9 +142,8 @@ class LayerForward:
         if padding.begins_before(stop):
             for states in tape.states:
                 states[1:, ...] = padding.zeroed(states[1:, ...], start, stop)
-            for array in tape.kept if self.layer.cell.in_place else (tape.z, *tape.kept):
-                array[...] = padding.zeroed(array, start, stop)
-        return tape
+            if tape.kept is not None:
+                tape.kept[...] = padding.zeroed(tape.kept, start, stop)
 
     def kept(self, start: int) -> Segment:
         """What the segment that begins at ``start`` left."""
@@ -149,7 +152,7 @@ class LayerForward:
     def release(self, start: int) -> None:
         """Let go of what a segment left."""
         tape = self._kept.pop(start).tape
-        for array in (*tape.states, *tape.kept, *(() if self.layer.cell.in_place else (tape.z,))):
+        for array in tape.states if tape.kept is None else (*tape.states, tape.kept):
             self.arrays.give_back(array)
 
 
@@ -216,33 +219,35 @@ class LayerBackward:
                 self._add_last(start, stop, dstate, self.d_last[k])
         if d_ending is not None:
             self._add_last(start, stop, dstates[0], d_ending)
-        row, dtype = self.forward.initial[0].shape, self.forward.initial[0].dtype
-        dz = self._rows("dz", steps, (*row[:-1], cell.gates * row[-1]), dtype)
-        rooms = tuple(self._rows(f"room {k}", steps, row, dtype) for k in range(cell.rooms))
-        backward_(backend, cell, self._step, tape, dstates, dz, rooms)
+        row, dz = self.forward.initial[0].shape, self._dz(steps)
+        slopes = self._rows("slopes", steps, (cell.slopes, *row), dz.dtype) if cell.slopes else None
+        backward_(backend, cell, self._step, tape, dstates, dz, slopes)
         self._carried = tuple(backend.xp.asarray(dstate[0, ...], copy=True) for dstate in dstates)
         if start == 0:
             self.d_initial = self._initial_gradients(self._carried)
         ndim = params["W_hh"].ndim
         h_before = tape.h_before if self.forward.mask is None else tape.h_before * self.forward.mask
         add_to(self.grads, "W_hh", weight_sum(backend, flat(backend, dz, ndim), flat(backend, h_before, ndim)))
-        for name, grad in cell.finish_(backend, dz, dstates[0][1:, ...], tape, rooms).items():
+        for name, grad in cell.finish_(backend, slopes, dz, dstates[0][1:, ...]).items():
             add_to(self.grads, name, bias_sum(backend, flat(backend, grad, ndim)))
         if backend.xp.isdtype(x.dtype, "integral"):
-            x = backend.one_hot(x, params["W_xh"].shape[-1], dtype)
+            x = backend.one_hot(x, params["W_xh"].shape[-1], dz.dtype)
         flat_dz = flat(backend, dz, ndim)
         add_to(self.grads, "W_xh", weight_sum(backend, flat_dz, flat(backend, x, ndim)))
         add_to(self.grads, "b_h", bias_sum(backend, flat_dz))
 
     def dx_(self, start: int, stop: int, dx: Array) -> None:
         """``dx_t = W_xh^T dz_t`` of the segment that :meth:`segment` ran last, into ``dx (S, ..., N, I)``."""
-        backend, (cell, params) = self.forward.backend, self.forward.layer
-        row, W_xh = self.forward.initial[0].shape, params["W_xh"]
-        dz = self._rows("dz", stop - start, (*row[:-1], cell.gates * row[-1]), W_xh.dtype)
+        backend, W_xh, dz = self.forward.backend, self.forward.layer.params["W_xh"], self._dz(stop - start)
         if W_xh.ndim == 2:
             backend.matmul_(flat(backend, dx, 2), flat(backend, dz, 2), W_xh)
         else:
             backend.matmul_(dx, dz, W_xh)
+
+    def _dz(self, steps: int) -> Array:
+        """(S, ..., N, G*H): where dz is, in the rows that z had forward."""
+        h, gates = self.forward.initial[0], self.forward.layer.cell.gates
+        return self._rows("z", steps, (*h.shape[:-1], gates * h.shape[-1]), h.dtype)
 
     def _add_last(self, start: int, stop: int, dstate: Array, d_last: Array) -> None:
         """Add the gradient of the last states to the rows after the last valid steps, where these are in a segment."""

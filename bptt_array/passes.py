@@ -70,6 +70,7 @@ def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep
     if mode == "last":
         y = readout(unrolled.last_outputs)
         y = y if batch.padding is None else batch.padding.zeroed_if_empty(y)
+    unrolled.rows.clear()  # a backward pass, of which there may be several at a time, has its own
     return y, unrolled
 
 
@@ -125,7 +126,8 @@ def run_loss_and_grad(
     readout_grads: dict[str, Array] = {}
     head = loss_head(network.mode, objective, *targets, batch, readout_grads)
     unrolled = Unrolled(network.backend, network.stack, batch, arrays, dropout)
-    sweep = BackwardPass(unrolled, head, None, network.empty_dx(batch) if input_grad else None)
+    dx = network.empty_dx(batch) if input_grad else None
+    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows)
     for action in truncated(batch.T, window, network.segment_length(batch)):
         if isinstance(action, Forward):
             unrolled.forward(action.start, action.stop)

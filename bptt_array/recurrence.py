@@ -101,32 +101,29 @@ class StateProduct:
         return of_masked
 
 
-def forward_(backend: Backend, cell: Cell, step_: Step, tape: Tape) -> None:
+def forward_(backend: Backend, cell: Cell, step_: Step, z: Array | None, tape: Tape) -> None:
     """Run a segment forward, in place.
 
     Parameters
     ----------
     step_
         Of ``cell.forward_``, bound to ``W_hh``.
+    z : (S, ..., N, G*H)
+        ``W_xh x_t + b_h``, and used up. Where the cell works in place there is none: it is in the rows of h.
     tape
-        Row 0 of the states is the state before the segment; z arrives as ``W_xh x_t + b_h`` (in the rows of h, where
-        the cell works in place). Every further row of the states becomes that after the step.
+        Row 0 of the states is the state before the segment; every further row becomes that after the step.
     """
-    arrays = () if cell.in_place else (tape.z,)
+    arrays = () if z is None else (z,)
     for state in tape.states:
         arrays += (state[:-1, ...], state[1:, ...])  # before the step, and after it
-    for rows in zip(*map(backend.rows, (*arrays, *cell.forward_rows(tape))), strict=True):
+    if tape.kept is not None:
+        arrays += cell.forward_rows(backend, z, tape.kept)
+    for rows in zip(*map(backend.rows, arrays), strict=True):
         step_(*rows)
 
 
 def backward_(
-    backend: Backend,
-    cell: Cell,
-    step_: Step,
-    tape: Tape,
-    dstates: tuple[Array, ...],
-    dz: Array,
-    rooms: tuple[Array, ...],
+    backend: Backend, cell: Cell, step_: Step, tape: Tape, dstates: tuple[Array, ...], dz: Array, slopes: Array | None
 ) -> None:
     """Run a segment backward, in place: (3.1) by the total derivative.
 
@@ -145,14 +142,13 @@ def backward_(
         row 0 zero; they become the total gradients, in row 0 what the segment hands to the state before it.
     dz : (S, ..., N, G*H)
         Becomes the gradient of ``W_hh h_{t-1}``; what it holds does not matter.
-    rooms : tuple of (S, ..., N, H)
-        What the cell asked for; likewise.
+    slopes : (S, ..., N, H) with an axis after the first of as many as the cell asked for; likewise.
     """
-    more = cell.slopes_(backend, dz, tape, rooms)
     arrays: tuple[Array, ...] = (dz,)
     for dstate in dstates:
         arrays += (dstate[1:, ...], dstate[:-1, ...])  # after the step, and before it
-    for rows in zip(*(backend.rows(a, reverse=True) for a in (*arrays, *more)), strict=True):
+    arrays += cell.slopes_(backend, slopes, dz, tape)
+    for rows in zip(*(backend.rows(a, reverse=True) for a in arrays), strict=True):
         step_(*rows)
 
 

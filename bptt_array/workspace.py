@@ -91,3 +91,7 @@ class Scratch:
         if buffer is None or buffer.shape[0] < steps:
             buffer = self._buffers[name, row] = self.arrays.empty((steps, *row), dtype)
         return buffer[:steps, ...]
+
+    def clear(self) -> None:
+        """Let go of all of them."""
+        self._buffers.clear()
