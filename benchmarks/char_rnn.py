@@ -51,7 +51,7 @@ class TorchTrainer:
         self.V, self.lr, self.clip = V, lr, clip
         self.layer = torch.nn.RNN(V, H, nonlinearity=ours.cell)
         self.linear = torch.nn.Linear(H, V)
-        self.parameters = into_torch(ours.params, self.layer, self.linear)
+        self.parameters = into_torch(ours, self.layer, self.linear)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr, fused=True)
         self.state = None
 

@@ -9,6 +9,7 @@ Prints tables and writes results/compare-DTYPE.json and images/compare-DTYPE.png
 """
 
 import importlib.util
+from pathlib import Path
 
 import measure
 import peers
@@ -27,82 +28,93 @@ LIMIT = {"float32": 1e-3, "float64": 1e-9}
 
 
 def check_gradients(made, dtype):
-    """Every peer's gradients against ours; largest relative difference by name. Stops the run where one is wrong."""
-    expected = {name: value.copy() for name, value in made["bptt_array"].gradients().items()}
+    """Every peer's gradients against ours, the first; largest relative difference by name. Stops where one is wrong."""
+    ours, *others = made
+    expected = {name: value.copy() for name, value in made[ours].gradients().items()}
     differences = {}
-    for name, peer in made.items():
-        if name in ("bptt_array", "products alone"):
+    for name in others:
+        if name == "products alone":
             continue
-        differences[name] = peers.gradient_difference(peer.gradients(), expected)
+        differences[name] = peers.gradient_difference(made[name].gradients(), expected)
         if not differences[name] <= LIMIT[dtype]:
             raise SystemExit(f"gradients of {name} differ by {differences[name]:.1e}: nothing was timed")
     return differences
 
 
-def prepared(name, shape, dtype):
-    """A step ready to run, its library warm: after a small step of the same kind."""
-    peers.make(name, Problem(Shape(2, 2, 2, 2, 2), dtype)).run()
-    return peers.make(name, Problem(shape, dtype)).run
+def prepared(peer, shape, *options):
+    """A step of a peer ready to run, its library warm: after a small step of the same kind."""
+    peer(Problem(Shape(2, 2, 2, 2, 2), *options)).run()
+    return peer(Problem(shape, *options)).run
 
 
-def row(shape, dtype, names, threads, repetitions, seconds, memory):
+def row(problem, names, arguments, among):
     """One row of the table."""
     busy = measure.busy()
-    problem = Problem(shape, dtype)
-    made = {name: peers.make(name, problem) for name in names}
-    differences = check_gradients(made, dtype)
-    times = measure.alternate({name: peer.run for name, peer in made.items()}, repetitions, seconds)
+    made = {name: peers.make(name, problem, among) for name in names}
+    differences = check_gradients(made, problem.dtype)
+    times = measure.alternate({name: peer.run for name, peer in made.items()}, arguments.repetitions, arguments.seconds)
     result = {name: measure.summary(times[name]) for name in names}
     for name in names:
         if name in differences:
             result[name]["gradient_difference"] = differences[name]
-        if memory and name != "products alone":
-            found = measure.peak_memory(prepared, (name, shape, dtype), threads)
+        if arguments.memory and name != "products alone":
+            options = among[name][0], problem.shape, problem.dtype, problem.cell
+            found = measure.peak_memory(prepared, options, arguments.threads)
             result[name] |= {"peak_bytes": found["bytes"], "peak_since": found["since"]}
-    return {"shape": list(shape), "busy": busy, "peers": result}
+    about = {"cell": problem.cell, "members": problem.members, "shape": list(problem.shape)}
+    return {**about, "busy": busy, "peers": result}
+
+
+def label(entry):
+    """What a row is called: its shape, after the cell if that has gates."""
+    cell = entry.get("cell", "tanh")
+    return " ".join([*([] if cell == "tanh" else [cell.upper()]), str(Shape(*entry["shape"]))])
+
+
+def ours_over_theirs(rows, names):
+    """A line of cells for every row: our median, which is the first one's, over that of each other."""
+    ours, *others = names
+    return [
+        [label(entry), *(f"{found[ours]['median_ms'] / found[name]['median_ms']:.2f}" for name in others)]
+        for entry in rows
+        for found in [entry["peers"]]
+    ]
 
 
 def tables(result):
     """The result as Markdown: ratios of time, times, memory."""
-    names = result["names"]
-    head = ["(T, N, I, H, O)"]
-    ratios, times, memory = [], [], []
-    for entry in result["rows"]:
-        by_name, label = entry["peers"], str(Shape(*entry["shape"]))
+    names, rows, head = result["names"], result["rows"], ["(T, N, I, H, O)"]
+    ratios, memory = [], []
+    for entry in rows:
+        by_name = entry["peers"]
         base = by_name["products alone"]["median_ms"]
-        ratios.append([label, *(f"{by_name[name]['median_ms'] / base:.2f}" for name in names)])
-        times.append(
-            [label, *("{median_ms:.2f} ({p10_ms:.2f}-{p90_ms:.2f})".format(**by_name[name]) for name in names)]
-        )
+        ratios.append([label(entry), *(f"{by_name[name]['median_ms'] / base:.2f}" for name in names)])
         bytes_ = [by_name[name].get("peak_bytes") for name in names]
         if any(b is not None for b in bytes_):  # 0 is a figure too
-            memory.append([label, *("" if b is None else f"{b / 2**20:.1f}" for b in bytes_)])
-    ours = [
-        [
-            line[0],
-            *(
-                f"{entry['peers']['bptt_array']['median_ms'] / entry['peers'][name]['median_ms']:.2f}"
-                for name in names[1:]
-            ),
-        ]
-        for line, entry in zip(ratios, result["rows"], strict=True)
-    ]
+            memory.append([label(entry), *("" if b is None else f"{b / 2**20:.1f}" for b in bytes_)])
     lines = ["Time / products alone (medians):", "", *measure.table(head + names, ratios), ""]
-    lines += ["Our time / theirs:", "", *measure.table(head + names[1:], ours), ""]
-    lines += ["Milliseconds, median (10th to 90th percentile):", "", *measure.table(head + names, times), ""]
-    lines += measure.unsteady(
-        (f"{name} at {Shape(*entry['shape'])}", entry["peers"][name]) for entry in result["rows"] for name in names
-    )
+    lines += ["Our time / theirs:", "", *measure.table(head + names[1:], ours_over_theirs(rows, names)), ""]
+    lines += times_and_spread(rows, names)
     if memory:
-        since = {peer.get("peak_since", "the step") for entry in result["rows"] for peer in entry["peers"].values()}
+        since = {peer.get("peak_since", "the step") for entry in rows for peer in entry["peers"].values()}
         note = " (peaks since the process began: this system cannot tell those of a step)" * ("the process" in since)
         lines += [f"Peak memory of a step, MiB{note}:", "", *measure.table(head + names, memory), ""]
-    compared = [
-        peer["gradient_difference"]
-        for entry in result["rows"]
-        for peer in entry["peers"].values()
-        if "gradient_difference" in peer
-    ]
+    return [*lines, *agreement(result)]
+
+
+def times_and_spread(rows, names):
+    """The table of times, and what was unsteady."""
+    told = "{median_ms:.2f} ({p10_ms:.2f}-{p90_ms:.2f})"
+    times = [[label(entry), *(told.format(**entry["peers"][name]) for name in names)] for entry in rows]
+    table = measure.table(["(T, N, I, H, O)", *names], times)
+    found = ((f"{name} at {label(entry)}", entry["peers"][name]) for entry in rows for name in names)
+    return ["Milliseconds, median (10th to 90th percentile):", "", *table, "", *measure.unsteady(found)]
+
+
+def agreement(result):
+    """How far gradients were apart, and who was not there."""
+    found = [peer.get("gradient_difference") for entry in result["rows"] for peer in entry["peers"].values()]
+    lines, compared = [], [difference for difference in found if difference is not None]
     if compared:
         worst = measure.up(max(compared))
         lines += [f"Gradients of all peers agree with ours within {worst} of the largest entry."]
@@ -133,7 +145,7 @@ def plot(result, name, out):
                 panels[0, 1].plot(times["peak_bytes"] / 2**20, g, **marks)
     time = panels[0, 0]
     time.axvline(1, color="black", linewidth=0.8)
-    time.set_yticks(range(len(rows)), [str(Shape(*entry["shape"])) for entry in rows])
+    time.set_yticks(range(len(rows)), list(map(label, rows)))
     time.set_ylim(len(rows) - 0.5, -0.5)
     time.set_xlabel("time of a training step / its matrix products alone\n(median, line from 10th to 90th percentile)")
     time.set_xscale("log")
@@ -155,48 +167,55 @@ def plot(result, name, out):
     return path
 
 
-def parse(argv=None):
-    parser = measure.parser(__doc__)
-    measure.add_turns(parser, repetitions=7, seconds=0.25)
-    sizes = ("T", "N", "I", "H", "O")
-    parser.add_argument("--shape", type=measure.positive, nargs=5, action="append", metavar=sizes, help="(repeatable)")
-    parser.add_argument(
-        "--peers",
-        nargs="+",
-        default=list(peers.PEERS),
-        metavar="NAME",
-        choices=list(peers.PEERS),
-        help="whom to compare",
-    )
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="time only")
-    arguments = parser.parse_args(argv)
+def parse(about, argv, among, shapes, quick, *, memory=True):
+    """The arguments of a script that compares a step of the peers ``among``; ``shapes``: or those asked for."""
+    made = measure.parser(about)
+    measure.add_turns(made, repetitions=7, seconds=0.25)
+    sizes, names = ("T", "N", "I", "H", "O"), list(among)
+    made.add_argument("--shape", type=measure.positive, nargs=5, action="append", metavar=sizes, help="(repeatable)")
+    made.add_argument("--peers", nargs="+", default=names, metavar="NAME", choices=names, help="whom to compare")
+    made.set_defaults(memory=memory)
+    if memory:
+        made.add_argument("--no-memory", dest="memory", action="store_false", help="time only")
+    arguments = made.parse_args(argv)
     if arguments.quick:
         arguments.repetitions, arguments.seconds = 2, 0.02
-    arguments.shapes = [Shape(*s) for s in arguments.shape] if arguments.shape else QUICK if arguments.quick else SHAPES
+    arguments.shapes = [Shape(*s) for s in arguments.shape] if arguments.shape else quick if arguments.quick else shapes
     return arguments
 
 
-def main(argv=None):
-    arguments = parse(argv)
-    asked = [name for name in peers.PEERS if name in {"bptt_array", "products alone", *arguments.peers}]
-    names = [name for name in asked if name in peers.installed()]
+def run(script, arguments, problems, among, tables):
+    """Compare the peers ``among`` on every problem, print the tables and write the result; returns it and its name."""
+    asked = [name for name in among if name in {"bptt_array", "products alone", *arguments.peers}]
+    names = [name for name in asked if name in peers.installed(among)]
     rows = []
     with measure.threads(arguments.threads):
-        for shape in arguments.shapes:
-            print(f"{shape} ...", flush=True)
-            repetitions, seconds = arguments.repetitions, arguments.seconds
-            rows.append(row(shape, arguments.dtype, names, arguments.threads, repetitions, seconds, arguments.memory))
+        for problem in problems:
+            print(f"{problem.cell} {problem.shape} ...", flush=True)
+            rows.append(row(problem, names, arguments, among))
         busy = [entry["busy"] for entry in rows]
-        about = measure.environment(arguments.threads, measure.command(__file__), busy)
+        about = measure.environment(arguments.threads, measure.command(script), busy)
     missing = [name for name in asked if name not in names]
     result = {"about": about, "dtype": arguments.dtype, "names": names, "missing": missing, "rows": rows}
     print("\n".join([*measure.describe(about), "", *tables(result)]))
-    name = f"compare-{arguments.dtype}"
+    name = f"{Path(script).stem}-{arguments.dtype}"
     print(f"wrote {measure.save(name, result, arguments.out)}")
+    return result, name
+
+
+def draw(result, name, out):
+    """The chart, where matplotlib is."""
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no chart")
     else:
-        print(f"wrote {plot(result, name, arguments.out)}")
+        print(f"wrote {plot(result, name, out)}")
+
+
+def main(argv=None):
+    arguments = parse(__doc__, argv, peers.PEERS, SHAPES, QUICK)
+    problems = [Problem(shape, arguments.dtype) for shape in arguments.shapes]
+    result, name = run(__file__, arguments, problems, peers.PEERS, tables)
+    draw(result, name, arguments.out)
     return result
 
 

@@ -19,16 +19,16 @@ import numpy as np
 from compare import QUICK, SHAPES
 from peers import Ours, Problem, Products, Shape
 
-from bptt_array import bptt
+from bptt_array import layer
 from bptt_array.direct import LossAtEveryStep
 
 #: A part, and the functions whose time it is. None of them is called by another one of these.
 PARTS = {
-    "projection": [(bptt, "project_")],
-    "loop forward": [(bptt, "forward_")],
+    "projection": [(layer, "project_")],
+    "loop forward": [(layer, "forward_")],
     "readout, loss": [(LossAtEveryStep, "__call__")],
-    "loop backward": [(bptt, "backward_")],
-    "weight sums": [(bptt, "weight_sum"), (bptt, "bias_sum")],
+    "loop backward": [(layer, "backward_")],
+    "weight sums": [(layer, "weight_sum"), (layer, "bias_sum")],
 }
 
 

@@ -1,8 +1,8 @@
 """One training step, forward, readout, loss and every gradient, by this library and by its peers.
 
-The task of all of them, on the same numbers: ``h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h)``, ``h_0 = 0``,
-``y_t = W_hy h_t + b_y``, ``L = 1/(T N) sum_{t,n} 1/2 |y_t - target_t|^2``. A peer is made for one problem;
-``run()`` does the step, ``gradients()`` returns its gradients as NumPy arrays under this library's names.
+The task of all of them, on the same numbers: ``h_t = tanh(W_xh x_t + W_hh h_{t-1} + b_h)``, ``h_0 = 0``, or an LSTM
+or GRU in its place; ``y_t = W_hy h_t + b_y``, ``L = 1/(T N) sum_{t,n} 1/2 |y_t - target_t|^2``. A peer is made for one
+problem; ``run()`` does the step, ``gradients()`` returns its gradients as NumPy arrays under this library's names.
 Whatever happens once per network (compilation, copies of the weights) is done in the constructor.
 """
 
@@ -34,10 +34,12 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Data and initial weights, the same for every peer."""
+    """Data and initial weights, the same for every peer; of an ensemble of ``members``, which share the data."""
 
     shape: Shape
     dtype: str = "float32"
+    cell: str = "tanh"
+    members: int | None = None
 
     def _normal(self, seed, *shape):
         return np.random.default_rng(seed).standard_normal(shape).astype(self.dtype)
@@ -53,7 +55,7 @@ class Problem:
     @cached_property
     def network(self):
         _, _, I, H, O = self.shape  # noqa: E741
-        return ba.RNN(I, H, O, dtype=self.dtype, seed=2)
+        return ba.RNN(I, H, O, cell=self.cell, members=self.members, dtype=self.dtype, seed=2)
 
     @cached_property
     def params(self):
@@ -61,10 +63,10 @@ class Problem:
 
 
 class Ours:
-    """``bptt_array`` on the CPU."""
+    """``bptt_array`` on the CPU; ``network``: in place of the problem's."""
 
-    def __init__(self, problem):
-        self.problem, self.rnn = problem, problem.network
+    def __init__(self, problem, network=None):
+        self.problem, self.rnn = problem, network or problem.network
 
     def run(self):
         return self.rnn.loss_and_grad(self.problem.x, self.problem.target, "mse")
@@ -78,10 +80,10 @@ class Products:
 
     def __init__(self, problem):
         (T, N, I, H, O), params = problem.shape, problem.params  # noqa: E741
-        itemsize = np.dtype(problem.dtype).itemsize
-        length = ba.schedules.segment_length(T, N * H * itemsize, problem.network.backend.segment_bytes)
+        rnn, itemsize = problem.network, np.dtype(problem.dtype).itemsize
+        length = ba.schedules.segment_length(T, N * H * itemsize, rnn.backend.segment_bytes)
         self.segments = [stop - start for start, stop in ba.schedules.segments(0, T, length)]
-        rows = max(self.segments) * N
+        rows, GH = max(self.segments) * N, rnn.architecture.cell.gates * H
         self.N = N
 
         def some(*shape):
@@ -91,23 +93,14 @@ class Products:
         if T * N >= _ROWS_THAT_PAY_FOR_A_COPY:  # once, as the accumulator of the time loop does
             self.W_hh_T = np.ascontiguousarray(self.W_hh_T)
         self.W_xh_T, self.W_hy_T, self.W_hy = params["l0.W_xh"].T, params["W_hy"].T, params["W_hy"]
-        self.x, self.h, self.z, self.v, self.ones = (
-            some(rows, I),
-            some(rows, H),
-            some(rows, H),
-            some(rows, O),
-            some(1, rows),
-        )
-        self.dW_xh, self.dW_hh, self.dW_hy, self.db_h, self.db_y = (
-            some(H, I),
-            some(H, H),
-            some(O, H),
-            some(1, H),
-            some(1, O),
-        )
+        self.x, self.h, self.dh = some(rows, I), some(rows, H), some(rows, H)
+        self.z, self.v, self.ones = some(rows, GH), some(rows, O), some(1, rows)
+        self.dW_xh, self.dW_hh, self.dW_hy = some(GH, I), some(GH, H), some(O, H)
+        self.db_h, self.db_y = some(1, GH), some(1, O)
+        self.dn, self.db_hn = (some(rows, H), some(1, H)) if "l0.b_hn" in params else (None, None)
 
     def run(self):
-        N, x, h, z, v, ones = self.N, self.x, self.h, self.z, self.v, self.ones
+        N, x, h, dh, z, v, ones = self.N, self.x, self.h, self.dh, self.z, self.v, self.ones
         matmul, W_hh, W_hh_T = np.matmul, self.W_hh, self.W_hh_T
         for S in self.segments:
             rows = S * N
@@ -117,14 +110,16 @@ class Products:
         for S in self.segments:
             rows = S * N
             matmul(h[:rows], self.W_hy_T, out=v[:rows])
-            matmul(v[:rows], self.W_hy, out=z[:rows])
+            matmul(v[:rows], self.W_hy, out=dh[:rows])
             matmul(v[:rows].T, h[:rows], out=self.dW_hy)
             matmul(ones[:, :rows], v[:rows], out=self.db_y)
             for i in range(0, rows, N):
-                h[i : i + N].dot(W_hh, z[i : i + N])
+                z[i : i + N].dot(W_hh, dh[i : i + N])
             matmul(z[:rows].T, x[:rows], out=self.dW_xh)
             matmul(z[:rows].T, h[:rows], out=self.dW_hh)
             matmul(ones[:, :rows], z[:rows], out=self.db_h)
+            if self.dn is not None:  # the GRU's second bias
+                matmul(ones[:, :rows], self.dn[:rows], out=self.db_hn)
 
 
 class Textbook:
@@ -161,13 +156,19 @@ class Textbook:
         return loss, grads
 
 
-def into_torch(params, layer, linear):
-    """Copy our parameters into a ``torch.nn.RNN`` and a ``Linear``, with one bias as in (1.1).
+#: What torch.nn calls the layer of a cell.
+TORCH_LAYERS = {"tanh": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
-    Returns theirs by our names.
+
+def into_torch(network, layer, linear):
+    """Copy the parameters of our network into a ``torch.nn.RNN``, ``LSTM`` or ``GRU`` and a ``Linear``.
+
+    There is one bias as in (1.1), and of a GRU the second one of its last gate. Returns theirs by our names.
     """
     import torch
 
+    state = {name: torch.from_numpy(value) for name, value in network.to_torch_state_dict("0.", "1.").items()}
+    torch.nn.ModuleList([layer, linear]).load_state_dict(state)
     theirs = {
         "l0.W_xh": layer.weight_ih_l0,
         "l0.W_hh": layer.weight_hh_l0,
@@ -175,26 +176,27 @@ def into_torch(params, layer, linear):
         "W_hy": linear.weight,
         "b_y": linear.bias,
     }
-    with torch.no_grad():
-        for name, parameter in theirs.items():
-            parameter.copy_(torch.from_numpy(params[name]))
-        layer.bias_hh_l0.zero_()
+    if "l0.b_hn" in network.params:
+        return theirs | {"l0.b_hn": layer.bias_hh_l0}
     layer.bias_hh_l0.requires_grad_(False)
     return theirs
 
 
 class Torch:
-    """``torch.nn.RNN`` and a ``Linear`` with autograd; ``device="cuda"`` is cuDNN."""
+    """``torch.nn.RNN``, ``LSTM`` or ``GRU`` and a ``Linear`` with autograd; ``device="cuda"`` is cuDNN.
 
-    def __init__(self, problem, device="cpu"):
+    ``network``: ours in place of the problem's.
+    """
+
+    def __init__(self, problem, device="cpu", network=None):
         import torch
 
-        (T, N, I, H, O), params = problem.shape, problem.params  # noqa: E741
+        T, N, I, H, O = problem.shape  # noqa: E741
         self.torch, self.scale = torch, 0.5 / (T * N)
-        dtype = getattr(torch, problem.dtype)
-        self.layer = torch.nn.RNN(I, H, device=device, dtype=dtype)
-        self.linear = torch.nn.Linear(H, O, device=device, dtype=dtype)
-        self.parameters = into_torch(params, self.layer, self.linear)
+        like = {"device": device, "dtype": getattr(torch, problem.dtype)}
+        self.layer = getattr(torch.nn, TORCH_LAYERS[problem.cell])(I, H, **like)
+        self.linear = torch.nn.Linear(H, O, **like)
+        self.parameters = into_torch(network or problem.network, self.layer, self.linear)
         self.x = torch.from_numpy(problem.x).to(device)
         self.target = torch.from_numpy(problem.target).to(device)
 
@@ -207,7 +209,10 @@ class Torch:
 
     def gradients(self):
         self.run()
-        return {name: parameter.grad.cpu().numpy() for name, parameter in self.parameters.items()}
+        grads = {name: parameter.grad.cpu().numpy() for name, parameter in self.parameters.items()}
+        if "l0.b_hn" in grads:  # torch has a second bias for the other two gates as well
+            grads["l0.b_hn"] = grads["l0.b_hn"][-self.layer.hidden_size :]
+        return grads
 
 
 class Jax:
@@ -280,15 +285,22 @@ PEERS = {
     "HIPS autograd": (Autograd, "autograd"),
 }
 
+#: Those that know every cell.
+PEERS_OF_CELLS = {
+    "bptt_array": (Ours, None),
+    "products alone": (Products, None),
+    "torch": (Torch, "torch"),
+}
 
-def installed():
+
+def installed(among=PEERS):
     """Names of the peers that can run here."""
-    return [name for name, (_, needs) in PEERS.items() if needs is None or importlib.util.find_spec(needs)]
+    return [name for name, (_, needs) in among.items() if needs is None or importlib.util.find_spec(needs)]
 
 
-def make(name, problem):
+def make(name, problem, among=PEERS):
     """The peer of that name for a problem."""
-    return PEERS[name][0](problem)
+    return among[name][0](problem)
 
 
 def gradient_difference(grads, expected):

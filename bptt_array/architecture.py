@@ -10,7 +10,7 @@ import numpy as np
 
 from .activations import OUTPUT_ACTIVATIONS
 from .cells import CELLS, Cell
-from .checks import check_count, check_dtype, check_flag, check_number, check_option
+from .checks import check_cell, check_count, check_dtype, check_flag, check_number, check_option
 from .initializers import initial_parameters
 
 Shapes = dict[str, tuple[int, ...]]
@@ -45,12 +45,7 @@ class Architecture:
             For what is unknown, out of range, or of the wrong type.
         """
         made = cls(**given)
-        cell: Any = made.cell
-        if isinstance(cell, type) and issubclass(cell, Cell):
-            raise TypeError(f"cell={cell.__name__} is a class; expected one of its objects: cell={cell.__name__}()")
-        if not isinstance(cell, Cell):
-            check_option("cell", cell, CELLS)
-            cell = CELLS[cell]
+        cell = check_cell(made.cell)
         check_flag("bidirectional", made.bidirectional)
         check_flag("time_major", made.time_major)
         check_option("output", made.output, OUTPUT_ACTIVATIONS)
@@ -110,10 +105,10 @@ class Architecture:
 
     @property
     def states_axes(self) -> str:
-        return f"(L, D, {self._E}N, H)"
+        return f"(L, D, {self._lead}N, H)"
 
     @property
-    def _E(self) -> str:
+    def _lead(self) -> str:
         return "" if self.members is None else "E, "
 
     def outputs_shape(self, T: int, N: int) -> tuple[int, ...]:
@@ -123,7 +118,7 @@ class Architecture:
     @property
     def outputs_axes(self) -> str:
         O = "O" if self.output_size is not None else "2H" if self.bidirectional else "H"  # noqa: E741
-        return f"({self._E}N, {O})" if self.readout == "last" else f"(T, {self._E}N, {O})"
+        return f"({self._lead}N, {O})" if self.readout == "last" else f"(T, {self._lead}N, {O})"
 
     def single(self, k: int) -> Architecture:
         """That of member k of an ensemble: a network of its own."""

@@ -149,10 +149,8 @@ class BackwardPass:
         self.direct = direct
         self.dx = dx
         rows = Scratch(Loan(unrolled.backend)) if rows is None else rows
-        # While a layer runs, only it and the one below, which is told its direct part, have gradients of states.
         self.layers = [
-            LayerBackward(layer, None if d_last is None else d_last[k], rows, "odd layers" if k % 2 else "even layers")
-            for k, layer in enumerate(unrolled.layers)
+            LayerBackward(layer, None if d_last is None else d_last[k], rows) for k, layer in enumerate(unrolled.layers)
         ]
 
     def segment(self, start: int, stop: int, *, cut: bool) -> None:

@@ -11,6 +11,7 @@ import array_api_compat
 import numpy as np
 
 from .backend import DTYPES, Backend
+from .cells import CELLS, Cell
 from .losses import FUSED_LOSSES, LOSSES
 from .state import State
 
@@ -56,14 +57,39 @@ def check_number(name: str, value: Any, least: float = 0.0, below: float = math.
     except OverflowError:
         number = math.inf
     if not (math.isfinite(number) and least <= number < below):
+        lower = "" if math.isinf(least) else f" of at least {least:g}"
         upper = "" if math.isinf(below) else f" and below {below:g}"
-        raise ValueError(f"{name}={value!r}; expected a finite number of at least {least:g}{upper}")
+        raise ValueError(f"{name}={value!r}; expected a finite number{lower}{upper}")
     return number
 
 
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected True or False")
+
+
+def check_cell(cell: Any) -> Cell:
+    """A cell of the library by name, or one of the caller's own as it is."""
+    if isinstance(cell, type) and issubclass(cell, Cell):
+        raise TypeError(f"cell={cell.__name__} is a class; expected one of its objects: cell={cell.__name__}()")
+    if not isinstance(cell, Cell):
+        check_option("cell", cell, CELLS)
+        return CELLS[cell]
+    if cell.name in CELLS and type(cell) is not type(CELLS[cell.name]):  # files and PyTorch go by the name
+        raise ValueError(
+            f"cell is a {type(cell).__name__} with the name {cell.name!r}, which is the library's; give it a name of "
+            "its own"
+        )
+    return cell
+
+
+def check_dropout_seed(seed: Any) -> int | str | None:
+    """A whole number, None or ``"off"``."""
+    if seed is None or (isinstance(seed, str) and seed == "off"):
+        return seed
+    if isinstance(seed, str):
+        raise ValueError(f"dropout_seed={seed!r} is unknown; expected a whole number of at least 0, or 'off'")
+    return check_count("dropout_seed", seed, least=0)
 
 
 def check_dtype(dtype: Any) -> str:
@@ -259,10 +285,12 @@ def check_outputs_like(
     if not features:
         shape, axes = shape[:-1], axes.rpartition(",")[0] + ")"
         axes = axes if "," in axes else axes.replace(")", ",)")
-    if architecture.members is not None and array.ndim == len(shape) - 1:
-        at = len(shape) - (3 if features else 2)
+    if architecture.members is not None and array.ndim != len(shape):
+        at, of_every_member = len(shape) - (3 if features else 2), f"{axes} = {shape}"
         shape, axes = shape[:at] + shape[at + 1 :], axes.replace("E, ", "")
         axes = axes if "," in axes else axes.replace(")", ",)")
+        if array.ndim != len(shape):
+            axes = f"{of_every_member} or, the same for all members, {axes}"
     check_shape(name, array, shape, axes)
 
 
@@ -309,7 +337,7 @@ def _check_target_of_callers_loss(target: Any, y_shape: tuple[int, ...], archite
         leads.append((*y_shape[:-3], y_shape[-2]))
     for lead in leads:
         if tuple(target.shape[: len(lead)]) == lead and target.ndim in (len(lead), len(lead) + 1):
-            return target.ndim > len(lead)
+            return bool(target.ndim > len(lead))
     raise ValueError(
         f"target has shape {tuple(target.shape)}; expected {' or '.join(map(str, leads))}, the steps and sequences "
         "of y, and at most one axis more"

@@ -10,6 +10,7 @@ import io
 import itertools
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
@@ -68,9 +69,14 @@ def _fail(message: str) -> int:
 
 def _in_flags(message: str, options: argparse.Namespace) -> str:
     """An error of the library about an argument, in the words of the command line: eval_every=0 is --eval-every=0."""
+    flags = {name: f"--{name.replace('_', '-')}" for name in vars(options)}
     for name, value in vars(options).items():
-        if message.startswith((f"{name}={value!r}", f"{name}={value}")):
-            return f"--{name.replace('_', '-')}{message.removeprefix(name)}"
+        shown = [repr(value), str(value), *([f"{value:g}"] if isinstance(value, float) else [])]
+        for given in (f"{name}={text}" for text in shown):
+            if message.startswith(given):
+                flag = flags[name] if value is True else flags[name] + given.removeprefix(name)
+                others = re.compile(r"\b(\w+(?==)|\w+_\w+)")  # names in the rest of the message
+                return flag + others.sub(lambda word: flags.get(word[0], word[0]), message.removeprefix(given))
     return message
 
 
@@ -82,10 +88,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but for None and "", whose meaning is in the help text itself."""
+    """Shows defaults, but for None, "" and False, whose meaning is in the help text itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, "", []) else super()._get_help_string(action)
+        hidden = action.default is False or action.default in (None, "", [])
+        return action.help if hidden else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,8 +107,39 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "files", nargs="*", metavar="FILE", help="UTF-8 texts (default: the language reference inside Python)"
     )
-    add.add_argument("--cell", choices=CELLS, default=Options.cell, help="f of the recurrence")
-    add.add_argument("--hidden", type=int, default=Options.hidden, metavar="H", help="hidden units")
+    add.add_argument("--cell", choices=CELLS, default=Options.cell, help="what a step of the recurrence computes")
+    add.add_argument("--hidden", type=int, default=Options.hidden, metavar="H", help="hidden units of a layer")
+    add.add_argument(
+        "--layers", type=int, default=Options.layers, metavar="L", help="layers, each above the states of the last"
+    )
+    add.add_argument(
+        "--bidirectional",
+        action="store_true",
+        default=Options.bidirectional,
+        help="an error here: a second direction would read the characters to be predicted",
+    )
+    add.add_argument(
+        "--members",
+        type=int,
+        default=Options.members,
+        metavar="E",
+        help="train an ensemble of E networks side by side on the same text, with the seeds from SEED on (default: one "
+        "network)",
+    )
+    add.add_argument(
+        "--dropout",
+        type=float,
+        default=Options.dropout,
+        metavar="P",
+        help="part of the states between layers that is left out of a training step",
+    )
+    add.add_argument(
+        "--recurrent-dropout",
+        type=float,
+        default=Options.recurrent_dropout,
+        metavar="P",
+        help="the same of the states that go on to the next time step",
+    )
     add.add_argument("--seq-len", type=int, default=Options.seq_len, metavar="T", help="time steps per update")
     add.add_argument("--batch", type=int, default=Options.batch, metavar="N", help="streams of text read side by side")
     add.add_argument("--steps", type=int, default=Options.steps, help="updates")
@@ -116,12 +154,21 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--init", choices=INITIALIZERS, default=Options.init, help="initial W_hh")
     add.add_argument(
+        "--forget-bias",
+        type=float,
+        default=Options.forget_bias,
+        metavar="B",
+        help="of an lstm, added to the initial bias of its forget gate; 1 lets it begin by remembering",
+    )
+    add.add_argument(
         "--validation", type=float, default=Options.validation, metavar="PART", help="part of the text held out"
     )
     add.add_argument("--eval-every", type=int, metavar="STEPS", help="validate that often (default: ten times)")
     add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (and so on) or auto")
     add.add_argument("--dtype", choices=DTYPES, default=Options.dtype, help="of weights, states and gradients")
-    add.add_argument("--seed", type=int, default=Options.seed, help="of the initial weights and of the sample")
+    add.add_argument(
+        "--seed", type=int, default=Options.seed, help="of the initial weights, of dropout and of the sample"
+    )
     add.add_argument("--out", type=Path, metavar="RUN", help="new run folder (default: runs/DATE-TIME)")
 
     add = commands.add_parser("sample", help="write text with a trained network", formatter_class=formatter)
@@ -133,6 +180,9 @@ def parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=0.8, help="below 1 more cautious, above 1 wilder, 0: always the likeliest"
     )
     add.add_argument("--seed", type=int, default=0, help="of the choice of characters")
+    add.add_argument(
+        "--member", type=int, metavar="K", help="of an ensemble, 0 to E-1 (default: the mean of all probabilities)"
+    )
     add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (and so on) or auto")
 
     add = commands.add_parser(
@@ -274,6 +324,7 @@ def sample(options: argparse.Namespace) -> int:
         length=options.length,
         temperature=options.temperature,
         seed=options.seed,
+        member=options.member,
     )
     print(options.prompt + text)
     return 0

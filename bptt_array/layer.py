@@ -164,9 +164,8 @@ class LayerBackward:
     d_last : tuple of (..., N, H), optional
         Gradients of :attr:`LayerForward.last`.
     rows : Scratch
-        Where the gradients of a segment's states, its slopes and its dz are written.
-    name : str
-        Of the layer's own rows there: two layers that are at work at the same time need two names.
+        Where the gradients of a segment's states, its slopes and its dz are written. All layers have the same: of one
+        that is done nothing but dz is read, and the gradient of its input may take the place of that of its states.
 
     Attributes
     ----------
@@ -176,14 +175,14 @@ class LayerBackward:
         Gradients of the initial states, once the first segment has run backward.
     """
 
-    def __init__(self, forward: LayerForward, d_last: States | None, rows: Scratch, name: str) -> None:
+    def __init__(self, forward: LayerForward, d_last: States | None, rows: Scratch) -> None:
         backend, layer = forward.backend, forward.layer
         self.forward = forward
         self.d_last = d_last
         self.grads: dict[str, Array] = {}
         self.d_initial: States | None = None
         self._carried: States | None = None  # what the segment after the one at hand hands to the states before it
-        self._rows, self._name = rows, name
+        self._rows = rows
         row = forward.initial[0].shape
         product = StateProduct(backend, layer.params["W_hh"], row[:-1], forward.T, forward.mask, backward=True)
         self._step = layer.cell.backward_(backend, layer.params, product)
@@ -192,7 +191,7 @@ class LayerBackward:
         """Rows for the gradients of the states before and after the steps of a segment, ``(S+1, ..., N, H)``."""
         row, dtype = self.forward.initial[0].shape, self.forward.initial[0].dtype
         names = self.forward.layer.cell.states
-        return tuple(self._rows(f"d{name} of {self._name}", stop - start + 1, row, dtype) for name in names)
+        return tuple(self._rows(f"d{name}", stop - start + 1, row, dtype) for name in names)
 
     def direct(self, start: int, stop: int) -> Array:
         """(S, ..., N, H): where the direct part of ``dh_t`` (3.1) has to be written before :meth:`segment`."""

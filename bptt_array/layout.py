@@ -14,6 +14,7 @@ from typing import Any
 import array_api_compat
 
 from .backend import Array, Backend
+from .checks import is_integer
 from .state import Gradients
 
 
@@ -22,6 +23,9 @@ class TimeFirst:
 
     def inward(self, array: Any, *, features: bool) -> Any:
         return array
+
+    def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> Any:
+        return target
 
     def outward(self, array: Array) -> Array:
         return array
@@ -46,6 +50,18 @@ class BatchFirst(TimeFirst):
             return array
         return array_api_compat.array_namespace(array).moveaxis(array, at, 0)
 
+    def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> Any:
+        """A target; ``y_shape`` is time first. For a loss of the caller's own its sizes say whether it has features."""
+        if not is_array(target):
+            return target
+        if callable(loss):
+            T, *lead, _ = y_shape
+            of_every_member = target.ndim == len(y_shape) - 1 and tuple(target.shape) == (*lead, T)
+            features = target.ndim > 2 and not of_every_member
+        else:
+            features = not is_integer(target)
+        return self.inward(target, features=features)
+
     def outward(self, array: Array) -> Array:
         """``(T, ..., K)`` for the caller, in one piece."""
         turned = self.backend.xp.moveaxis(array, 0, -2)
@@ -58,14 +74,13 @@ class BatchFirst(TimeFirst):
 
     @contextmanager
     def in_errors(self) -> Iterator[None]:
-        """Shapes in messages are those of the turned arrays: say so."""
+        """Shapes and indices in messages are those of the turned arrays: say so."""
         try:
             yield
         except ValueError as error:
-            if "shape" not in str(error):
-                raise
-            note = " (shapes are told time first: time_major=False turns x, targets and weights before they are checked)"
-            raise ValueError(str(error) + note) from None
+            if "shape" in str(error) or "[" in str(error):
+                error.add_note("time_major=False: x, targets, weights and dy are checked, and told here, time first")
+            raise
 
 
 def is_array(array: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import array_api_compat
 
 from .backend import DTYPES, Array, Backend, Elementwise, backend_of
-from .checks import check_number, check_plain, dtype_name, repeats_itself
+from .checks import check_count, check_number, check_plain, dtype_name, repeats_itself
 from .state import Gradients
 
 Arrays = Mapping[str, Array]
@@ -219,38 +219,68 @@ class Adam(_Optimizer):
         backend.fused(_adam)(param, grad, *kept, *moments, correction, eps, lr)
 
 
-def _scaled_norm(grads: Arrays, least: float | None = None) -> tuple[Array, Array]:
-    """``(scale, root)`` with norm = scale * root; squares of gradients / scale do not overflow.
+def _check_clipped(grads: Any, members: Any) -> int | None:
+    """Gradients, of an ensemble with a first axis of E."""
+    _check_arrays("grads", grads)
+    if members is None:
+        return None
+    count = check_count("members", members)
+    for name, grad in grads.items():
+        if tuple(grad.shape[:1]) != (count,):
+            raise ValueError(
+                f"grads[{name!r}] has shape {tuple(grad.shape)}; expected a first axis of members={members}"
+            )
+    return count
+
+
+def _beside(values: Array, ndim: int) -> Array:
+    """0-d, or ``(E,)`` with further axes, so that it goes with arrays ``(E, ...)`` of ``ndim`` axes."""
+    return values[(..., *(None,) * (ndim - 1))] if values.ndim else values
+
+
+def _scaled_norm(grads: Arrays, members: int | None, least: float | None = None) -> tuple[Array, Array]:
+    """``(scale, root)``, 0-d or ``(E,)``, with norm = scale * root; squares of gradients / scale do not overflow.
 
     ``scale`` is the largest entry, and at least ``least`` (the smallest normal number, if left out).
     """
     first = next(iter(grads.values()))
     xp = backend_of(first).xp
     limits = xp.finfo(first.dtype)
-    largest = xp.zeros_like(xp.max(first))
-    for grad in grads.values():
-        largest = xp.maximum(largest, xp.maximum(xp.max(grad), -xp.min(grad)))
+    rows = [xp.reshape(grad, (-1,) if members is None else (members, -1)) for grad in grads.values()]
+    largest = xp.zeros_like(xp.max(rows[0], axis=-1))
+    for row in rows:
+        largest = xp.maximum(largest, xp.maximum(xp.max(row, axis=-1), -xp.min(row, axis=-1)))
     least = float(limits.smallest_normal) if least is None else least
     scale = xp.minimum(xp.maximum(largest, xp.full_like(largest, least)), xp.full_like(largest, float(limits.max)))
     total = xp.zeros_like(scale)
-    for grad in grads.values():
-        part = xp.reshape(grad / scale, (-1,))
+    for row in rows:
+        part = row / _beside(scale, row.ndim)
         total = total + xp.vecdot(part, part)
     return scale, xp.sqrt(total)
 
 
-def global_norm(grads: Arrays) -> Array:
-    """The Euclidean norm of all gradients together, 0-d, on the device.
+def global_norm(grads: Arrays, members: int | None = None) -> Array:
+    """The Euclidean norm of all gradients together, on the device.
 
     Exploding gradients do not overflow in the square, nor do vanishing ones underflow.
+
+    Parameters
+    ----------
+    grads : dict of str to array
+    members : int, optional
+        E of an ensemble, whose arrays have it as their first axis.
+
+    Returns
+    -------
+    norm : 0-d; of an ensemble (E,), of every member's gradients by themselves
     """
-    _check_arrays("grads", grads)
+    members = _check_clipped(grads, members)
     with backend_of(next(iter(grads.values()))).active():
-        scale, root = _scaled_norm(grads)
+        scale, root = _scaled_norm(grads, members)
         return scale * root
 
 
-def clip_by_global_norm(grads: Arrays, max_norm: float) -> dict[str, Array]:
+def clip_by_global_norm(grads: Arrays, max_norm: float, members: int | None = None) -> dict[str, Array]:
     """Gradients scaled by ``min(1, max_norm / norm)``, as new arrays; no branch, no synchronisation.
 
     Parameters
@@ -258,18 +288,33 @@ def clip_by_global_norm(grads: Arrays, max_norm: float) -> dict[str, Array]:
     grads : dict of str to array
     max_norm : float
         Finite and positive.
+    members : int, optional
+        E of an ensemble, whose arrays have it as their first axis: every member is scaled by its own norm, as the
+        single network would be.
+
+    Examples
+    --------
+    >>> import numpy as np, bptt_array as ba
+    >>> grads = {"a": np.array([[3.0], [0.3]]), "b": np.array([[4.0], [0.4]])}
+    >>> ba.global_norm(grads, members=2).tolist()
+    [5.0, 0.5]
+    >>> ba.clip_by_global_norm(grads, 1.0, members=2)["a"].tolist()
+    [[0.6000000000000001], [0.3]]
     """
     max_norm = check_number("max_norm", max_norm)
     if not max_norm:
         raise ValueError("max_norm=0; expected a positive number (0 would stop all learning)")
-    _check_arrays("grads", grads)
+    members = _check_clipped(grads, members)
     backend = backend_of(next(iter(grads.values())))
     with backend.active():
         limits = backend.xp.finfo(next(iter(grads.values())).dtype)
         max_norm = max(min(max_norm, float(limits.max)), float(limits.smallest_normal))
-        scale, root = _scaled_norm(grads, least=min(1.0, max_norm))  # such that bound does not overflow
+        scale, root = _scaled_norm(grads, members, least=min(1.0, max_norm))  # such that bound does not overflow
         bound = max_norm / scale
         # max_norm / max(norm, max_norm), both divided by the scale; exactly 1 where nothing is to be clipped
         factor = bound / backend.xp.maximum(root, bound)
         # of each gradient's own dtype
-        return {name: grad * backend.xp.astype(factor, grad.dtype, copy=False) for name, grad in grads.items()}
+        return {
+            name: grad * _beside(backend.xp.astype(factor, grad.dtype, copy=False), grad.ndim)
+            for name, grad in grads.items()
+        }

@@ -23,15 +23,17 @@ from .batch import Batch, for_members, make_batch
 from .bptt import Stack
 from .cells import CELLS, Cell
 from .checks import (
+    check_cell,
     check_count,
+    check_dropout_seed,
     check_flag,
+    check_float,
     check_floats,
     check_input_grad,
     check_number,
     check_option,
     check_outputs_like,
     check_place,
-    check_float,
     check_target,
     is_integer,
 )
@@ -301,8 +303,7 @@ class RNN:
         backend = resolve(device)
         params, config, metadata = serialization.read_model(path)
         if cell is not None:
-            if not isinstance(cell, Cell):
-                raise TypeError(f"cell={cell!r} is a {type(cell).__name__}; expected a bptt_array.Cell")
+            cell = check_cell(cell)
             if config.get("cell") != cell.name:
                 raise ValueError(f"cell={cell!r}, but path={str(path)!r} was written with {config.get('cell')!r}")
             config["cell"] = cell
@@ -313,6 +314,8 @@ class RNN:
             )
         try:
             architecture = Architecture.checked(**config)
+            if architecture.num_layers > len(params):
+                raise ValueError(f"num_layers={architecture.num_layers}, but there are {len(params)} parameters")
         except (TypeError, ValueError) as error:
             raise ValueError(f"path={str(path)!r} has an unusable configuration: {error}") from None
         found = {name: (value.shape, value.dtype.name) for name, value in params.items()}
@@ -322,15 +325,15 @@ class RNN:
         return cls._with(architecture, params, backend), metadata
 
     def to_torch_state_dict(
-        self, recurrent: str = "rnn.", readout: str = "readout."
+        self, recurrent_prefix: str = "rnn.", readout_prefix: str = "readout."
     ) -> dict[str, np.ndarray[Any, Any]]:
         """The weights under the names of PyTorch's modules, as NumPy arrays.
 
         Parameters
         ----------
-        recurrent, readout : str
+        recurrent_prefix, readout_prefix : str
             What the names begin with: those of the ``torch.nn.RNN``, ``LSTM`` or ``GRU``, and of the ``Linear`` that
-            is the readout, as they are called in your module.
+            is the readout, as they are called in your module, with a dot at the end; ``""`` for a module by itself.
 
         Raises
         ------
@@ -345,18 +348,23 @@ class RNN:
         """
         self._check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
-        return torch_weights.to_state_dict(self.architecture, values, recurrent, readout)
+        return torch_weights.to_state_dict(self.architecture, values, recurrent_prefix, readout_prefix)
 
     @classmethod
     def from_torch_state_dict(
         cls,
         state_dict: Mapping[str, Any],
-        recurrent: str = "rnn.",
-        readout: str = "readout.",
+        recurrent_prefix: str = "rnn.",
+        readout_prefix: str = "readout.",
         *,
         cell: str | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        output: str = "identity",
+        readout: str = "every",
+        time_major: bool = True,
         device: str | Backend = "cpu",
-        **options: Any,
+        seed: int = 0,
     ) -> RNN:
         """A network with the weights of a PyTorch module: sizes, layers and directions follow from them.
 
@@ -365,22 +373,32 @@ class RNN:
         state_dict : mapping of str to array
             NumPy arrays, or anything NumPy takes, such as ``module.state_dict()`` on the CPU; both biases of PyTorch
             become one.
-        recurrent, readout : str
-            What the names of the recurrent module and of a ``Linear`` on top of it begin with; no readout where
-            there are none of the second. Other names are an error.
+        recurrent_prefix, readout_prefix : str
+            What the names of the recurrent module and of a ``Linear`` on top of it begin with, as for
+            :meth:`to_torch_state_dict`; no readout where there are none of the second. Other names are an error.
         cell : {"tanh", "relu", "lstm", "gru"}, optional
-            Follows from the shapes for an LSTM and a GRU; ``"tanh"`` for a plain one if left out.
-        options
-            ``output``, ``readout_mode`` ("every" or "last": the argument ``readout`` of :class:`RNN`), ``dropout``,
-            ``recurrent_dropout``, ``time_major``, ``seed``, as for :class:`RNN`.
+            Follows from the shapes for an LSTM and a GRU; of a plain one only you know: ``"tanh"`` if left out.
+        dropout, recurrent_dropout, output, readout, time_major, device, seed
+            As for :class:`RNN`; the weights do not say them.
 
         Raises
         ------
         ValueError, TypeError
             If names or shapes are not those of such modules.
         """
-        architecture, values = torch_weights.from_state_dict(state_dict, recurrent, readout, cell, options)
-        return cls._with(architecture, values, resolve(device))
+        backend = resolve(device)
+        options = {
+            "dropout": dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "output": output,
+            "readout": readout,
+            "time_major": time_major,
+            "seed": seed,
+        }
+        architecture, values = torch_weights.from_state_dict(
+            state_dict, recurrent_prefix, readout_prefix, cell, options
+        )
+        return cls._with(architecture, values, backend)
 
     # ---- forward and backward -------------------------------------------------------------------------
 
@@ -570,17 +588,16 @@ class RNN:
     def _dropout(self, seed: Any, *, needed: bool = False) -> Dropout | None:
         """The masks of a call, or None where nothing is left out."""
         rate, recurrent_rate = self.architecture.dropout, self.architecture.recurrent_dropout
-        if seed is not None and seed != "off":
-            seed = check_count("dropout_seed", seed, least=0)
+        seed = check_dropout_seed(seed)
         if not (rate or recurrent_rate):
             return None
         if seed is None and needed:
             said = f"dropout={rate:g}" if rate else f"recurrent_dropout={recurrent_rate:g}"
             raise ValueError(
-                f"dropout_seed is missing, but this RNN has {said}: give a whole number, another one for every training "
-                "step, or dropout_seed='off' for gradients without dropout"
+                f"dropout_seed is missing, but this RNN has {said}: give a whole number, another one for every "
+                "training step, or dropout_seed='off' for gradients without dropout"
             )
-        if seed is None or seed == "off":
+        if seed is None or isinstance(seed, str):
             return None
         dtype = self.backend.dtype(self.dtype)
         return Dropout(self.backend, dtype, rate, recurrent_rate, seed, self.seed, self.members)
@@ -600,9 +617,8 @@ class RNN:
         y_shape = architecture.outputs_shape(batch.T, batch.N)
         check_option("reduction", reduction, ("mean", "sum"))
         every = self.readout == "every"
-        classes = not callable(loss) and is_array(target) and is_integer(target)
         if every:
-            target = self._layout.inward(target, features=not classes and getattr(target, "ndim", 0) > 2)
+            target = self._layout.inward_target(target, loss, y_shape)
             weights = self._layout.inward(weights, features=False)
         features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate)
         if weights is not None:

@@ -10,14 +10,22 @@ from .text import Vocabulary
 
 
 def sample(
-    rnn: RNN, vocabulary: Vocabulary, prompt: str = "", *, length: int = 500, temperature: float = 0.8, seed: int = 0
+    rnn: RNN,
+    vocabulary: Vocabulary,
+    prompt: str = "",
+    *,
+    length: int = 500,
+    temperature: float = 0.8,
+    seed: int = 0,
+    member: int | None = None,
 ) -> str:
     """Continue a prompt.
 
     Parameters
     ----------
     rnn : RNN
-        Of tokens, with a softmax output at every step.
+        Of tokens, with a softmax output at every step. The members of an ensemble read and write the same text: the
+        mean of their probabilities decides.
     prompt : str
         Read by the network before it writes. If empty, the network begins after a line break (or, where it
         knows none, after its first character).
@@ -27,6 +35,8 @@ def sample(
         Probabilities are taken to the power 1 / temperature: below 1 more cautious, above 1 wilder; 0 always
         takes the most probable character.
     seed : int
+    member : int, optional
+        Write with this member of the ensemble alone.
 
     Returns
     -------
@@ -36,20 +46,32 @@ def sample(
     Raises
     ------
     ValueError
-        If the prompt has a character that the vocabulary has not, or the network's outputs are no numbers.
+        If the prompt has a character that the vocabulary has not, the network has no such member, or its outputs
+        are no numbers.
     """
     check_count("length", length, least=0)
     check_number("temperature", temperature)
     rng = np.random.default_rng(check_count("seed", seed, least=0))
+    if member is not None:
+        rnn = _member(rnn, member)
     start = prompt or ("\n" if "\n" in vocabulary.characters else vocabulary.characters[0])
     tokens, state = vocabulary.encode(start, "prompt")[:, None], None
     written = []
     for _ in range(length):
         y, state = rnn(rnn.asarray(tokens), state)
-        token = _choose(rnn.backend.to_host(y[-1, 0, ...]).astype(np.float64), temperature, rng)
+        p = rnn.backend.to_host(y[-1, ..., 0, :]).astype(np.float64)  # ([E,] O)
+        token = _choose(p if rnn.members is None else p.mean(axis=0), temperature, rng)
         written.append(token)
         tokens = np.array([[token]])
     return vocabulary.decode(written)
+
+
+def _member(rnn: RNN, member: int) -> RNN:
+    if rnn.members is None:
+        raise ValueError(f"member={member!r}, but this model is a single network, no ensemble; leave it out")
+    if check_count("member", member, least=0) >= rnn.members:
+        raise ValueError(f"member={member}; expected 0 to {rnn.members - 1}: the members of this model")
+    return rnn.member(member)
 
 
 def _choose(p: np.ndarray[tuple[int], np.dtype[np.float64]], temperature: float, rng: np.random.Generator) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import serialization
 from .backend import Array
-from .checks import check_count, check_number, check_option
+from .checks import check_count, check_flag, check_number, check_option
 from .optimizers import SGD, Adam, clip_by_global_norm
 from .rnn import RNN
 from .state import State
@@ -26,15 +26,26 @@ OPTIMIZERS: dict[str, tuple[Callable[[float], SGD | Adam], float]] = {
     "sgd": (SGD, 2.0),
     "momentum": (lambda lr: SGD(lr, momentum=0.9), 0.3),
 }
+#: On the host: 0-d, or of an ensemble (E,).
+Means = np.ndarray[Any, Any]
 MODEL, METRICS, PLOT = "model.safetensors", "metrics.jsonl", "loss.png"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is made of. ``lr`` of None: what suits the optimizer; ``eval_every`` of None: ten times."""
+    """What a run is made of.
+
+    ``members`` of None: one network, no ensemble; ``lr`` of None: what suits the optimizer; ``eval_every`` of None: ten
+    times. ``bidirectional`` is refused: a language model has one direction.
+    """
 
     cell: str = "tanh"
     hidden: int = 256
+    layers: int = 1
+    bidirectional: bool = False
+    members: int | None = None
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
     seq_len: int = 32
     batch: int = 32
     steps: int = 2000
@@ -42,14 +53,30 @@ class Options:
     optimizer: str = "adam"
     clip: float = 1.0
     init: str = "uniform"
+    forget_bias: float = 0.0
     dtype: str = "float32"
     seed: int = 0
     validation: float = 0.1
     eval_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "seq_len", "batch", "steps"):
+        for name in ("hidden", "layers", "seq_len", "batch", "steps"):
             check_count(name, getattr(self, name))
+        check_flag("bidirectional", self.bidirectional)
+        if self.bidirectional:
+            raise ValueError(
+                "bidirectional=True makes no sense here: a second direction would read the characters that the network "
+                "has to predict; leave it out"
+            )
+        if self.members is not None:
+            check_count("members", self.members)
+        for name in ("dropout", "recurrent_dropout"):
+            check_number(name, getattr(self, name), below=1.0)
+        if self.dropout and self.layers == 1:
+            raise ValueError(
+                f"dropout={self.dropout} is between layers, but layers=1: give layers=2 or more, or use "
+                "recurrent_dropout"
+            )
         check_option("optimizer", self.optimizer, OPTIMIZERS)
         check_number("clip", self.clip)
         check_number("validation", self.validation, below=1.0)
@@ -64,7 +91,7 @@ class Progress:
     """One line of ``metrics.jsonl``: after ``step`` updates, losses in nats per character.
 
     ``loss`` is the mean over the training steps since the line before; ``validation`` is None where it was
-    not computed.
+    not computed. Of an ensemble they are the means over its members, each of which is in the lists.
     """
 
     step: int
@@ -73,6 +100,8 @@ class Progress:
     lr: float
     loss: float
     validation: float | None = None
+    members_loss: list[float] | None = None
+    members_validation: list[float] | None = None
 
 
 class Trainer:
@@ -107,8 +136,13 @@ class Trainer:
             options.hidden,
             len(self.vocabulary),
             cell=options.cell,
+            num_layers=options.layers,
+            members=options.members,
+            dropout=options.dropout,
+            recurrent_dropout=options.recurrent_dropout,
             output="softmax",
             init=options.init,
+            forget_bias=options.forget_bias,
             dtype=options.dtype,
             device=device,
             seed=options.seed,
@@ -134,20 +168,25 @@ class Trainer:
     def _run(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
         options, began = self.options, time.perf_counter()
         batches, state, since = self.train.forever(), None, []
+        dropout = options.dropout or options.recurrent_dropout
         for step in range(1, options.steps + 1):
             first, x, target = next(batches)
-            loss, state = self.update(x, target, None if first else state, 1 - (step - 1) / options.steps)
+            decay = 1 - (step - 1) / options.steps
+            loss, state = self.update(x, target, None if first else state, decay, step if dropout else None)
             since.append(loss)
             stopped = stop()
             evaluate = not stopped and (step == options.steps or step % self.eval_every == 0)
             if stopped or evaluate or step % self.report_every == 0:
+                means, held_out = self._means(since), self.evaluate() if evaluate else None
                 progress = Progress(
                     step=step,
                     characters=step * options.batch * options.seq_len,
                     seconds=time.perf_counter() - began,
                     lr=self.optimizer.lr,
-                    loss=self._mean(since),
-                    validation=self.evaluate() if evaluate else None,
+                    loss=float(means.mean()),
+                    validation=None if held_out is None else float(held_out.mean()),
+                    members_loss=_of_members(means),
+                    members_validation=_of_members(held_out),
                 )
                 since = []
                 report(progress)
@@ -155,12 +194,16 @@ class Trainer:
             if stopped:
                 return
 
-    def update(self, x: Any, target: Any, state: State | None, decay: float) -> tuple[Array, State]:
+    def update(
+        self, x: Any, target: Any, state: State | None, decay: float, dropout_seed: int | None = None
+    ) -> tuple[Array, State]:
         """One step: (2.1), (3.1)-(3.4) and (4). Nothing here waits for the device."""
         self.optimizer.lr = self.lr * decay
-        loss, grads, state = self.rnn.loss_and_grad(x, target, "cross_entropy", state=state)
-        clipped = clip_by_global_norm(grads.params, self.options.clip) if self.options.clip else grads.params
-        self.optimizer.update(self.rnn.params, clipped)
+        loss, grads, state = self.rnn.loss_and_grad(x, target, "cross_entropy", state=state, dropout_seed=dropout_seed)
+        changes = grads.params
+        if self.options.clip:
+            changes = clip_by_global_norm(changes, self.options.clip, self.rnn.members)
+        self.optimizer.update(self.rnn.params, changes)
         return loss, state
 
     @property
@@ -168,25 +211,27 @@ class Trainer:
         """The step of the last line of metrics."""
         return self.metrics[-1].step if self.metrics else 0
 
-    def _mean(self, losses: list[Array]) -> float:
+    def _means(self, losses: list[Array]) -> Means:
         """The mean of losses on the device, on the host: the only place where training waits for it."""
-        mean = float(np.mean([self.rnn.backend.to_host(loss) for loss in losses]))
-        if not np.isfinite(mean):
+        means: Means = np.mean([self.rnn.backend.to_host(loss) for loss in losses], axis=0)
+        wrong = np.flatnonzero(~np.isfinite(means))
+        if wrong.size:
+            whose = "" if self.rnn.members is None else f" of member {wrong[0]}"
             raise FloatingPointError(
-                f"the loss is {mean} at a learning rate of {self.optimizer.lr:g}: training diverged; "
-                "use a smaller --lr or --clip"
+                f"the loss{whose} is {means.flat[wrong[0]]} at a learning rate of {self.optimizer.lr:g}: training "
+                "diverged; use a smaller --lr or --clip"
             )
-        return mean
+        return means
 
-    def evaluate(self) -> float | None:
-        """Validation loss in nats per character, or None without a validation text."""
+    def evaluate(self) -> Means | None:
+        """Validation loss in nats per character, of an ensemble (E,); None without a validation text."""
         if self.validation is None:
             return None
         state, losses = None, []
         for _, x, target in self.validation.once():
             loss, state = self.rnn.loss(x, target, "cross_entropy", state=state)
             losses.append(loss)
-        return self._mean(losses)
+        return self._means(losses)
 
     def save_model(self, folder: Path) -> None:
         """Write the network, its vocabulary and the options into a folder."""
@@ -198,6 +243,11 @@ class Trainer:
         lines = "".join(json.dumps(asdict(progress)) + "\n" for progress in self.metrics)
         serialization.write_atomically(folder / METRICS, lines.encode())
         serialization.write_atomically(folder / PLOT, plot(self.metrics))
+
+
+def _of_members(means: Means | None) -> list[float] | None:
+    """One number for every member; None where there are no members or no means."""
+    return None if means is None or means.ndim == 0 else means.tolist()
 
 
 def _validation_streams(tokens: Any, options: Options) -> Streams | None:
@@ -247,6 +297,7 @@ def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
     characters = metadata.get("characters", "")
     vocabulary = Vocabulary(characters)
     fits = characters == vocabulary.characters and len(vocabulary) == rnn.input_size == rnn.output_size
-    if not fits or rnn.output != "softmax" or rnn.readout != "every":
+    forward = rnn.readout == "every" and not rnn.bidirectional and rnn.architecture.time_major
+    if not fits or not forward or rnn.output != "softmax":
         raise ValueError(f"{path} is no character model: expected a softmax over the characters that its header lists")
     return rnn, vocabulary

@@ -7,12 +7,20 @@ import reference
 from array_api_compat import array_namespace
 from hypothesis import strategies as st
 
+import bptt_array
+
 SIZES = {"T": 7, "N": 4, "I": 3, "H": 5, "O": 4}
 
 
 @dataclass(frozen=True)
 class Case:
     cell: str = "tanh"
+    layers: int = 1
+    bidirectional: bool = False
+    members: int | None = None
+    shared: bool = True  # inputs, targets and weights, by the members
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
     output: str = "identity"
     output_size: bool = True
     readout: str = "every"
@@ -39,24 +47,44 @@ class Case:
         return ",".join(changed).replace(" ", "") or "plain"
 
     @property
+    def directions(self):
+        return 1 + self.bidirectional
+
+    @property
     def outputs(self):
-        return self.O if self.output_size else self.H
+        return self.O if self.output_size else self.H * self.directions
+
+    @property
+    def has_c(self):
+        return self.cell == "lstm"
 
     @property
     def network(self):
-        names = ("cell", "output", "readout", "init")
+        names = ("cell", "bidirectional", "members", "dropout", "recurrent_dropout", "output", "readout", "init")
         return {name: getattr(self, name) for name in names} | {
             "input_size": self.I,
             "hidden_size": self.H,
             "output_size": self.O if self.output_size else None,
+            "num_layers": self.layers,
+            "seed": SEED,
         }
 
     @property
+    def dropout_seed(self):
+        return DROPOUT_SEED if self.dropout or self.recurrent_dropout else None
+
+    @property
     def reference_options(self):
-        names = ("cell", "output", "readout", "lengths", "truncate")
+        names = ("cell", "layers", "bidirectional", "output", "readout", "lengths", "truncate")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def step(self):
+        """Of finite differences: fractions of an array's size."""
+        return 1e-4 if self.cell == "relu" else 1e-3
 
+
+SEED, DROPOUT_SEED = 3, 17
 LENGTHS = (7, 0, 4, 1)
 
 #: Rows enough for a backend to take a copy of W_hh in order, as every real run does.
@@ -114,6 +142,46 @@ CASES = [
         seed=208,
     ),
 ]
+GATED = [
+    Case(cell=cell, **more)
+    for cell in ("lstm", "gru")
+    for more in (
+        {},
+        {"segment": 100},
+        {"lengths": LENGTHS, "tokens": True, "output": "softmax", "loss": "cross_entropy", "target": "classes"},
+        {"readout": "last", "lengths": LENGTHS},
+        {"T": 1, "N": 1, "H": 1, "I": 1, "O": 1},
+        {"T": 60, "N": 8, "segment": 100},
+    )
+]
+STACKED = [
+    Case(layers=2),
+    Case(layers=3, cell="gru", lengths=LENGTHS, segment=3),
+    Case(layers=2, cell="lstm", tokens=True, readout="last", output_size=False),
+    Case(bidirectional=True),
+    Case(bidirectional=True, lengths=LENGTHS, tokens=True),
+    Case(bidirectional=True, output_size=False),
+    Case(bidirectional=True, layers=2, cell="lstm", lengths=LENGTHS),
+    Case(bidirectional=True, layers=2, cell="gru", readout="last"),
+    Case(bidirectional=True, readout="last", lengths=LENGTHS, weights=True),
+    Case(members=3),
+    Case(members=3, shared=False, cell="gru", weights=True),
+    Case(members=2, shared=False, tokens=True, output="softmax", loss="cross_entropy", target="classes"),
+    Case(members=2, tokens=True, output="softmax", loss="cross_entropy", target="classes", lengths=LENGTHS),
+    Case(members=2, cell="lstm", layers=2, readout="last", lengths=LENGTHS, weights=True, shared=False),
+    Case(members=2, bidirectional=True, layers=2, cell="lstm", lengths=LENGTHS, output="tanh"),
+    Case(members=2, bidirectional=True, tokens=True, readout="last", shared=False),
+    Case(members=2, loss="cubic", output="sigmoid", output_size=True),
+    Case(members=1, output="softmax", loss="cross_entropy", target="probabilities"),
+]
+DROPPED = [
+    Case(layers=3, dropout=0.4),
+    Case(recurrent_dropout=0.4),
+    Case(layers=2, dropout=0.3, recurrent_dropout=0.3, cell="lstm", lengths=LENGTHS),
+    Case(layers=2, dropout=0.3, recurrent_dropout=0.3, cell="gru", bidirectional=True, lengths=LENGTHS),
+    Case(layers=2, dropout=0.3, recurrent_dropout=0.3, members=2, readout="last"),
+    Case(layers=2, dropout=0.3, recurrent_dropout=0.3, members=2, bidirectional=True, cell="lstm", tokens=True),
+]
 TRUNCATED = [
     Case(truncate=3),
     Case(truncate=1),
@@ -123,6 +191,8 @@ TRUNCATED = [
     Case(truncate=3, lengths=LENGTHS, weights=True),
     Case(truncate=3, readout="last", lengths=LENGTHS),
     Case(truncate=2, tokens=True, output="softmax", loss="cross_entropy", target="classes"),
+    Case(truncate=3, cell="lstm", layers=2, lengths=LENGTHS),
+    Case(truncate=2, cell="gru", members=2, readout="last", lengths=LENGTHS, recurrent_dropout=0.3),
 ]
 
 
@@ -139,18 +209,27 @@ def any_case(draw_):
     T, N = draw_(st.integers(1, 6)), draw_(st.integers(1, 4))
     sizes = {name: draw_(st.integers(1, 4)) for name in ("I", "H", "O")}
     lengths = st.none() | st.lists(st.integers(0, T), min_size=N, max_size=N).map(tuple)
+    layers, bidirectional = draw_(st.sampled_from([1, 1, 2, 3])), draw_(st.booleans())
+    rates = st.sampled_from([0.0, 0.0, 0.25, 0.5])
     return Case(
-        cell=draw_(st.sampled_from(["tanh", "relu"])),
+        cell=draw_(st.sampled_from(["tanh", "relu", "lstm", "gru"])),
+        layers=layers,
+        bidirectional=bidirectional,
+        members=draw_(st.sampled_from([None, None, 1, 2, 3])),
+        shared=draw_(st.booleans()),
+        dropout=draw_(rates) if layers > 1 else 0.0,
+        recurrent_dropout=draw_(rates),
         output=output,
         loss=loss,
         target=target,
         output_size=output != "identity" or draw_(st.booleans()),
         readout=draw_(st.sampled_from(["every", "last"])),
+        init=draw_(st.sampled_from(["uniform", "orthogonal"])),
         tokens=draw_(st.booleans()),
         lengths=draw_(lengths),
         weights=draw_(st.booleans()),
         reduction=draw_(st.sampled_from(["mean", "sum"])),
-        truncate=draw_(st.none() | st.integers(1, T + 1)),
+        truncate=None if bidirectional else draw_(st.none() | st.integers(1, T + 1)),
         state=draw_(st.booleans()),
         segment=draw_(st.integers(1, T)),
         T=T,
@@ -166,35 +245,52 @@ def cubic(y, target):
     return array_namespace(y).sum(difference**3, axis=-1) / 3, difference**2
 
 
+GATES = {"lstm": 4, "gru": 3}
+
+
 def draw(case):
     """Parameters and arrays of a case, float64 on the host."""
     rng = np.random.default_rng(case.seed)
+    members = () if case.members is None else (case.members,)
+    sides = (2,) if case.bidirectional else ()
+    shared = () if case.shared else members
 
     def normal(*shape):
         return rng.standard_normal(shape)
 
-    params = {
-        "l0.W_xh": normal(case.H, case.I) * 0.7,
-        "l0.W_hh": normal(case.H, case.H) * 0.9 / case.H**0.5,
-        "l0.b_h": normal(case.H) * 0.3,
-    }
+    params, H, rows = {}, case.H, GATES.get(case.cell, 1) * case.H
+    for k in range(case.layers):
+        inputs = case.H * case.directions if k else case.I
+        params |= {
+            f"l{k}.W_xh": normal(*members, *sides, rows, inputs) * 0.7,
+            f"l{k}.W_hh": normal(*members, *sides, rows, H) * 0.9 / H**0.5,
+            f"l{k}.b_h": normal(*members, *sides, rows) * 0.3,
+        }
+        if case.cell == "gru":
+            params[f"l{k}.b_hn"] = normal(*members, *sides, H) * 0.3
     if case.output_size:
-        params |= {"W_hy": normal(case.O, case.H), "b_y": normal(case.O) * 0.3}
-    lead = (case.T, case.N) if case.readout == "every" else (case.N,)
+        params |= {"W_hy": normal(*members, case.O, H * case.directions), "b_y": normal(*members, case.O) * 0.3}
+    time = (case.T,) if case.readout == "every" else ()
+    lead = (*time, *shared, case.N)
     values = {
         "values": lambda: normal(*lead, case.outputs),
         "classes": lambda: rng.integers(0, case.outputs, lead),
         "probabilities": lambda: rng.dirichlet(np.ones(case.outputs), lead) * 0.98 + 0.01,
     }
-    return {
+    states = (case.layers, case.directions, *members, case.N, H)
+    x = (case.T, *shared, case.N)
+    arrays = {
         "params": params,
-        "x": rng.integers(0, case.I, (case.T, case.N)) if case.tokens else normal(case.T, case.N, case.I),
-        "h_0": normal(case.N, case.H) if case.state else np.zeros((case.N, case.H)),
+        "x": rng.integers(0, case.I, x) if case.tokens else normal(*x, case.I),
+        "h_0": normal(*states) if case.state else np.zeros(states),
         "target": values[case.target]() * (case.target_scale if case.target_scale != 1 else 1),
         "weights": (rng.random(lead) + 0.5) * (rng.random(lead) < 0.8) if case.weights else None,
-        "dy": normal(*lead, case.outputs),
-        "d_last": normal(case.N, case.H),
+        "dy": normal(*time, *members, case.N, case.outputs),
+        "dh_last": normal(*states),
     }
+    if case.has_c:
+        arrays |= {"c_0": normal(*states) if case.state else np.zeros(states), "dc_last": normal(*states)}
+    return arrays
 
 
 def draw_off_the_kink(case, margin=0.02):
@@ -203,48 +299,118 @@ def draw_off_the_kink(case, margin=0.02):
         arrays = draw(replace(case, seed=seed))
         if case.cell != "relu":
             return arrays
-        pre = reference.forward(np, arrays["params"], arrays["x"], arrays["h_0"], **case.reference_options).pre
+        pre = [z for k in members_of(case) for z in run_reference(np, case, of_member(case, arrays, k)).pre]
         if all(np.min(np.abs(z)) > margin for z in pre):
             return arrays
+        margin *= 0.99  # large networks have many
     raise AssertionError(f"no seed keeps {case} off the kink")
+
+
+def members_of(case):
+    """The members, or one that stands for a network without any."""
+    return range(case.members or 1)
+
+
+def of_member(case, arrays, k):
+    """The arrays of one member, and its masks, as the reference takes them."""
+    masks = _masks(case, k)
+    if case.members is None:
+        one = dict(arrays)
+    else:
+        one = {"params": {name: value[k] for name, value in arrays["params"].items()}}
+        time = case.readout == "every"
+        for name in ("x", "target", "weights", "dy"):
+            value = arrays[name]
+            per_member = value is not None and (name == "dy" or not case.shared)
+            one[name] = value if not per_member else value[:, k] if name == "x" or time else value[k]
+        one |= {name: arrays[name][:, :, k] for name in ("h_0", "c_0", "dh_last", "dc_last") if name in arrays}
+    for name in ("c_0", "dc_last"):
+        one.setdefault(name, np.zeros(one["h_0"].shape))
+    return one | {"masks": masks}
+
+
+def _masks(case, k):
+    """Those of member k from the library itself: what is in them is tested on its own (test_dropout.py)."""
+    if case.dropout_seed is None:
+        return None
+    backend = bptt_array.backend.NumpyBackend()
+    rates = case.dropout, case.recurrent_dropout
+    dropout = bptt_array.dropout.Dropout(backend, np.float64, *rates, case.dropout_seed, SEED + k, None)
+    sides = (2,) if case.bidirectional else ()
+    recurrent = [dropout.recurrent(layer, sides, case.N, case.H) for layer in range(case.layers)]
+    width = case.H * case.directions
+    return {
+        "between": [dropout.between(layer, 0, case.T, case.N, width) for layer in range(case.layers)],
+        "recurrent": [None if mask is None else mask.reshape(-1, case.N, case.H) for mask in recurrent],
+    }
+
+
+def run_reference(np, case, one, **more):
+    """The reference's forward pass on the arrays of one member."""
+    states = one["h_0"], one["c_0"]
+    return reference.forward(
+        np, one["params"], one["x"], *states, masks=one["masks"], **case.reference_options, **more
+    )
 
 
 def make(ba, case, params, dtype="float64", backend=None):
     """The network of a case with given parameters, running in segments of ``case.segment`` steps."""
     backend = ba.backend.NumpyBackend() if backend is None else backend
-    backend.segment_bytes = case.segment * case.N * case.H * np.dtype(dtype).itemsize
+    backend.segment_bytes = case.segment * case.N * case.H * np.dtype(dtype).itemsize * (case.members or 1)
     rnn = ba.RNN(**case.network, dtype=dtype, device=backend)
     assert {name: value.shape for name, value in params.items()} == {k: tuple(v.shape) for k, v in rnn.params.items()}
     rnn.params = {name: rnn.asarray(value.astype(dtype)) for name, value in params.items()}
     return rnn
 
 
+def state_of(ba, rnn, arrays, kind="{}_0"):
+    """The initial state, or with ``"d{}_last"`` the gradient of the final one, on the network's device."""
+    given = {name: arrays[kind.format(name)] for name in ("h", "c") if kind.format(name) in arrays}
+    return ba.State(**{name: rnn.asarray(value) for name, value in given.items()})
+
+
+def call_options(ba, rnn, case, arrays):
+    """Keyword arguments of every call."""
+    return {
+        "state": state_of(ba, rnn, arrays) if case.state else None,
+        "lengths": case.lengths,
+        "dropout_seed": case.dropout_seed,
+    }
+
+
 def options(ba, rnn, case, arrays):
     """Keyword arguments of loss_and_grad besides x and target, on the network's device."""
-    return {
+    return call_options(ba, rnn, case, arrays) | {
         "loss": cubic if case.loss == "cubic" else case.loss,
-        "state": ba.State(h=rnn.asarray(arrays["h_0"])[None, None, ...]) if case.state else None,
-        "lengths": case.lengths,
         "weights": None if arrays["weights"] is None else rnn.asarray(arrays["weights"]),
         "reduction": case.reduction,
     }
 
 
 def flat_gradients(rnn, grads):
-    """All gradients under the names that the references use, on the host."""
-    named = {**grads.params, "h_0": grads.state.h[0, 0, ...]}
+    """All gradients under the names that the references use, on the host; of a shared x for every member."""
+    named = {**grads.params, "h_0": grads.state.h}
+    if grads.state.c is not None:
+        named["c_0"] = grads.state.c
     if grads.x is not None:
         named["x"] = grads.x
     return {name: rnn.backend.to_host(value) for name, value in named.items()}
 
 
+def of_the_sum(case, gradients):
+    """:func:`flat_gradients` as those of the sum of all members' losses: one for an x that they share."""
+    if case.members is None or not case.shared or "x" not in gradients:
+        return gradients
+    return gradients | {"x": gradients["x"].sum(axis=1)}
+
+
 def variables(case, arrays):
     """What can be differentiated, by name."""
-    named = {**arrays["params"], "h_0": arrays["h_0"]}
+    named = {**arrays["params"], **{name: arrays[name] for name in ("h_0", "c_0") if name in arrays}}
     return named if case.tokens else {**named, "x": arrays["x"]}
 
 
 def substituted(arrays, values):
-    """``(params, x, h_0)`` with some of them replaced by name."""
+    """``arrays`` with some variables replaced by name."""
     params = {name: values.get(name, value) for name, value in arrays["params"].items()}
-    return params, values.get("x", arrays["x"]), values.get("h_0", arrays["h_0"])
+    return {name: values.get(name, value) for name, value in arrays.items()} | {"params": params}

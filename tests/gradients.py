@@ -5,7 +5,22 @@ It takes the package as an argument, so that the same check runs on mutated copi
 
 import numpy as np
 import reference
-from cases import Case, draw, draw_off_the_kink, flat_gradients, make, options, substituted, variables
+from cases import (
+    Case,
+    call_options,
+    draw,
+    draw_off_the_kink,
+    flat_gradients,
+    make,
+    members_of,
+    of_member,
+    of_the_sum,
+    options,
+    run_reference,
+    state_of,
+    substituted,
+    variables,
+)
 
 
 def check_loss_gradient(ba, case):
@@ -24,48 +39,52 @@ def check_loss_gradient(ba, case):
     )
     at = variables(case, arrays)
     if not case.state:
-        del at["h_0"]
+        at = {name: array for name, array in at.items() if name not in ("h_0", "c_0")}
 
     def library_loss(values):
-        params, x, h_0 = substituted(arrays, values)
-        changed = {**arrays, "h_0": h_0}
-        other = make(ba, case, params)
-        return float(other.loss(x, arrays["target"], **options(ba, other, case, changed))[0])
+        changed = substituted(arrays, values)
+        other = make(ba, case, changed["params"])
+        return float(np.sum(other.loss(changed["x"], arrays["target"], **options(ba, other, case, changed))[0]))
 
     def truncated_loss(values):
-        params, x, h_0 = substituted(arrays, values)
-        return reference_loss(np, case, arrays, params, x, h_0, frozen=starts)
+        return float(np.sum(reference_losses(np, case, substituted(arrays, values), frozen=starts)))
 
-    starts = reference.forward(np, *substituted(arrays, {}), **case.reference_options).starts
+    starts = [run_reference(np, case, of_member(case, arrays, k)).starts for k in members_of(case)]
     loss = library_loss if case.truncate is None else truncated_loss
-    found = flat_gradients(rnn, grads)
-    step = 1e-3 if case.cell == "tanh" else 1e-4
-    ba.check_gradients(loss, at, {name: found[name] for name in at}, tolerance=1e-6, step=step)
-    expected = reference_loss(np, case, arrays, *substituted(arrays, {}))
-    assert abs(float(value) - expected) <= 1e-12 * max(1.0, abs(expected))
+    found = of_the_sum(case, flat_gradients(rnn, grads))
+    ba.check_gradients(loss, at, {name: found[name] for name in at}, tolerance=1e-6, step=case.step)
+    expected = np.asarray(reference_losses(np, case, arrays))
+    assert value.shape == (() if case.members is None else (case.members,))
+    assert np.max(np.abs(value - expected)) <= 1e-12 * max(1.0, np.max(np.abs(expected)))
 
 
 def check_given_gradient(ba, case, dy=True, dstate=True):
-    """backward(dy, dstate) against directional finite differences of ``<dy, y> + <dstate, h_last>``."""
+    """backward(dy, dstate) against directional finite differences of ``<dy, y> + <dstate, last state>``."""
     arrays = draw_off_the_kink(case)
     rnn = make(ba, case, arrays["params"])
     given = {"dy": arrays["dy"] if dy else None}
-    given["dstate"] = ba.State(h=arrays["d_last"][None, None, ...]) if dstate else None
-    _, _, backward = rnn.forward(arrays["x"], ba.State(h=arrays["h_0"][None, None, ...]), lengths=case.lengths)
-    found = flat_gradients(rnn, backward(**given, input_grad=not case.tokens))
+    given["dstate"] = state_of(ba, rnn, arrays, "d{}_last") if dstate else None
+    _, _, backward = rnn.forward(arrays["x"], **given_options(ba, rnn, case, arrays))
+    found = of_the_sum(case, flat_gradients(rnn, backward(**given, input_grad=not case.tokens)))
 
     def probe(values):
-        params, x, h_0 = substituted(arrays, values)
-        y, state = make(ba, case, params)(x, ba.State(h=h_0[None, None, ...]), lengths=case.lengths)
+        changed = substituted(arrays, values)
+        other = make(ba, case, changed["params"])
+        y, state = other(changed["x"], **given_options(ba, other, case, changed))
         total = 0.0
         if dy:
             total += np.sum(y * arrays["dy"])
         if dstate:
-            total += np.sum(state.h[0, 0] * arrays["d_last"])
+            total += np.sum(state.h * arrays["dh_last"])
+            total += np.sum(state.c * arrays["dc_last"]) if case.has_c else 0.0
         return float(total)
 
-    step = 1e-3 if case.cell == "tanh" else 1e-4
-    ba.check_gradients(probe, variables(case, arrays), found, tolerance=1e-6, step=step)
+    ba.check_gradients(probe, variables(case, arrays), found, tolerance=1e-6, step=case.step)
+
+
+def given_options(ba, rnn, case, arrays):
+    """Keyword arguments of a call with the initial state in any case."""
+    return call_options(ba, rnn, case, arrays) | {"state": state_of(ba, rnn, arrays)}
 
 
 def check_padding(ba, case):
@@ -73,14 +92,23 @@ def check_padding(ba, case):
     plain, filled = draw(case), draw(case)
     steps = np.arange(case.T)[:, None]
     past = steps >= np.asarray(case.lengths) if case.readout == "every" else np.asarray(case.lengths) == 0
-    filled["x"][steps >= np.asarray(case.lengths)] = -7 if case.tokens else np.nan
+    filled["x"] = _filled(case, filled["x"], steps >= np.asarray(case.lengths), per_member=not case.shared)
     for name in ("target", "weights", "dy"):
         if filled[name] is not None:
-            filled[name][past] = -7 if filled[name].dtype.kind == "i" else np.nan
+            filled[name] = _filled(case, filled[name], past, per_member=name == "dy" or not case.shared)
     first, second = _everything(ba, case, plain), _everything(ba, case, filled)
     for name, value in first.items():
         assert np.isfinite(value).all(), name
         assert np.array_equal(value, second[name]), name
+
+
+def _filled(case, array, past, *, per_member):
+    """``array`` with what is no number, or no class, where ``past ([T,] N)``."""
+    if case.members is not None and per_member:
+        past = np.broadcast_to(past[..., None, :], (*past.shape[:-1], case.members, case.N))
+    array = array.copy()
+    array[past] = -7 if array.dtype.kind == "i" else np.nan
+    return array
 
 
 def check_weights_of_zero(ba):
@@ -105,6 +133,20 @@ def check_explosion_in_the_padding(ba):
     arrays["params"]["l0.W_hh"] = np.abs(arrays["params"]["l0.W_hh"]) * 1e200
     arrays["params"]["l0.b_h"] = np.abs(arrays["params"]["l0.b_h"])
     arrays["h_0"] *= 1e-200
+    _check_finite(ba, case, arrays)
+    for cell in ("lstm", "gru"):  # whose states are bounded: sums that overflow both ways are no numbers
+        case = Case(cell=cell, lengths=(1, 0, 1, 1), segment=3)
+        arrays = draw(case)
+        W_hh = arrays["params"]["l0.W_hh"]
+        arrays["params"]["l0.W_hh"] = W_hh / np.max(np.abs(W_hh)) * 1.7e308
+        arrays["params"]["W_hy"] *= 1e-30
+        for name in ("h_0", "dh_last", "dc_last"):
+            if name in arrays:
+                arrays[name] *= 0 if name == "h_0" else 1e-30
+        _check_finite(ba, case, arrays)
+
+
+def _check_finite(ba, case, arrays):
     with np.errstate(over="ignore", invalid="ignore"):
         for name, value in _everything(ba, case, arrays).items():
             assert np.isfinite(value).all(), name
@@ -116,24 +158,33 @@ def _everything(ba, case, arrays):
     keywords = options(ba, rnn, case, arrays)
     input_grad = not case.tokens
     loss, grads, state = rnn.loss_and_grad(arrays["x"], arrays["target"], **keywords, input_grad=input_grad)
-    y, _, backward = rnn.forward(arrays["x"], keywords["state"], lengths=case.lengths)
-    given = backward(arrays["dy"], ba.State(h=arrays["d_last"][None, None]), input_grad=input_grad)
-    named = {"loss": loss, "y": y, "state": state.h}
+    y, _, backward = rnn.forward(arrays["x"], **call_options(ba, rnn, case, arrays))
+    given = backward(arrays["dy"], state_of(ba, rnn, arrays, "d{}_last"), input_grad=input_grad)
+    named = {"loss": loss, "y": y, "state": state.h} | ({} if state.c is None else {"c": state.c})
     named |= flat_gradients(rnn, grads)
     return named | {f"{name} of dy": value for name, value in flat_gradients(rnn, given).items()}
 
 
-def reference_loss(np, case, arrays, params, x, h_0, **more):
-    """The loss of a case by the equations."""
-    return reference.loss(
-        np,
-        params,
-        x,
-        h_0,
-        arrays["target"],
-        loss=case.loss,
-        weights=arrays["weights"],
-        reduction=case.reduction,
-        **case.reference_options,
-        **more,
-    )
+def reference_losses(np, case, arrays, frozen=None, **more):
+    """The loss of a case by the equations: of every member, or one."""
+    losses = []
+    for k in members_of(case):
+        one = of_member(case, arrays, k)
+        states = one["h_0"], one["c_0"]
+        losses.append(
+            reference.loss(
+                np,
+                one["params"],
+                one["x"],
+                *states,
+                one["target"],
+                loss=case.loss,
+                weights=one["weights"],
+                reduction=case.reduction,
+                masks=one["masks"],
+                frozen=None if frozen is None else frozen[k],
+                **case.reference_options,
+                **more,
+            )
+        )
+    return losses[0] if case.members is None else losses

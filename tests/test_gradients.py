@@ -7,20 +7,42 @@ import numpy as np
 import pytest
 import reference
 from autograd.tracer import getval
-from cases import CASES, TRUNCATED, Case, any_case, draw, flat_gradients, make, options, substituted, variables
-from gradients import check_given_gradient, check_loss_gradient, reference_loss
+from cases import (
+    CASES,
+    DROPPED,
+    GATED,
+    STACKED,
+    TRUNCATED,
+    Case,
+    any_case,
+    call_options,
+    draw,
+    flat_gradients,
+    make,
+    members_of,
+    of_member,
+    of_the_sum,
+    options,
+    run_reference,
+    state_of,
+    substituted,
+    variables,
+)
+from gradients import check_given_gradient, check_loss_gradient, given_options, reference_losses
 from hypothesis import given, settings
 
 import bptt_array as ba
 
+ALL = CASES + GATED + STACKED + DROPPED
 
-@pytest.mark.parametrize("case", CASES + TRUNCATED, ids=str)
+
+@pytest.mark.parametrize("case", ALL + TRUNCATED, ids=str)
 def test_the_gradient_of_a_loss_matches_finite_differences(case):
     check_loss_gradient(ba, case)
 
 
 @pytest.mark.parametrize("given", ["dy", "dstate", "both"])
-@pytest.mark.parametrize("case", [case for case in CASES if case.loss == "mse" and not case.weights], ids=str)
+@pytest.mark.parametrize("case", [case for case in ALL if case.loss == "mse" and not case.weights], ids=str)
 def test_the_gradient_of_a_given_dy_and_dstate_matches_finite_differences(case, given):
     if case.lengths and not any(case.lengths) and given == "dy":
         case = cases.replace(case, lengths=(1, 0, 0, 0))  # no output at all would leave nothing to check
@@ -39,7 +61,7 @@ def autograd_gradients(function, at):
     return {name: np.asarray(value) for name, value in gradients.items()}
 
 
-@pytest.mark.parametrize("case", CASES + TRUNCATED, ids=str)
+@pytest.mark.parametrize("case", ALL + TRUNCATED, ids=str)
 def test_values_and_gradients_match_the_naive_reference_and_its_autograd(case):
     arrays = draw(case)
     rnn = make(ba, case, arrays["params"])
@@ -49,20 +71,32 @@ def test_values_and_gradients_match_the_naive_reference_and_its_autograd(case):
     )
 
     def loss(values):
-        params, x, h_0 = substituted(arrays, values)
-        return reference_loss(anp, case, arrays, params, x, h_0, stop_gradient=getval)
+        losses = reference_losses(anp, case, substituted(arrays, values), stop_gradient=getval)
+        return losses if case.members is None else sum(losses)
 
     at = variables(case, arrays)
-    close(np.asarray(value), np.asarray(loss(at)))
+    close(np.sum(value), np.asarray(loss(at)))
     expected = autograd_gradients(loss, at) if loss(at) != 0.0 else {name: np.zeros_like(a) for name, a in at.items()}
-    for name, gradient in flat_gradients(rnn, grads).items():
+    for name, gradient in of_the_sum(case, flat_gradients(rnn, grads)).items():
         close(gradient, expected[name])
 
-    forward = reference.forward(np, arrays["params"], arrays["x"], arrays["h_0"], **case.reference_options)
-    close(state.h[0, 0], np.stack(forward.last))
-    y, last = rnn(arrays["x"], keywords["state"], lengths=case.lengths)
+    y, last = rnn(arrays["x"], **call_options(ba, rnn, case, arrays))
     close(last.h, state.h)
-    for n, ys in enumerate(forward.outputs):
+    assert (last.c is not None) == case.has_c
+    for k in members_of(case):
+        inside = (slice(None),) * 2 if case.members is None else (slice(None), slice(None), k)
+        y_k = y if case.members is None else y[k] if case.readout == "last" else y[:, k]
+        compare_forward(case, run_reference(np, case, of_member(case, arrays, k)), y_k, state, inside)
+
+
+def compare_forward(case, forward, y, state, inside):
+    """Outputs and last states of one member with those of the reference."""
+    for n in range(case.N):
+        for where, (h, c) in zip(np.ndindex(case.layers, case.directions), forward.last[n], strict=True):
+            close(state.h[inside][where][n], h)
+            if case.has_c:
+                close(state.c[inside][where][n], c)
+        ys = forward.outputs[n]
         if case.readout == "last":
             close(y[n], ys[0] if ys else np.zeros(case.outputs))
             continue
@@ -70,16 +104,32 @@ def test_values_and_gradients_match_the_naive_reference_and_its_autograd(case):
             close(y[t, n], ys[t] if t < len(ys) else np.zeros(case.outputs))
 
 
-@pytest.mark.parametrize("case", [Case(lengths=cases.LENGTHS), Case(readout="last"), Case(output="softmax")], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(lengths=cases.LENGTHS),
+        Case(readout="last"),
+        Case(output="softmax"),
+        Case(cell="lstm", layers=2, lengths=cases.LENGTHS),
+        Case(cell="gru", bidirectional=True, lengths=cases.LENGTHS, readout="last"),
+        Case(cell="lstm", bidirectional=True, layers=2, members=2, dropout=0.4, recurrent_dropout=0.4),
+    ],
+    ids=str,
+)
 def test_backward_matches_the_autograd_of_the_reference(case):
     arrays = draw(case)
     rnn = make(ba, case, arrays["params"])
-    _, _, backward = rnn.forward(arrays["x"], ba.State(h=arrays["h_0"][None, None]), lengths=case.lengths)
-    found = flat_gradients(rnn, backward(arrays["dy"], ba.State(h=arrays["d_last"][None, None]), input_grad=True))
+    _, _, backward = rnn.forward(arrays["x"], **given_options(ba, rnn, case, arrays))
+    dstate = state_of(ba, rnn, arrays, "d{}_last")
+    found = of_the_sum(case, flat_gradients(rnn, backward(arrays["dy"], dstate, input_grad=True)))
 
     def probe(values):
-        params, x, h_0 = substituted(arrays, values)
-        return reference.probe(anp, params, x, h_0, arrays["dy"], arrays["d_last"], **case.reference_options)
+        total = 0.0
+        for k in members_of(case):
+            one = of_member(case, substituted(arrays, values), k)
+            given = [one[name] for name in ("params", "x", "h_0", "c_0", "dy", "dh_last", "dc_last")]
+            total = total + reference.probe(anp, *given, masks=one["masks"], **case.reference_options)
+        return total
 
     for name, expected in autograd_gradients(probe, variables(case, arrays)).items():
         close(found[name], expected)
@@ -91,12 +141,20 @@ def test_any_combination_of_options_has_the_gradient_of_the_reference(case):
     test_values_and_gradients_match_the_naive_reference_and_its_autograd(case)
 
 
-def test_backward_twice_and_after_an_update_gives_the_same_numbers():
-    case = Case(output="softmax", lengths=cases.LENGTHS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(output="softmax", lengths=cases.LENGTHS),
+        Case(cell="gru", layers=2, dropout=0.5, members=2),
+        Case(cell="lstm", bidirectional=True, lengths=cases.LENGTHS),
+    ],
+    ids=str,
+)
+def test_backward_twice_and_after_an_update_gives_the_same_numbers(case):
     arrays = draw(case)
     rnn = make(ba, case, arrays["params"])
-    y, state, backward = rnn.forward(arrays["x"], ba.State(h=arrays["h_0"][None, None]), lengths=case.lengths)
-    dstate = ba.State(h=arrays["d_last"][None, None])
+    y, state, backward = rnn.forward(arrays["x"], **given_options(ba, rnn, case, arrays))
+    dstate = state_of(ba, rnn, arrays, "d{}_last")
     first = flat_gradients(rnn, backward(arrays["dy"], dstate, input_grad=True))
     ba.SGD(lr=0.5).update(rnn.params, backward(arrays["dy"]).params)
     y[...] = np.nan  # results are the caller's own

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import CASES, Case, any_case, draw, make
+from cases import CASES, DROPPED, GATED, STACKED, Case, any_case, draw, make
 from gradients import check_explosion_in_the_padding, check_padding, check_weights_of_zero
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
 
-PADDED = [case for case in CASES if case.lengths]
+PADDED = [case for case in CASES + GATED + STACKED + DROPPED if case.lengths]
 
 
 @pytest.mark.parametrize("case", PADDED, ids=str)
@@ -33,11 +33,11 @@ def test_steps_of_weight_zero_are_nothing():
 def test_an_initial_state_that_is_no_number_is_nothing_to_a_sequence_without_steps():
     case = Case(lengths=(7, 0, 4, 1), readout="last")
     plain, filled = draw(case), draw(case)
-    filled["h_0"][1] = np.nan
+    filled["h_0"][0, 0, 1] = np.nan
     results = []
     for arrays in (plain, filled):
         rnn = make(ba, case, arrays["params"])
-        state = ba.State(h=arrays["h_0"][None, None])
+        state = ba.State(h=arrays["h_0"])
         _, grads, _ = rnn.loss_and_grad(arrays["x"], arrays["target"], state=state, lengths=case.lengths)
         _, _, backward = rnn.forward(arrays["x"], state, lengths=case.lengths)
         results.append({**grads.params, **{f"{k} of dy": v for k, v in backward(arrays["dy"]).params.items()}})

@@ -6,13 +6,12 @@ from dataclasses import replace
 import array_api_strict
 import numpy as np
 import pytest
-from cases import Case, any_case, draw, flat_gradients, make, options
+from cases import Case, any_case, call_options, draw, flat_gradients, make, options, state_of
 from conftest import backends_and_dtypes, cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
-from bptt_array.recurrence import backward_, bias_sum, flat, forward_, project_, weight_sum
 
 #: Each option once, to keep the slow backends bearable.
 CHOSEN = [
@@ -27,6 +26,10 @@ CHOSEN = [
     Case(output="sigmoid", truncate=3),
     Case(output="tanh", loss="cubic"),
     Case(tokens=True, I=40),
+    Case(cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.3, lengths=(7, 0, 4, 1)),
+    Case(cell="gru", bidirectional=True, layers=2, dropout=0.4, lengths=(7, 0, 4, 1), readout="last"),
+    Case(cell="gru", members=2, tokens=True, output="softmax", loss="cross_entropy", target="classes", truncate=3),
+    Case(cell="lstm", members=2, shared=False, bidirectional=True, recurrent_dropout=0.3, weights=True),
 ]
 
 
@@ -53,15 +56,16 @@ def results(case, dtype, backend, rounded_to):
             on_device["x"], on_device["target"], **keywords, truncate=case.truncate, input_grad=input_grad
         )
         alone, _ = rnn.loss(on_device["x"], on_device["target"], **keywords)
-        y, _, backward = rnn.forward(on_device["x"], keywords["state"], lengths=case.lengths)
-        again, _ = rnn(on_device["x"], keywords["state"], lengths=case.lengths)
-        dstate = ba.State(h=on_device["d_last"][None, None, ...])
+        y, _, backward = rnn.forward(on_device["x"], **call_options(ba, rnn, case, rounded))
+        again, _ = rnn(on_device["x"], **call_options(ba, rnn, case, rounded))
+        dstate = state_of(ba, rnn, on_device, "d{}_last")
         given = backward(on_device["dy"], dstate, input_grad=input_grad)
     found = {"loss": loss, "loss alone": alone, "y": y, "y again": again, "state": state.h}
+    found |= {"c": state.c} if case.has_c else {}
     for array in [*found.values(), *grads.params.values(), *given.params.values(), grads.state.h, given.state.h]:
         assert backend.owns(array)
         assert array.dtype == backend.dtype(dtype)
-    assert found["loss"].shape == ()
+    assert found["loss"].shape == (() if case.members is None else (case.members,))
     host = {name: backend.to_host(value) for name, value in found.items()} | flat_gradients(rnn, grads)
     return host | {f"{name} of dy": value for name, value in flat_gradients(rnn, given).items()}
 
@@ -88,9 +92,11 @@ def test_any_combination_of_options_stays_in_its_dtype_and_near_the_reference(ca
     backend = ba.Backend({"numpy": np, "strict": array_api_strict}[name])
     expected = results(case, "float64", ba.backend.NumpyBackend(), dtype)
     found = results(case, dtype, backend, dtype)
+    # every layer rounds, and what is kept by dropout is scaled by 1 / (1 - p) each time
+    growth = case.layers / ((1 - case.dropout) * (1 - case.recurrent_dropout)) ** case.layers
     for quantity, value in expected.items():
         # small sums of terms of order one lose digits: their error is measured against one
-        scale = max(float(np.max(np.abs(value))), 1.0)
+        scale = max(float(np.max(np.abs(value))), 1.0) * growth
         assert float(np.max(np.abs(found[quantity] - value))) <= 32 * float(np.finfo(dtype).eps) * scale, quantity
 
 
@@ -140,44 +146,39 @@ def test_a_cuda_device_passes_the_table(device):
     assert [row for row in ba.compare_devices(device) if not row.ok] == []
 
 
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
 @pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
-def test_stacked_weights_run_members_side_by_side(make_backend, dtype):
-    """Axes between T and N: six layers in one loop give what each gives alone, on NumPy in float64."""
+def test_members_side_by_side_are_single_networks(make_backend, dtype, cell):
+    """Member k of an ensemble, on any backend, equals the single network with that seed on NumPy in float64."""
+    E, T, N, I, H, O = 3, 5, 4, 3, 6, 2  # noqa: E741
+    more = {"cell": cell, "num_layers": 2, "bidirectional": True, "dropout": 0.4, "recurrent_dropout": 0.3}
     rng = np.random.default_rng(0)
-    S, lead, N, I, H = 5, (3, 2), 4, 3, 6  # noqa: E741
-    cell = ba.cells.CELLS["tanh"]
-
-    def run(backend, dtype, *arrays):
-        x, W_xh, W_hh, b_h, h_0, dzs = (backend.from_host(array.astype(dtype)) for array in arrays)
-        hs = backend.empty((S + 1, *h_0.shape), h_0.dtype)
-        hs[0, ...] = h_0
-        project_(backend, hs[1:, ...], x, W_xh, b_h)
-        forward_(backend, cell, backend.accumulator(W_hh.mT, h_0, S), hs)
-        slopes = backend.empty(dzs.shape, dzs.dtype)
-        dh_0 = backward_(backend, cell, backend.accumulator(W_hh, h_0, S), hs, dzs, slopes)
-        dz = flat(backend, dzs, W_hh.ndim)
-        sums = [weight_sum(backend, dz, flat(backend, a, W_hh.ndim)) for a in (x, hs[:-1, ...])]
-        in_time = [np.moveaxis(backend.to_host(array), 0, -3) for array in (hs, dzs)]
-        return in_time + [backend.to_host(array) for array in (dh_0, *sums, bias_sum(backend, dz))]
-
-    shapes = [(S, *lead, N, I), (*lead, H, I), (*lead, H, H), (*lead, H), (*lead, N, H), (S, *lead, N, H)]
-    arrays = [rng.standard_normal(shape).astype(dtype) / H**0.5 for shape in shapes]
-    x, W_xh, W_hh, b_h, h_0, dhs = arrays
-    backend = make_backend()
-    with backend.active():
-        stacked = run(backend, dtype, *arrays)
-    for k in np.ndindex(*lead):
-        at = (slice(None), *k)
-        alone = run(ba.backend.NumpyBackend(), "float64", x[at], W_xh[k], W_hh[k], b_h[k], h_0[k], dhs[at])
-        for together, one in zip(stacked, alone, strict=True):
-            assert np.max(np.abs(together[k] - one)) <= 4 * S * float(np.finfo(dtype).eps) * max(np.max(np.abs(one)), 1)
+    x, target = rng.standard_normal((T, N, I)).astype(dtype), rng.standard_normal((T, N, O)).astype(dtype)
+    options = {"lengths": [5, 0, 2, 4], "dropout_seed": 9}
+    ensemble = ba.RNN(I, H, O, members=E, dtype=dtype, device=make_backend(), seed=4, **more)
+    loss, grads, state = ensemble.loss_and_grad(x, target, **options, input_grad=True)
+    host = ensemble.backend.to_host
+    for k in range(E):
+        single = ba.RNN(I, H, O, dtype=dtype, seed=4 + k, **more)
+        member = ensemble.member(k)
+        assert all(np.array_equal(host(value), single.params[name]) for name, value in member.params.items())
+        precise = ba.RNN(I, H, O, dtype="float64", seed=4 + k, **more)
+        precise.params = {name: value.astype("float64") for name, value in single.params.items()}
+        alone = precise.loss_and_grad(x.astype("float64"), target.astype("float64"), **options, input_grad=True)
+        pairs = [(host(loss)[k], alone[0]), (host(state.h)[:, :, k], alone[2].h), (host(grads.x)[:, k], alone[1].x)]
+        pairs += [(host(grads.state.h)[:, :, k], alone[1].state.h)]
+        pairs += [(host(grads.params[name])[k], value) for name, value in alone[1].params.items()]
+        for found, expected in pairs:
+            assert found.shape == expected.shape
+            scale = max(float(np.max(np.abs(expected))), 1e-2)
+            assert float(np.max(np.abs(found - expected))) <= 8 * T * float(np.finfo(dtype).eps) * scale
 
 
 @pytest.mark.parametrize("kind", [ba.backend.NumpyBackend, ba.backend.CupyBackend])
 def test_backends_override_primitives_under_the_same_signature(kind):
     primitives = [name for name in vars(ba.Backend) if name.endswith("_") and not name.endswith("__")]
     assert len(primitives) >= 4
-    for name in [*primitives, "accumulator", "one_hot", "to_host", "active", "owns"]:
+    for name in [*primitives, "accumulator", "multiplier", "one_hot", "rows", "to_host", "active", "owns"]:
         assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(ba.Backend, name)), name
 
 

@@ -227,7 +227,10 @@ def test_files_that_are_no_model_say_so(saved, tmp_path):
         ({"config": json.dumps({**rnn.config, "evil": 1})}, "unusable configuration"),
         ({"config": json.dumps({**rnn.config, "hidden_size": 6})}, "its configuration needs"),
         ({"config": json.dumps({**rnn.config, "hidden_size": 10**9})}, "its configuration needs"),
-        ({"config": json.dumps({**rnn.config, "cell": "elu"})}, "unusable configuration: cell='elu' is unknown"),
+        ({"config": json.dumps({**rnn.config, "num_layers": 10**12})}, "unusable configuration: num_layers=10+, but"),
+        ({"config": json.dumps({**rnn.config, "members": 10**12})}, "its configuration needs"),
+        ({"config": json.dumps({**rnn.config, "cell": "elu"})}, "written with the cell 'elu', .* give it: cell="),
+        ({"config": json.dumps({**rnn.config, "cell": ["tanh"]})}, "unusable configuration: cell=.* is unknown"),
     ]:
         write(**header)
         with pytest.raises(ValueError, match=message):

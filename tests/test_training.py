@@ -1,5 +1,6 @@
 """The main job, as a person runs it: train, sample, parity, info; and what goes wrong, in one line."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -10,11 +11,13 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import backends_and_dtypes, needs_torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt_array as ba
 from bptt_array import cli, training
+from bptt_array.backend import NumpyBackend
 from bptt_array.sampling import sample
 from bptt_array.text import Streams, Vocabulary, language_reference, read_texts
 from bptt_array.training import Options, Trainer
@@ -94,10 +97,10 @@ def test_files_are_read_one_after_the_other_without_byte_order_marks(tmp_path):
 # ---- training ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", ["tanh", "relu"])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum"])
 def test_a_network_learns_a_short_text(cell, optimizer):
-    trainer = Trainer(TEXT, Options(cell=cell, optimizer=optimizer, hidden=32, seq_len=16, batch=4, steps=300))
+    trainer = Trainer(TEXT, Options(cell=cell, optimizer=optimizer, hidden=32, seq_len=16, batch=4, steps=600))
     first = trainer.evaluate()
     trainer.run(lambda progress: None)
     assert first == pytest.approx(np.log(len(trainer.vocabulary)), rel=0.1)
@@ -129,7 +132,15 @@ def test_a_learning_rate_that_is_too_high_ends_training_with_a_word(capsys, text
     [
         ({"hidden": 0}, "hidden=0"),
         ({"steps": 0}, "steps=0"),
-        ({"cell": "lstm"}, "cell='lstm' is unknown"),
+        ({"cell": "elman"}, "cell='elman' is unknown"),
+        ({"layers": 0}, "layers=0"),
+        ({"members": 0}, "members=0"),
+        ({"dropout": 1.0, "layers": 2}, "dropout=1.0"),
+        ({"dropout": 0.5}, "dropout=0.5 is between layers, but layers=1: give layers=2 or more"),
+        ({"recurrent_dropout": -0.1}, "recurrent_dropout=-0.1"),
+        ({"forget_bias": 1.0}, "forget_bias=1, but cell='tanh' has no forget gate"),
+        ({"forget_bias": float("inf"), "cell": "lstm"}, "forget_bias=inf"),
+        ({"bidirectional": True}, "bidirectional=True makes no sense here: a second direction would read the char"),
         ({"optimizer": "lion"}, "optimizer='lion' is unknown"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"clip": -1}, "clip=-1"),
@@ -165,6 +176,162 @@ def test_the_loss_on_a_validation_text_is_in_nats_per_character():
     assert trainer.evaluate() == pytest.approx(total / count, rel=1e-5)
 
 
+# ---- layers, dropout, members -----------------------------------------------------------------------------
+
+
+TINY = {"hidden": 8, "seq_len": 8, "batch": 4, "steps": 6}
+
+
+def trained(**options):
+    trainer = Trainer(TEXT, Options(**TINY | options))
+    trainer.run(lambda progress: None)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cell": "lstm", "layers": 2, "dropout": 0.3, "recurrent_dropout": 0.2, "forget_bias": 1.0},
+        {"cell": "gru", "optimizer": "momentum"},
+        {"cell": "relu", "init": "identity", "optimizer": "sgd", "recurrent_dropout": 0.2},
+    ],
+    ids=lambda options: options.get("cell", "tanh"),
+)
+def test_a_member_learns_what_a_network_of_its_seed_learns_alone(options):
+    options = options | {"dtype": "float64", "clip": 0.1}  # which is less than the norms are
+    ensemble = trained(members=3, seed=5, **options)
+    for k in range(3):
+        alone = trained(seed=5 + k, **options)
+        for name, value in ensemble.rnn.member(k).params.items():
+            assert np.allclose(value, alone.rnn.params[name], rtol=1e-9, atol=1e-12), (k, name)
+        (line,), (ours,) = alone.metrics[-1:], ensemble.metrics[-1:]
+        assert ours.members_loss[k] == pytest.approx(line.loss, rel=1e-9)
+        assert ours.members_validation[k] == pytest.approx(line.validation, rel=1e-9)
+
+
+def test_metrics_of_an_ensemble_are_means_over_its_members_and_those_of_each():
+    first, *_, last = trained(members=3, eval_every=4, steps=15).metrics
+    for line, validated in ((first, True), (last, True)):
+        assert line.loss == pytest.approx(np.mean(line.members_loss), rel=1e-6)
+        assert len(set(line.members_loss)) == 3
+        assert (line.members_validation is not None) == validated
+    assert last.validation == pytest.approx(np.mean(last.members_validation), rel=1e-6)
+    (between,) = [line for line in trained(members=2, eval_every=15, steps=15).metrics if line.step == 10]
+    assert between.validation is between.members_validation is None
+    assert len(trained(members=1).metrics[-1].members_validation) == 1
+    alone = trained().metrics[-1]
+    assert alone.members_loss is alone.members_validation is None
+
+
+@pytest.mark.parametrize("option", [{"dropout": 0.5, "layers": 2}, {"recurrent_dropout": 0.5}, {}], ids=str)
+def test_every_step_drops_out_by_masks_of_its_own_and_validation_does_not(option, monkeypatch):
+    seeds = []
+
+    def spied(name, call):
+        def spy(*arguments, **more):
+            seeds.append((name, more.get("dropout_seed")))
+            return call(*arguments, **more)
+
+        return spy
+
+    for name in ("loss_and_grad", "loss"):
+        monkeypatch.setattr(ba.RNN, name, spied(name, getattr(ba.RNN, name)))
+    trained(**option)
+    dropout = any(name.endswith("dropout") for name in option)
+    assert [seed for name, seed in seeds if name == "loss_and_grad"] == [k if dropout else None for k in range(1, 7)]
+    assert {seed for name, seed in seeds if name == "loss"} == {None}
+
+
+def test_divergence_names_the_member():
+    trainer = Trainer(TEXT, Options(**TINY, members=3))
+    trainer.rnn.params["b_y"][1, ...] = np.nan
+    with pytest.raises(FloatingPointError, match="the loss of member 1 is nan at a learning rate"):
+        trainer.run(lambda progress: None)
+    assert np.isfinite(trainer.rnn.params["b_y"][[0, 2]]).all()  # clipped by itself
+
+
+def test_an_ensemble_writes_by_the_mean_of_its_probabilities_and_a_member_by_its_own():
+    rnn = ba.RNN(2, 4, 2, output="softmax", members=2)
+    rnn.params["W_hy"][...] = 0
+    rnn.params["b_y"][...] = np.log([[0.6, 0.4], [0.1, 0.9]])
+    vocabulary = Vocabulary("ab")
+    assert sample(rnn, vocabulary, length=3, temperature=0) == "bbb"
+    assert sample(rnn, vocabulary, length=3, temperature=0, member=0) == "aaa"
+    text = sample(rnn, vocabulary, length=2000, temperature=1)
+    assert text.count("a") / 2000 == pytest.approx(0.35, abs=0.04)
+    assert sample(rnn, vocabulary, "ab", length=50, member=1) == sample(rnn.member(1), vocabulary, "ab", length=50)
+
+
+@pytest.mark.parametrize(("make", "dtype"), backends_and_dtypes())
+def test_every_member_is_clipped_by_its_own_norm_as_the_single_network_is(make, dtype):
+    """Bit for bit where it is NumPy that computes; members that explode, vanish or are no numbers included."""
+    backend = make()
+    rng = np.random.default_rng(0)
+    host = {name: rng.standard_normal((6, *shape)).astype(dtype) for name, shape in SHAPES.items()}
+    for value in host.values():
+        value *= np.array([1, 1e-3, 1e30, 1e-30, 0, 1], dtype).reshape(-1, *(1,) * (value.ndim - 1))
+    host["W"][5, 0, 0] = np.nan
+    grads = {name: backend.from_host(value) for name, value in host.items()}
+    norm, clipped = ba.global_norm(grads, members=6), ba.clip_by_global_norm(grads, 2.0, members=6)
+    assert backend.owns(norm)
+    assert norm.shape == (6,)
+    same = np.testing.assert_array_equal if backend.xp is NumpyBackend().xp else RELATIVE[dtype]
+    for k in range(6):
+        alone = {name: value[k, ...] for name, value in grads.items()}
+        expected = ba.clip_by_global_norm(alone, 2.0)
+        same(backend.to_host(norm)[k], backend.to_host(ba.global_norm(alone)))
+        for name in grads:
+            assert clipped[name].dtype == grads[name].dtype
+            same(backend.to_host(clipped[name])[k], backend.to_host(expected[name]))
+    assert np.array_equal(backend.to_host(clipped["W"])[1], host["W"][1])  # nothing to clip
+    assert np.isnan(backend.to_host(norm)).tolist() == [False] * 5 + [True]
+
+
+SHAPES = {"W": (5, 4), "b": (3,), "scalar": ()}
+RELATIVE = {
+    dtype: functools.partial(np.testing.assert_allclose, rtol=8 * np.finfo(dtype).eps, atol=0)
+    for dtype in ("float32", "float64")
+}
+
+
+@needs_torch
+def test_clipping_of_members_reads_nothing_back():
+    import torch
+
+    grads = {"W": torch.ones((3, 2, 2), device="meta")}
+    assert ba.clip_by_global_norm(grads, 1.0, members=3)["W"].device.type == "meta"
+
+
+@pytest.mark.parametrize("make", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, momentum=0.9), lambda: ba.Adam(0.1)])
+def test_an_update_of_an_ensemble_is_that_of_every_member(make):
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal((3, *shape)).astype("float32") for name, shape in SHAPES.items()}
+    alone = [{name: np.array(value[k]) for name, value in params.items()} for k in range(3)]
+    together, optimizers = make(), [make() for _ in range(3)]
+    for _ in range(4):
+        grads = {name: rng.standard_normal(value.shape).astype("float32") for name, value in params.items()}
+        together.update(params, ba.clip_by_global_norm(grads, 1.0, members=3))
+        for k, optimizer in enumerate(optimizers):
+            own = {name: np.array(value[k]) for name, value in grads.items()}
+            optimizer.update(alone[k], {name: np.asarray(v) for name, v in ba.clip_by_global_norm(own, 1.0).items()})
+    for k, own in enumerate(alone):
+        assert all(np.array_equal(params[name][k], own[name]) for name in params)
+
+
+@pytest.mark.parametrize("call", [ba.global_norm, lambda grads, **more: ba.clip_by_global_norm(grads, 1.0, **more)])
+def test_gradients_without_an_axis_for_the_members_are_named(call):
+    grads = {"W": np.ones((3, 2)), "b": np.ones(2)}
+    with pytest.raises(ValueError, match=r"grads\['b'\] has shape \(2,\); expected a first axis of members=3"):
+        call(grads, members=3)
+    with pytest.raises(ValueError, match=r"grads\['a'\] has shape \(\); expected a first axis of members=1"):
+        call({"a": np.array(1.0)}, members=1)
+    with pytest.raises(ValueError, match="members=0 is too small"):
+        call(grads, members=0)
+    with pytest.raises(TypeError, match="members=True is a bool"):
+        call(grads, members=True)
+
+
 # ---- the command line -------------------------------------------------------------------------------------
 
 
@@ -179,6 +346,50 @@ def test_a_run_folder_holds_model_metrics_and_plot(run_folder):
     rnn, vocabulary = training.load(run_folder)
     assert vocabulary.characters == "".join(sorted(set(TEXT)))
     assert rnn.hidden_size == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "built"),
+    [
+        (
+            "--cell lstm --layers 2 --dropout 0.2 --recurrent-dropout 0.1 --forget-bias 1",
+            {"cell": "lstm", "num_layers": 2, "dropout": 0.2, "recurrent_dropout": 0.1},
+        ),
+        ("--cell gru", {"cell": "gru"}),
+        ("--members 3 --seed 5", {"members": 3, "seed": 5}),
+        ("--members 2 --cell gru --layers 2 --dropout 0.5", {"members": 2, "num_layers": 2}),
+    ],
+)
+def test_every_kind_of_network_is_trained_saved_and_sampled(options, built, text_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert cli.main(["train", str(text_file), *SMALL, *options.split(), "--out", str(folder)]) == 0
+    assert "A sample" in capsys.readouterr().out
+    rnn, _ = training.load(folder)
+    assert rnn.config | built == rnn.config
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["validation"] < lines[0]["validation"]
+    for name in ("members_loss", "members_validation"):
+        assert (lines[-1][name] is None) if rnn.members is None else (len(lines[-1][name]) == rnn.members)
+    written = []
+    for more in ([], *(["--member", str(k)] for k in range(rnn.members or 0))):
+        assert cli.main(["sample", str(folder), "--length", "60", "--temperature", "1", *more]) == 0
+        written.append(capsys.readouterr().out)
+    assert all(len(text) == 61 for text in written)
+    assert len(set(written)) == len(written)
+
+
+def test_a_run_folder_of_the_time_before_layers_and_members_is_read(run_folder, capsys):
+    model = run_folder / "model.safetensors"
+    params, config, metadata = training.serialization.read_model(model)
+    old = ("input_size", "hidden_size", "output_size", "cell", "output", "readout", "dtype", "seed")
+    options = json.loads(metadata["options"])
+    for name in ("layers", "members", "bidirectional", "dropout", "recurrent_dropout", "forget_bias"):
+        del options[name]
+    before = sample(*training.load(run_folder), length=20)
+    config = {name: config[name] for name in old}
+    training.serialization.write_model(model, params, config, metadata | {"options": json.dumps(options)})
+    assert cli.main(["sample", str(run_folder), "--length", "20"]) == 0
+    assert capsys.readouterr().out == before + "\n"
 
 
 def test_train_shows_progress_and_a_sample(text_file, tmp_path, monkeypatch, capsys):
@@ -226,6 +437,7 @@ def test_sample_refuses_what_it_cannot_do(run_folder, tmp_path, capsys, text_fil
     )
     assert "--temperature=-1.0" in fails(capsys, "sample", run_folder, "--temperature", "-1")
     assert "--length=-1" in fails(capsys, "sample", run_folder, "--length", "-1")
+    assert "--member=0, but this model is a single network" in fails(capsys, "sample", run_folder, "--member", "0")
     assert "--device='tpu' is unknown" in fails(capsys, "sample", run_folder, "--device", "tpu")
     assert f"{tmp_path} is no run folder: it has no model.safetensors" in fails(capsys, "sample", tmp_path)
     assert "is no run folder" in fails(capsys, "sample", text_file)
@@ -234,9 +446,19 @@ def test_sample_refuses_what_it_cannot_do(run_folder, tmp_path, capsys, text_fil
     data = model.read_bytes()
     model.write_bytes(data[: len(data) // 2])
     assert "is damaged or no safetensors file" in fails(capsys, "sample", run_folder)
-    for characters in ("ab", "aab", "cba"):
-        ba.RNN(3, 4, 3, output="softmax").save(model, {"characters": characters})
+    for characters, options in (
+        ("ab", {}),
+        ("aab", {}),
+        ("cba", {}),
+        ("abc", {"bidirectional": True}),
+        ("abc", {"time_major": False}),
+        ("abc", {"readout": "last"}),
+    ):
+        ba.RNN(3, 4, 3, output="softmax", **options).save(model, {"characters": characters})
         assert "is no character model" in fails(capsys, "sample", run_folder)
+    ba.RNN(2, 4, 2, output="softmax", members=3).save(model, {"characters": "ab"})
+    assert "--member=3; expected 0 to 2" in fails(capsys, "sample", run_folder, "--member", "3")
+    assert "--member=-1 is too small" in fails(capsys, "sample", run_folder, "--member", "-1")
     diverged = ba.RNN(2, 4, 2, output="softmax")
     diverged.params["b_y"][...] = np.nan
     diverged.save(model, {"characters": "ab"})
@@ -315,6 +537,15 @@ def test_there_is_help_and_every_option_is_in_it(command, capsys):
     assert "usage: bptt-array" in out
 
 
+def test_the_help_of_train_mentions_everything_a_run_is_made_of(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    out = capsys.readouterr().out
+    for name in vars(Options()):
+        assert f"\n  --{name.replace('_', '-')} " in out or f"\n  --{name.replace('_', '-')}\n" in out, name
+    assert "{tanh,relu,lstm,gru}" in out
+
+
 def test_every_option_has_a_help_text():
     (commands,) = [action for action in cli.parser()._actions if action.choices and "train" in action.choices]
     for name, command in commands.choices.items():
@@ -374,6 +605,20 @@ def test_the_default_options_are_those_of_the_command_line():
 def test_errors_name_the_option_of_the_command_line(run_folder, capsys, text_file):
     assert "--eval-every=0 is too small" in fails(capsys, "train", text_file, "--eval-every", "0")
     assert "--temperature=-1.0; expected" in fails(capsys, "sample", run_folder, "--temperature", "-1")
+    for arguments, message in (
+        ("--layers 0", "--layers=0 is too small; expected a whole number of at least 1"),
+        ("--members 0", "--members=0 is too small"),
+        ("--layers 2 --dropout 1", "--dropout=1.0; expected a finite number of at least 0 and below 1"),
+        (
+            "--dropout 0.5",
+            "--dropout=0.5 is between layers, but --layers=1: give --layers=2 or more, or use --recurrent-dropout",
+        ),
+        ("--recurrent-dropout nan", "--recurrent-dropout=nan; expected"),
+        ("--forget-bias 1", "--forget-bias=1, but --cell='tanh' has no forget gate; leave it at 0"),
+        ("--cell lstm --forget-bias nan", "--forget-bias=nan; expected a finite number"),
+        ("--bidirectional", "--bidirectional makes no sense here: a second direction would read the characters that"),
+    ):
+        assert f"error: {message}" in fails(capsys, "train", text_file, *SMALL, *arguments.split())
     for wrong in (["train", "--steps", "1.5"], ["train", "--dtype", "float16"], ["sample"], ["nothing"], []):
         with pytest.raises(SystemExit) as stop:
             cli.main(wrong)

@@ -1,0 +1,200 @@
+"""time_major=False: the same numbers, bit for bit, with N before T in what goes in and comes out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+from conftest import BACKENDS
+
+import bptt_array as ba
+
+E, T, N, I, H, O = 2, 5, 3, 4, 6, 7  # noqa: E741
+LENGTHS = [5, 0, 3]
+
+
+def own_loss(y, target):
+    """Of the caller's own, with a target (..., O)."""
+    return array_namespace(y).sum((y - target) ** 3, axis=-1) / 3, (y - target) ** 2
+
+
+def own_loss_of_numbers(y, target):
+    """The same with a target of one number per step, of any dtype."""
+    return own_loss(y, array_namespace(y).astype(target, y.dtype)[..., None] / 10)
+
+
+@dataclass(frozen=True)
+class Case:
+    members: bool = False
+    shared: bool = False  # among members: x, target and weights
+    tokens: bool = False
+    target: str = "values"  # or "classes", "probabilities", "numbers"
+    loss: object = "mse"
+    lengths: bool = False
+    weights: bool = False
+    readout: str = "every"
+    bidirectional: bool = False
+
+    def __str__(self):
+        changed = [f"{k}={getattr(v, '__name__', v)}" for k, v in vars(self).items() if v != getattr(Case, k)]
+        return ",".join(changed) or "plain"
+
+    def pair(self, backend):
+        """The same network with time first and with time after the sequences."""
+        output = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(self.loss, "tanh")
+        options = {"members": E if self.members else None, "bidirectional": self.bidirectional, "output": output}
+        options |= {"readout": self.readout, "cell": "lstm", "device": backend}
+        return tuple(ba.RNN(I, H, O, time_major=time_major, **options) for time_major in (True, False))
+
+    def arrays(self):
+        """By name, time first, and what the same is with time after the sequences; both read-only."""
+        rng = np.random.default_rng(0)
+        every, own = self.readout == "every", self.members and not self.shared
+        among = (E, N) if own else (N,)
+        lead = (T, *among) if every else among
+        x = rng.integers(0, I, (T, *among)) if self.tokens else rng.standard_normal((T, *among, I))
+        target = {
+            "values": lambda: rng.standard_normal((*lead, O)),
+            "probabilities": lambda: rng.dirichlet(np.ones(O), lead),
+            "classes": lambda: rng.integers(0, O, lead),
+            "numbers": lambda: rng.standard_normal(lead),
+        }[self.target]()
+        first = {"x": float32(x), "target": float32(target)}
+        first["weights"] = float32(rng.random(lead)) if self.weights else None
+        dy = (E, N, O) if self.members else (N, O)
+        first["dy"] = float32(rng.standard_normal((T, *dy) if every else dy))
+        with_features = {"x": not self.tokens, "target": self.target in ("values", "probabilities"), "dy": True}
+        after = dict(first)
+        for name, array in first.items():
+            if array is not None and (every or name == "x"):
+                after[name] = after_sequences(array, with_features.get(name, False))
+        for array in (*first.values(), *after.values()):
+            if array is not None:
+                array.flags.writeable = False
+        return first, after
+
+
+def float32(array):
+    return array if array.dtype.kind == "i" else array.astype("float32")
+
+
+def after_sequences(array, features=True):
+    """From (T, ..., N, K) to (..., N, T, K), in one piece."""
+    return np.ascontiguousarray(np.moveaxis(array, 0, -2 if features else -1))
+
+
+CASES = [
+    Case(),
+    Case(tokens=True),
+    Case(lengths=True, weights=True),
+    Case(bidirectional=True, lengths=True),
+    Case(tokens=True, target="classes", loss="cross_entropy", lengths=True, weights=True),
+    Case(target="probabilities", loss="cross_entropy", weights=True),
+    Case(target="probabilities", loss="binary_cross_entropy"),
+    Case(loss=own_loss, lengths=True),
+    Case(target="numbers", loss=own_loss_of_numbers),
+    Case(target="classes", loss=own_loss_of_numbers),
+    Case(readout="last", lengths=True),
+    Case(readout="last", target="classes", loss="cross_entropy", tokens=True, weights=True),
+    Case(readout="last", target="numbers", loss=own_loss_of_numbers, bidirectional=True),
+]
+CASES += [
+    Case(**{**vars(case), "members": True, "shared": shared})
+    for case in CASES
+    if not case.bidirectional or case.readout == "last"
+    for shared in (True, False)
+]
+
+
+def same(found, expected):
+    """The same numbers, bit for bit, and found in one piece."""
+    assert found.shape == expected.shape
+    assert found.flags.c_contiguous
+    return np.array_equal(found, expected)
+
+
+def same_everywhere(backend, found, expected):
+    """Of states and of the gradients of parameters, which are not turned."""
+    host = backend.to_host
+    states = ((state.h, state.c) for state in (found.state, expected.state))
+    assert all(np.array_equal(host(a), host(b)) for a, b in zip(*states, strict=True))
+    assert found.params.keys() == expected.params.keys()
+    assert all(np.array_equal(host(found.params[name]), host(expected.params[name])) for name in found.params)
+
+
+@pytest.mark.parametrize("make_backend", [pytest.param(p.values[0], id=p.id, marks=p.marks) for p in BACKENDS])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_loss_and_its_gradients_do_not_depend_on_the_layout(case, make_backend):
+    backend = make_backend()
+    backend.segment_bytes = 2 * N * H * 4  # two steps a segment, so that T is cut
+    first, after = case.arrays()
+    results = []
+    for rnn, arrays in zip(case.pair(backend), (first, after), strict=True):
+        call = {name: arrays[name] for name in ("x", "target", "weights")}
+        call |= {"loss": case.loss, "lengths": LENGTHS if case.lengths else None}
+        loss, grads, _ = rnn.loss_and_grad(**call, input_grad=not case.tokens)
+        assert np.array_equal(backend.to_host(rnn.loss(**call)[0]), backend.to_host(loss))
+        results.append((loss, grads))
+    (expected_loss, expected), (loss, grads) = results
+    assert np.array_equal(backend.to_host(loss), backend.to_host(expected_loss))
+    assert np.all(backend.to_host(loss) != 0)
+    same_everywhere(backend, grads, expected)
+    if not case.tokens:
+        assert same(backend.to_host(grads.x), after_sequences(backend.to_host(expected.x)))
+
+
+@pytest.mark.parametrize("make_backend", [pytest.param(p.values[0], id=p.id, marks=p.marks) for p in BACKENDS])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.target == "values" and isinstance(case.loss, str)], ids=str
+)
+def test_outputs_and_their_gradients_do_not_depend_on_the_layout(case, make_backend):
+    backend = make_backend()
+    backend.segment_bytes = 2 * N * H * 4
+    lengths = LENGTHS if case.lengths else None
+    results = []
+    for rnn, arrays in zip(case.pair(backend), case.arrays(), strict=True):
+        x, dy = (rnn.asarray(arrays[name]) for name in ("x", "dy"))
+        y, state, backward = rnn.forward(x, lengths=lengths)
+        assert np.array_equal(backend.to_host(rnn(x, lengths=lengths)[0]), backend.to_host(y))
+        results.append((backend.to_host(y), backward(dy, state, input_grad=not case.tokens)))
+    (expected_y, expected), (y, grads) = results
+    assert same(y, after_sequences(expected_y) if case.readout == "every" else expected_y)
+    same_everywhere(backend, grads, expected)
+    if not case.tokens:
+        assert same(backend.to_host(grads.x), after_sequences(backend.to_host(expected.x)))
+
+
+def test_of_two_readings_of_a_target_the_one_for_every_member_counts():
+    """Sizes that leave it open whether (2, 2, 2) is (E, N, T) or (N, T, K): time first decides in the same way."""
+    rng = np.random.default_rng(0)
+    x, target = float32(rng.standard_normal((2, 2, I))), float32(rng.standard_normal((2, 2, 2)))
+    first, after = (ba.RNN(I, H, O, members=2, time_major=time_major) for time_major in (True, False))
+    expected, _ = first.loss(x, target, own_loss_of_numbers)
+    found, _ = after.loss(after_sequences(x), after_sequences(target, features=False), own_loss_of_numbers)
+    assert np.array_equal(found, expected)
+
+
+def test_what_does_not_fit_is_told_time_first_and_said_to_be():
+    rnn = ba.RNN(I, H, O, time_major=False)
+    x, y = np.ones((N, T, I), "float32"), np.ones((N, T, O), "float32")
+    calls = {
+        r"target has shape \(5, 3, 4\); expected \(T, N, O\) = \(5, 3, 7\)": lambda: rnn.loss(x, x),
+        r"weights has shape \(3, 5\); expected \(T, N\) = \(5, 3\)": lambda: rnn.loss(x, y, weights=y[..., 0].T),
+        r"x\[4, 0\]=9; expected 0 to 3": lambda: rnn(np.array([[0, 0, 0, 0, 9]])),
+        r"dy has shape \(5, 3, 4\)": lambda: rnn.forward(x)[2](x),
+    }
+    for message, call in calls.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            call()
+        assert caught.value.__notes__ == [
+            "time_major=False: x, targets, weights and dy are checked, and told here, time first"
+        ]
+
+
+def test_an_error_of_the_callers_own_loss_comes_through_as_it_is():
+    def failing(y, target):
+        raise np.linalg.LinAlgError("shapes of mine")
+
+    x = np.ones((N, T, I), "float32")
+    with pytest.raises(np.linalg.LinAlgError, match="shapes of mine"):
+        ba.RNN(I, H, O, time_major=False).loss(x, x[..., :1], failing)
