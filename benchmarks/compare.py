@@ -66,9 +66,9 @@ def row(problem, names, arguments, among):
 
 
 def label(entry):
-    """What a row is called: its shape, after the cell if that has gates."""
-    cell = entry.get("cell", "tanh")
-    return " ".join([*([] if cell == "tanh" else [cell.upper()]), str(Shape(*entry["shape"]))])
+    """What a row is called: its shape, after the cell where that is not the same in every row."""
+    cell, shape = entry.get("cell", "tanh"), str(Shape(*entry["shape"]))
+    return shape if cell == "tanh" and not entry.get("members") else f"{cell} {shape}"
 
 
 def ours_over_theirs(rows, names):

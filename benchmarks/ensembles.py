@@ -2,12 +2,12 @@
 
     python benchmarks/ensembles.py [--threads 2] [--dtype float32] [--quick]
 
-Forward, readout, loss and every gradient of E networks that read the same sequences, each with weights of its own, in
-one process, taking turns; gradients are compared with ours first. "ours, one by one" are E single
-networks. "torch, one by one" are as many torch.nn.RNN (or LSTM) and Linear with autograd; "torch, vmap" are the same modules in
-torch.func: ``stack_module_state``, ``functional_call``, and ``vmap`` of ``grad``. Inside ``vmap`` oneDNN is off: its
-LSTM has no rule for stacked weights and would run one network after the other, which takes longer. Writes
-results/ensembles-DTYPE.json, into runs/benchmarks unless --out says otherwise.
+Forward, readout, loss and every gradient of E = 32 networks that read the same sequences, each with weights of its
+own, in one process, taking turns; gradients are compared with ours first. "ours, one by one" are single networks.
+"torch, one by one" are as many torch.nn.RNN (or LSTM) and Linear with autograd; "torch, vmap" are the same modules in
+torch.func: ``stack_module_state``, ``functional_call``, and ``vmap`` of ``grad``. There oneDNN is off: its LSTM has no
+rule for stacked weights, so ``vmap`` would run one network after the other, and more slowly than a loop. Prints
+tables and writes results/ensembles-DTYPE.json, into runs/benchmarks unless --out says otherwise.
 """
 
 from functools import partial
@@ -61,8 +61,11 @@ class Vmap:
         self.function = vmap(grad(loss, argnums=(0, 1)), in_dims=(0, 0, 0, None, None))
 
     def run(self):
-        with self.mkldnn.flags(enabled=False, allow_tf32=False):
+        self.mkldnn.enabled = False
+        try:
             return self.function(*self.arguments)
+        finally:
+            self.mkldnn.enabled = True
 
     def gradients(self):
         layers, linears = self.run()

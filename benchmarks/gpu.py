@@ -1,14 +1,14 @@
-"""A training step on a CUDA GPU: this library on CuPy against torch.nn.RNN (cuDNN) with autograd.
+"""A training step on a CUDA GPU: this library on CuPy against torch.nn.RNN, LSTM or GRU (cuDNN) with autograd.
 
-    python benchmarks/gpu.py [--device cuda] [--tf32] [--quick]
+    python benchmarks/gpu.py [--device cuda] [--cell tanh] [--tf32] [--quick]
 
 Device time between two events, host time until the call returns (device = host means that launches are the limit),
 microseconds of device time per time step, kernel launches per time step, and what the memory pool grew to. Both
-sides take turns; gradients are compared first. TF32 is off on both sides, or with --tf32 on, and printed.
-Launches are counted by torch's profiler, which sees every kernel of the process (cuBLAS's too), or by the emulated
-CUDA device (kernels and products apart). With --device cpu everything but the CUDA timers runs on the CPU.
-Writes results/gpu-DTYPE.json (gpu-DTYPE-tf32.json), after every shape, into runs/benchmarks unless --out says
-otherwise.
+sides take turns; gradients are first compared with textbook NumPy's or, of an LSTM or GRU, with ours on the CPU. TF32
+is off on both sides, or with --tf32 on, and printed. Launches are counted by torch's profiler, which sees every kernel
+of the process (cuBLAS's too), or by the emulated CUDA device (kernels and products apart). With --device cpu
+everything but the CUDA timers runs on the CPU. Writes results/gpu-DTYPE.json (gpu-CELL-DTYPE.json, and with TF32
+…-tf32.json), after every shape, into runs/benchmarks unless --out says otherwise.
 """
 
 import importlib.util
@@ -110,12 +110,11 @@ class Ours:
 
 
 class Torch(peers.Torch):
-    """``torch.nn.RNN``, which on CUDA is cuDNN's."""
-
-    name = "torch.nn.RNN"
+    """``torch.nn.RNN``, ``LSTM`` or ``GRU``, which on CUDA is cuDNN's."""
 
     def __init__(self, problem, device):
         super().__init__(problem, device)
+        self.name = f"torch.nn.{peers.TORCH_LAYERS[problem.cell]}"
         self.device = device
         self.clock = TorchClock() if device.startswith("cuda") else HostClock()
 
@@ -221,11 +220,10 @@ def kernel_count(events):
     return sum(kind == "CUDA" and not name.startswith(("Memcpy", "Memset")) for name, kind in events)
 
 
-def row(shape, dtype, device, tf32, repetitions, seconds, with_torch):
+def row(problem, device, tf32, repetitions, seconds, with_torch):
     """All figures of one shape."""
-    busy = measure.busy()
-    problem = Problem(shape, dtype)
-    expected = peers.Textbook(problem).gradients()
+    busy, shape = measure.busy(), problem.shape
+    expected = (peers.Textbook if problem.cell == "tanh" else peers.Ours)(problem).gradients()
     sides = [Ours(problem, device)]
     set_cublas_mode(sides[0].backend, tf32)
     if with_torch:
@@ -273,8 +271,8 @@ def tables(result):
                 "not counted" if count is None else f"{count / shape.T:.1f}",
                 "" if pool is None else f"{pool / 2**20:.1f}",
             ])  # fmt: skip
-        if "torch.nn.RNN" in entry["peers"]:
-            ours, theirs = (entry["peers"][name]["device"]["median_ms"] for name in ("bptt_array", "torch.nn.RNN"))
+        if len(entry["peers"]) == 2:
+            ours, theirs = (found["device"]["median_ms"] for found in entry["peers"].values())
             ratios.append(f"- {shape}: our time / torch's {ours / theirs:.2f}")
     counters = {found["counter"] for entry in result["rows"] for found in entry["peers"].values()} - {None}
     notes = [f"TF32 {'on' if result['tf32'] else 'off'} on both sides; {result['dtype']}; device {result['gpu']}."]
@@ -302,6 +300,7 @@ def main(argv=None):
     parser = measure.parser(__doc__)
     measure.add_turns(parser, repetitions=7, seconds=0.3)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the script (default: cuda)")
+    parser.add_argument("--cell", choices=list(peers.TORCH_LAYERS), default="tanh", help="(default: tanh)")
     parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on both sides")
     arguments = parser.parse_args(argv)
     if arguments.quick:
@@ -316,13 +315,15 @@ def main(argv=None):
         import torch
 
         with_torch = torch.cuda.is_available()
-    name = f"gpu-{arguments.dtype}{'-tf32' if arguments.tf32 else ''}"
+    cell = "" if arguments.cell == "tanh" else f"{arguments.cell}-"
+    name = f"gpu-{cell}{arguments.dtype}{'-tf32' if arguments.tf32 else ''}"
     result = {"tf32": arguments.tf32, "dtype": arguments.dtype, "gpu": gpu_description(backend), "rows": []}
     with measure.threads(arguments.threads):
         for shape in QUICK if arguments.quick else SHAPES:
             print(f"{shape} ...", flush=True)
             turns = arguments.repetitions, arguments.seconds
-            result["rows"].append(row(shape, arguments.dtype, backend.name, arguments.tf32, *turns, with_torch))
+            problem = Problem(shape, arguments.dtype, arguments.cell)
+            result["rows"].append(row(problem, backend.name, arguments.tf32, *turns, with_torch))
             busy = [entry["busy"] for entry in result["rows"]]
             result["about"] = measure.environment(arguments.threads, measure.command(__file__), busy)
             if with_torch and backend.name != "cpu":

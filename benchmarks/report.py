@@ -17,6 +17,7 @@ from pathlib import Path
 
 import char_rnn
 import compare
+import ensembles
 import gpu
 import measure
 import parts
@@ -37,6 +38,8 @@ REPORTS = {
         ["compare.py", "--dtype", "float64", "--repetitions", "5", "--no-memory", "--peers", *NEAREST],
         compare.tables,
     ),
+    "cells-float32": (["cells.py"], compare.tables),
+    "ensembles-float32": (["ensembles.py"], ensembles.tables),
     "parts": (["parts.py"], parts.tables),
     "scaling-float32": (["scaling.py"], scaling.tables),
     "char_rnn-32": (["char_rnn.py"], char_rnn.tables),
@@ -52,13 +55,21 @@ def is_small(shape):
 
 
 def ratios(rows, name):
-    """Our time over that of a peer, by shape."""
+    """Our time over that of a peer, by the shape of a row (of rows with one cell)."""
     found = {}
     for row in rows:
         if name in row["peers"]:
             ours, theirs = (row["peers"][who]["median_ms"] for who in ("bptt_array", name))
             found[Shape(*row["shape"])] = ours / theirs
     return found
+
+
+def ratios_of_cells(files, name, sizes):
+    """The same for LSTM and GRU, by cell and shape, where H is one of ``sizes``; empty without a file."""
+    rows = files.get("cells-float32", {"rows": []})["rows"]
+    return {
+        compare.label(row): value for row in rows for shape, value in ratios([row], name).items() if shape.H in sizes
+    }
 
 
 def verdict(goal, values, limit):
@@ -69,7 +80,7 @@ def verdict(goal, values, limit):
 
 
 def goals(results):
-    """What was aimed at in float32 (and, last, in float64), and what the files in ``results`` say."""
+    """What was aimed at in float32 (in one row in float64), and what the files in ``results`` say."""
     files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
     if not {"compare-float32", "compare-float64", "parts"} <= set(files):
         return ["Not measured yet."]
@@ -91,6 +102,10 @@ def goals(results):
         verdict("peak memory / torch's at most 0.5 where T = 1000", memory, lambda shape: 0.5),
         ["`import bptt_array` in less than 0.25 s", "met" if seconds < 0.25 else "missed", f"{seconds:.2f} s"],
         verdict("float64: never slower than torch", ratios(double, "torch.nn.RNN"), lambda shape: 1.0),
+        verdict("LSTM and GRU: time / torch at most 1.0 at H = 256 and 512",
+                ratios_of_cells(files, "torch", (256, 512)), lambda row: 1.0),
+        verdict("LSTM and GRU: time / products alone at most 1.35 at H = 512",
+                ratios_of_cells(files, "products alone", (512,)), lambda row: 1.35),
     ]  # fmt: skip
     return measure.table(["goal", "reached", "where not"], rows)
 

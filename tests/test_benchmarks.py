@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cells
 import char_rnn
 import compare
+import ensembles
 import gpu
 import measure
 import numpy as np
@@ -40,6 +42,34 @@ def test_every_peer_computes_the_same_gradients(name, dtype):
     assert difference < 50 * np.finfo(dtype).eps
 
 
+needs_torch = pytest.mark.skipif(
+    "torch.nn.RNN" not in peers.installed(), reason="torch is not installed: pip install torch"
+)
+
+
+@needs_torch
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", cells.CELLS)
+def test_torch_computes_the_gradients_of_cells_with_gates(cell, dtype):
+    problem = Problem(Shape(5, 3, 4, 6, 2), dtype, cell)
+    ours, theirs = (peers.make(name, problem, peers.PEERS_OF_CELLS).gradients() for name in ("bptt_array", "torch"))
+    assert peers.gradient_difference(theirs, ours) < 50 * np.finfo(dtype).eps
+    assert ("l0.b_hn" in theirs) == (cell == "gru")
+
+
+@pytest.mark.parametrize("cell", ensembles.CELLS)
+@pytest.mark.parametrize("name", ensembles.PEERS)
+def test_every_way_to_train_an_ensemble_computes_the_gradients_of_its_members(name, cell):
+    if name not in peers.installed(ensembles.PEERS):
+        pytest.skip(f"{name} is not installed: pip install torch")
+    problem = Problem(Shape(5, 3, 4, 6, 2), "float64", cell, members=3)
+    found = peers.make(name, problem, ensembles.PEERS).gradients()
+    for k in range(3):
+        expected = peers.Ours(problem, network=problem.network.member(k)).gradients()
+        difference = peers.gradient_difference({name: grad[k] for name, grad in found.items()}, expected)
+        assert difference < 1e-13
+
+
 def test_a_wrong_gradient_stops_the_comparison():
     problem = Problem(Shape(5, 3, 4, 6, 2))
     made = {name: peers.make(name, problem) for name in ("bptt_array", "textbook NumPy")}
@@ -52,10 +82,11 @@ def test_a_wrong_gradient_stops_the_comparison():
             compare.check_gradients(made, "float32")
 
 
+@pytest.mark.parametrize("cell", ["tanh", *cells.CELLS])
 @pytest.mark.parametrize("shape", [Shape(7, 2, 3, 5, 4), Shape(70, 2, 3, 5, 4)], ids=str)
-def test_products_alone_are_the_products_of_a_training_step(shape, monkeypatch):
+def test_products_alone_are_the_products_of_a_training_step(shape, cell, monkeypatch):
     """Every product with two matrices of ours, and of theirs: shapes, and whether operands are in order."""
-    problem = Problem(shape)
+    problem = Problem(shape, cell=cell)
     backend = problem.network.backend = type(problem.network.backend)()
     backend.segment_bytes = 3 * 2 * 5 * 4
     products = []
@@ -76,7 +107,7 @@ def test_products_alone_are_the_products_of_a_training_step(shape, monkeypatch):
     monkeypatch.setattr(np, "matmul", matmul)
     monkeypatch.setattr(backend, "empty", lambda shape, dtype: np.empty(shape, dtype).view(Noted))
     limit = peers.Products(problem)
-    limit.h = limit.h.view(Noted)  # of which every step's product is made
+    limit.h, limit.z = limit.h.view(Noted), limit.z.view(Noted)  # of which every step's products are made
     limit.run()
     theirs, products[:] = sorted(products), []
     problem.network.loss_and_grad(problem.x, problem.target)
@@ -180,6 +211,35 @@ def test_compare_prints_and_writes_what_it_measured(tmp_path, capsys):
     assert re.search(rf"\(4, 2, 3, 5, 2\) \| +{ratio:.2f} \|", printed)
 
 
+@needs_torch
+def test_cells_prints_and_writes_what_it_measured(tmp_path, capsys):
+    result = cells.main(["--quick", "--shape", "4", "2", "3", "5", "2", "--out", str(tmp_path)])
+    assert result["names"] == [*OURS_AND_THE_LIMIT, "torch"]
+    assert [row["cell"] for row in result["rows"]] == list(cells.CELLS)
+    printed = capsys.readouterr().out
+    for row in result["rows"]:
+        found = row["peers"]
+        assert found["torch"]["gradient_difference"] < 1e-5
+        assert found["torch"]["peak_bytes"] >= 0
+        ratio = found["bptt_array"]["median_ms"] / found["products alone"]["median_ms"]
+        assert re.search(rf"{row['cell']} \(4, 2, 3, 5, 2\) +\| +{ratio:.2f} \|", printed)
+    assert json.loads((tmp_path / "results" / "cells-float32.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "images" / "cells-float32.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_torch
+def test_ensembles_prints_and_writes_what_it_measured(tmp_path, capsys):
+    result = ensembles.main(["--quick", "--shape", "4", "2", "3", "5", "2", "--out", str(tmp_path)])
+    assert result["names"] == list(ensembles.PEERS)
+    printed = capsys.readouterr().out
+    for row in result["rows"]:
+        found = row["peers"]
+        assert all(found[name]["gradient_difference"] < 1e-5 for name in result["names"][1:])
+        ratio = found["bptt_array"]["median_ms"] / found["ours, one by one"]["median_ms"]
+        assert re.search(rf"{row['cell']} \(4, 2, 3, 5, 2\) +\| +{ratio:.2f} \|", printed)
+    assert json.loads((tmp_path / "results" / "ensembles-float32.json").read_text()) == json.loads(json.dumps(result))
+
+
 def test_a_peak_that_is_not_that_of_a_step_is_said_to_be_so(tmp_path):
     result = compare.main(
         ["--quick", "--shape", "4", "2", "3", "5", "2", "--peers", "bptt_array", "--out", str(tmp_path)]
@@ -228,6 +288,16 @@ def test_the_gpu_script_runs_but_for_its_timers(device, tmp_path, capsys):
     assert (tmp_path / "results" / "gpu-float32.json").exists()
 
 
+@pytest.mark.parametrize("device", ["cpu", *cuda])
+@pytest.mark.parametrize("cell", cells.CELLS)
+def test_the_gpu_script_knows_cells_with_gates(cell, device, tmp_path):
+    result = gpu.main(["--quick", "--cell", cell, "--device", device, "--out", str(tmp_path)])
+    found = result["rows"][0]["peers"]
+    assert all(peer["gradient_difference"] < 1e-5 for peer in found.values())
+    assert set(found) <= {"bptt_array", f"torch.nn.{cell.upper()}"}
+    assert (tmp_path / "results" / f"gpu-{cell}-float32.json").exists()
+
+
 @pytest.mark.parametrize("device", cuda)
 def test_the_gpu_script_sets_tf32_on_the_handle_too(device, tmp_path):
     result = gpu.main(["--quick", "--tf32", "--device", device, "--out", str(tmp_path)])
@@ -269,7 +339,7 @@ def test_the_parts_of_a_step_are_clocked(tmp_path, capsys):
     assert (tmp_path / "results" / "parts.json").exists()
 
 
-@pytest.mark.skipif("torch.nn.RNN" not in peers.installed(), reason="torch is not installed: pip install torch")
+@needs_torch
 def test_char_rnn_trains_both_alike(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 40, encoding="utf-8")
@@ -291,7 +361,7 @@ def test_the_training_run_is_measured(tmp_path, capsys):
 
 
 def test_a_first_look_does_not_touch_the_results_that_are_kept():
-    for script in (compare, scaling, gpu, parts, char_rnn, train):
+    for script in (compare, cells, ensembles, scaling, gpu, parts, char_rnn, train):
         assert "default: runs/benchmarks" in help_of(script)
     assert Path("runs") / "benchmarks" == measure.OUT
 
@@ -309,6 +379,8 @@ def help_of(script):
         (compare, ["--shape", "0", "1", "1", "1", "1"], "argument --shape: 0 is not positive"),
         (scaling, ["--repetitions", "x"], "argument --repetitions: invalid positive value: 'x'"),
         (compare, ["--peers", "torch"], "invalid choice: 'torch'"),
+        (cells, ["--peers", "torch.nn.RNN"], "invalid choice: 'torch.nn.RNN'"),
+        (ensembles, ["--no-memory"], "unrecognized arguments: --no-memory"),
     ],
     ids=str,
 )
@@ -333,6 +405,18 @@ def test_a_goal_that_is_missed_says_where():
     assert (
         report.verdict("g", {values_of: float("nan") for values_of in values}, lambda shape: 1)[1] == "in 0 of 2 rows"
     )
+
+
+def test_goals_of_cells_are_looked_up_by_cell_and_size():
+    def row(cell, H, ours, theirs):
+        peers_ = {"bptt_array": {"median_ms": ours}, "torch": {"median_ms": theirs}}
+        return {"cell": cell, "shape": [1, 1, 1, H, 1], "peers": peers_}
+
+    files = {"cells-float32": {"rows": [row("lstm", 64, 9, 1), row("lstm", 512, 1, 2), row("gru", 512, 3, 2)]}}
+    found = report.ratios_of_cells(files, "torch", (256, 512))
+    assert found == {"lstm (1, 1, 1, 512, 1)": 0.5, "gru (1, 1, 1, 512, 1)": 1.5}
+    assert report.ratios_of_cells({}, "torch", (256, 512)) == {}
+    assert report.ratios_of_cells(files, "products alone", (512,)) == {}
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():

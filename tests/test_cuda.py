@@ -59,17 +59,29 @@ def pool():
     "make_optimizer", [lambda: ba.Adam(1e-2), lambda: ba.SGD(0.1, momentum=0.9)], ids=["adam", "momentum"]
 )
 @pytest.mark.parametrize("lengths", [None, [12, 0, 5, 7]], ids=["full", "lengths"])
-@pytest.mark.parametrize("cell", ["tanh", "relu"])
-def test_a_training_step_copies_the_batch_in_and_never_waits(device, cell, lengths, make_optimizer, pool):
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"cell": "tanh"},
+        {"cell": "relu"},
+        {"cell": "lstm", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3},
+        {"cell": "gru", "members": 3, "recurrent_dropout": 0.3},
+        {"cell": "lstm", "bidirectional": True},
+    ],
+    ids=lambda more: "-".join(map(str, more.values())),
+)
+def test_a_training_step_copies_the_batch_in_and_never_waits(device, more, lengths, make_optimizer, pool):
     import gpuemu
 
-    rnn = network(device, cell=cell)
+    rnn = network(device, **more)
     optimizer = make_optimizer()
     x, target = tokens(0), tokens(1)
+    options = {"lengths": lengths, "truncate": None if rnn.bidirectional else 5, "dropout_seed": 1}
 
     def step(state):
-        _, grads, state = rnn.loss_and_grad(x, target, "cross_entropy", state=state, lengths=lengths, truncate=5)
-        optimizer.update(rnn.params, ba.clip_by_global_norm(grads.params, 1.0))
+        _, grads, state = rnn.loss_and_grad(x, target, "cross_entropy", state=state, **options)
+        clipped = ba.clip_by_global_norm(grads.params, 1.0, members=rnn.members)
+        optimizer.update(rnn.params, clipped)
         return state
 
     state = None
@@ -84,7 +96,7 @@ def test_a_training_step_copies_the_batch_in_and_never_waits(device, cell, lengt
     assert counted.implicit_syncs == 0
     assert counted.d2h == 0
     assert counted.p2p == 0
-    segments = 3  # of 5 steps at most
+    segments = 1 if rnn.bidirectional else 3  # of 5 steps at most
     assert counted.h2d == 2 * segments + (lengths is not None)
     assert counted.h2d_bytes == (2 * T * N + (N if lengths else 0)) * 8
     assert counted.malloc == 0  # the pool serves everything
@@ -215,15 +227,31 @@ def on_every_step(call, steps_of, pool, few=4, many=T):
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cell", ["tanh", "relu"])
-def test_each_time_step_is_one_product_and_one_launch_each_way(device, cell, dtype, pool):
+@pytest.mark.parametrize(("cell", "each"), [("tanh", 1), ("relu", 1), ("lstm", 2), ("gru", 2)])
+def test_each_time_step_is_one_product_and_few_launches_each_way(device, cell, each, dtype, pool):
+    """One launch for the cell of (1.1), two for one with gates (forward gates, state; backward the same); no copy."""
     rnn = network(device, cell=cell, dtype=dtype)
     x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
     with rnn.backend.active():
         forward = lambda steps: rnn(x[:steps, ...])  # noqa: E731
         both = lambda steps: rnn.loss_and_grad(x[:steps, ...], target[:steps, ...], "cross_entropy")  # noqa: E731
-        assert on_every_step(forward, lambda steps: steps, pool) == (1, 1, 0, 0)
-        assert on_every_step(both, lambda steps: 2 * steps, pool) == (1, 1, 0, 0)
+        assert on_every_step(forward, lambda steps: steps, pool) == (1, each, 0, 0)
+        assert on_every_step(both, lambda steps: 2 * steps, pool) == (1, each, 0, 0)
+
+
+@pytest.mark.parametrize("device", cuda)
+@needs_counters
+@pytest.mark.parametrize("axes", [{"members": 3}, {"bidirectional": True}, {"members": 3, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize(("cell", "forward_each", "each"), [("tanh", 2, 4), ("lstm", 3, 6), ("gru", 2, 5)])
+def test_members_and_directions_share_the_product_of_a_step(device, cell, forward_each, each, axes, pool):
+    """However many there are: one product each way, and one launch more than a single network for its sum."""
+    rnn = network(device, cell=cell, **axes)
+    x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
+    with rnn.backend.active():
+        forward = lambda steps: rnn(x[:steps, ...])  # noqa: E731
+        both = lambda steps: rnn.loss_and_grad(x[:steps, ...], target[:steps, ...], "cross_entropy")  # noqa: E731
+        assert on_every_step(forward, lambda steps: steps, pool) == (1, forward_each, 0, 0)
+        assert on_every_step(both, lambda steps: steps, pool) == (2, each, 0, 0)
 
 
 @pytest.mark.parametrize("device", cuda)
@@ -303,8 +331,9 @@ def test_fused_updates_are_the_portable_ones(device, dtype, shape):
 
 @pytest.mark.parametrize("device", cuda)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
 @pytest.mark.parametrize("shape", [(7, 4, 8), (1, 1, 1), (3, 1, 5), (5, 6, 1)], ids=str)
-def test_the_fallback_without_gemm_gives_the_same_numbers(device, dtype, shape):
+def test_the_fallback_without_gemm_gives_the_same_numbers(device, dtype, shape, cell):
     steps, sequences, hidden = shape
     fast = ba.backend.CupyBackend(ba.backend.resolve(device)._index)
     portable = ba.backend.CupyBackend(fast._index)
@@ -315,7 +344,7 @@ def test_the_fallback_without_gemm_gives_the_same_numbers(device, dtype, shape):
     target = rng.standard_normal((steps, sequences, 2)).astype(dtype)
     found = []
     for backend in (fast, portable):
-        rnn = ba.RNN(3, hidden, 2, dtype=dtype, device=backend)
+        rnn = ba.RNN(3, hidden, 2, cell=cell, dtype=dtype, device=backend)
         loss, grads, state = rnn.loss_and_grad(x, target)
         found.append([backend.to_host(a) for a in (loss, state.h, grads.state.h, *grads.params.values())])
     for one, other in zip(*found, strict=True):
