@@ -53,6 +53,21 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         {"loss": "mse", "lengths": True},
         False,
     ),
+    "LSTM, two layers, dropout, lengths": (
+        {"cell": "lstm", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.2},
+        {"loss": "mse", "lengths": True, "dropout_seed": 5},
+        False,
+    ),
+    "GRU, two directions, lengths": (
+        {"cell": "gru", "bidirectional": True, "output": "tanh"},
+        {"loss": "mse", "lengths": True},
+        False,
+    ),
+    "GRU, three members, tokens": (
+        {"cell": "gru", "members": 3, "output": "softmax"},
+        {"loss": "cross_entropy", "truncate": 18},
+        True,
+    ),
 }
 
 
@@ -126,23 +141,30 @@ def _run(case: str, backend: Backend, dtype: str, rounded_to: str) -> dict[str, 
         return rnn.asarray(rng.standard_normal(shape).astype(rounded_to))
 
     x = rnn.asarray(rng.integers(0, I, (T, N))) if tokens else draw(T, N, I)
-    state = State(h=draw(1, 1, N, H))
-    dy_shape = (N, O) if rnn.readout == "last" else (T, N, O)
-    dy, dstate = draw(*dy_shape), State(h=draw(1, 1, N, H))
+    architecture = rnn.architecture
+
+    def draw_state() -> State:
+        return State(*(draw(*architecture.states_shape(N)) for _ in architecture.cell.states))
+
+    state, y_shape = draw_state(), architecture.outputs_shape(T, N)
+    dy, dstate = draw(*y_shape), draw_state()
     if options["loss"] == "cross_entropy":
-        target = rnn.asarray(rng.integers(0, O, dy_shape[:-1]))
+        target = rnn.asarray(rng.integers(0, O, y_shape[:-1]))
     else:
-        target = rnn.asarray(rng.random(dy_shape).astype(rounded_to))
+        target = rnn.asarray(rng.random(y_shape).astype(rounded_to))
     if options.pop("lengths", False):
         options["lengths"] = [T, 0, 1, T // 2, T - 1, 3]
+    given_to_both = {name: options[name] for name in ("lengths", "dropout_seed") if name in options}
 
     loss, grads, final = rnn.loss_and_grad(x, target, state=state, input_grad=not tokens, **options)
-    y, _, backward = rnn.forward(x, state, lengths=options.get("lengths"))
+    y, _, backward = rnn.forward(x, state, **given_to_both)
     given = backward(dy, dstate, input_grad=not tokens)
     quantities = {"y": y, "final state": final.h, "loss": loss}
     for kind, result in (("loss", grads), ("dy, dstate", given)):
         quantities |= {f"d{name} of {kind}": grad for name, grad in result.params.items()}
         quantities[f"dh_0 of {kind}"] = result.state.h
+        if result.state.c is not None:
+            quantities[f"dc_0 of {kind}"] = result.state.c
         if result.x is not None:
             quantities[f"dx of {kind}"] = result.x
     return {name: backend.to_host(array) for name, array in quantities.items()}
