@@ -98,7 +98,10 @@ def as_initial(backend: Backend, architecture: Architecture, state: State | None
         array = getattr(state, name)
         array = array if backend.owns(array) else backend.from_host(array)
         given.append(xp.astype(array, dtype, copy=False))  # the byte order of this machine
-    inside = (lambda a: xp.moveaxis(a, 0, -3)) if architecture.bidirectional else (lambda a: a[0, ...])
+
+    def inside(array: Array) -> Array:
+        return xp.moveaxis(array, 0, -3) if architecture.bidirectional else array[0, ...]
+
     return [tuple(inside(array[k, ...]) for array in given) for k in layers]
 
 

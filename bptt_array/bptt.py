@@ -147,7 +147,7 @@ class BackwardPass:
     ) -> None:
         self.unrolled = unrolled
         self.direct = direct
-        self.dx = dx
+        self.dx: Array = dx
         rows = Scratch(Loan(unrolled.backend)) if rows is None else rows
         self.layers = [
             LayerBackward(layer, None if d_last is None else d_last[k], rows) for k, layer in enumerate(unrolled.layers)
@@ -164,24 +164,25 @@ class BackwardPass:
             directions.split_(backend, top.direct(start, stop), dh, padding)
             d_ending = None if d_ending is None else directions.split_last(backend, d_ending)
         for k in reversed(range(len(self.layers))):
-            layer = self.layers[k]
-            layer.segment(start, stop, cut=cut, d_ending=d_ending)
+            self.layers[k].segment(start, stop, cut=cut, d_ending=d_ending)
             d_ending = None
-            below = self.layers[k - 1].direct(start, stop) if k else None
-            if below is None and self.dx is None:
-                break
-            if two:
-                dx = self._of_both(layer, start, stop)
-            else:
-                dx = self.dx[start:stop, ...] if below is None else below
-                layer.dx_(start, stop, dx)
-            mask = unrolled.mask(k, start, stop)
-            if mask is not None:
-                dx *= mask
-            if two and below is None:
-                self.dx[start:stop, ...] = dx
-            elif two:
-                directions.split_(backend, below, dx, padding)
+            if k or self.dx is not None:
+                self._hand_down(k, start, stop)
+
+    def _hand_down(self, k: int, start: int, stop: int) -> None:
+        """The gradient of the input of layer k: the direct part of the layer below or, of the first, :attr:`dx`."""
+        unrolled, layer, two = self.unrolled, self.layers[k], self.unrolled.stack.bidirectional
+        target = self.layers[k - 1].direct(start, stop) if k else self.dx[start:stop, ...]
+        dx = self._of_both(layer, start, stop) if two else target
+        if not two:
+            layer.dx_(start, stop, dx)
+        mask = unrolled.mask(k, start, stop)
+        if mask is not None:
+            dx *= mask
+        if two and k:
+            directions.split_(unrolled.backend, target, dx, unrolled.batch.padding)
+        elif two:
+            target[...] = dx
 
     def _of_both(self, layer: LayerBackward, start: int, stop: int) -> Array:
         """The gradient of the input that both directions of a layer read, ``(S, [E,] N, K)``."""
@@ -194,7 +195,7 @@ class BackwardPass:
     @property
     def d_initial(self) -> list[States]:
         """Gradients of the initial states of every layer, once the first segment has run backward."""
-        return [layer.d_initial for layer in self.layers]
+        return [layer.d_initial for layer in self.layers if layer.d_initial is not None]
 
     @property
     def grads(self) -> dict[str, Array]:

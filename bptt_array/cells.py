@@ -28,11 +28,11 @@ class Tape(NamedTuple):
     states : tuple of (S+1, ..., N, H)
         h, and c where the cell has one; row 0 is the state before the segment.
     kept : (S, K, ..., N, H)
-        K numbers more of every step and unit, as many as the cell keeps.
+        K numbers more of every step and unit, as many as the cell keeps; None if there are none.
     """
 
     states: tuple[Array, ...]
-    kept: Array | None
+    kept: Array
 
     @property
     def h(self) -> Array:
@@ -313,9 +313,7 @@ def _lstm_slopes(ops: Elementwise) -> Step:
 
 
 def _lstm_back(ops: Elementwise) -> Step:
-    def back_(
-        dh: Array, dc: Array, dc_before: Array, slope_c: Array, f: Array, slope_o: Array, dz_o: Array
-    ) -> None:
+    def back_(dh: Array, dc: Array, dc_before: Array, slope_c: Array, f: Array, slope_o: Array, dz_o: Array) -> None:
         ops.multiply_(dz_o, slope_o, dh)  # dz_o = tanh(c_t) o (1 - o) dh_t
         slope_c *= dh
         dc += slope_c  # dc_t = (through c_{t+1}) + o (1 - tanh(c_t)^2) dh_t
@@ -345,7 +343,7 @@ class GRU(Cell):
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         product_ = product.writing()
         gates_, state_ = backend.fused(_gru_gates), backend.fused(_gru_state)
-        b_hn = params["b_hn"][..., None, :]
+        b_hn: Array = params["b_hn"][..., None, :]
         of_h = backend.empty((*product.rows, 3 * b_hn.shape[-1]), b_hn.dtype)  # W_hh h_{t-1}
         of_h_by_gate = self.by_gate(backend, of_h[None, ...])[0, ...]
         ru_of_h, n_of_h = of_h_by_gate[:2, ...], of_h_by_gate[2, ...]

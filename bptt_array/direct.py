@@ -70,12 +70,12 @@ class LossAtLastStep:
 
     def add_loss(self, start: int, stop: int, h: Array, last: Array) -> tuple[Array, Array] | None:
         """Add the loss of the sequences that end in a segment; returns their ``h`` and ``dv ([E,] N, O)``."""
-        weights, padding = self.weights, self.padding
+        weights, padding, xp = self.weights, self.padding, self.objective.readout.backend.xp
         if padding is not None:
             if not padding.ends_within(start, stop):
                 return None
             weights = self._weights_of_those_ending(padding, start, stop, last)
-            last = padding.backend.xp.where(padding.last(start, stop)[:, None], last, padding.backend.xp.zeros_like(last))
+            last = xp.where(padding.last(start, stop)[:, None], last, xp.zeros_like(last))
         elif stop != self.T:
             return None
         loss, dv = self.objective(last, self.target, weights)

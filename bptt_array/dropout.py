@@ -1,8 +1,8 @@
 """Dropout: masks that are a function of a seed and of a place, so that nothing has to be kept or sent.
 
 A mask holds 0 with probability p and ``1 / (1 - p)`` elsewhere (inverted dropout). Whether an entry is 0 is decided
-by a hash of its place in time, batch and layer, keyed by ``dropout_seed``, the network's seed and the layer. The hash is
-32-bit integer arithmetic that wraps around, in the Array API, on the device: the same bits on every device, in
+by a hash of its place in time, batch and units, keyed by ``dropout_seed``, the network's seed and the layer. The hash
+is 32-bit integer arithmetic that wraps around, in the Array API, on the device: the same bits on every device, in
 segments of any length, forward and backward.
 """
 

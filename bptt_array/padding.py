@@ -71,7 +71,7 @@ class Padding:
         Meaningful for the sequences of :meth:`last` only; of the others it is the first state.
         """
         xp = self.backend.xp
-        rows, *lead, N, H = states.shape
+        _, *lead, N, H = states.shape
         row = (self._lengths - start) * xp.astype(self.last(start, stop), xp.int64)
         between = xp.reshape(self.backend.arange(math.prod(lead)), (*lead, 1))
         index = (row * math.prod(lead) + between) * N + self.backend.arange(N)
@@ -80,7 +80,7 @@ class Padding:
         return result
 
     def add_to_last_(self, dstates: Array, d_last: Array, start: int, stop: int) -> None:
-        """Add ``d_last (..., N, H)`` to the row of ``dstates (S, ..., N, H)`` that is each sequence's last valid step."""
+        """Add ``d_last (..., N, H)`` to the row of ``dstates (S, ..., N, H)`` of each sequence's last valid step."""
         if not self.ends_within(start, stop):
             return
         steps = self.backend.arange(stop - start) + start

@@ -22,8 +22,8 @@ class Readout:
 
     backend: Backend
     g: Activation
-    W_hy: Array | None = None
-    b_y: Array | None = None
+    W_hy: Array = None
+    b_y: Array = None
 
     def size(self, hidden_size: int) -> int:
         """O, or H without an output layer."""

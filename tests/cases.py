@@ -173,6 +173,7 @@ STACKED = [
     Case(members=2, bidirectional=True, tokens=True, readout="last", shared=False),
     Case(members=2, loss="cubic", output="sigmoid", output_size=True),
     Case(members=1, output="softmax", loss="cross_entropy", target="probabilities"),
+    Case(members=2, N=2, O=2, loss="cubic", output="sigmoid"),  # E = N = O: whose axis is whose?
 ]
 DROPPED = [
     Case(layers=3, dropout=0.4),
@@ -348,9 +349,7 @@ def _masks(case, k):
 def run_reference(np, case, one, **more):
     """The reference's forward pass on the arrays of one member."""
     states = one["h_0"], one["c_0"]
-    return reference.forward(
-        np, one["params"], one["x"], *states, masks=one["masks"], **case.reference_options, **more
-    )
+    return reference.forward(np, one["params"], one["x"], *states, masks=one["masks"], **case.reference_options, **more)
 
 
 def make(ba, case, params, dtype="float64", backend=None):

@@ -134,7 +134,7 @@ def check_explosion_in_the_padding(ba):
     arrays["params"]["l0.b_h"] = np.abs(arrays["params"]["l0.b_h"])
     arrays["h_0"] *= 1e-200
     _check_finite(ba, case, arrays)
-    # The states of a GRU are bounded, but r (W_hn h + b_hn) is 0 times infinity where r is closed and the sum overflows.
+    # The states of a GRU are bounded, but r (W_hn h + b_hn) is 0 times infinity where r is closed and its sum overflows
     case = Case(cell="gru", lengths=(1, 0, 1, 1), segment=3)
     arrays = draw(case)
     params, H = arrays["params"], case.H

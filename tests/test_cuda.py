@@ -241,7 +241,9 @@ def test_each_time_step_is_one_product_and_few_launches_each_way(device, cell, e
 
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
-@pytest.mark.parametrize("axes", [{"members": 3}, {"bidirectional": True}, {"members": 3, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{"members": 3}, {"bidirectional": True}, {"members": 3, "bidirectional": True}], ids=str
+)
 @pytest.mark.parametrize(("cell", "forward_each", "each"), [("tanh", 2, 4), ("lstm", 3, 6), ("gru", 2, 5)])
 def test_members_and_directions_share_the_product_of_a_step(device, cell, forward_each, each, axes, pool):
     """However many there are: one product each way, and one launch more than a single network for its sum."""

@@ -137,7 +137,7 @@ def test_a_forgotten_seed_is_an_error_where_gradients_are_asked_for():
     x, target = batch()
     for rates, said in (({"dropout": 0.5}, r"dropout=0\.5"), ({"recurrent_dropout": 0.25}, r"recurrent_dropout=0\.25")):
         rnn = network(**rates)
-        with pytest.raises(ValueError, match=rf"^dropout_seed is missing, but this RNN has {said}: give a whole number"):
+        with pytest.raises(ValueError, match=rf"^dropout_seed is missing, but this RNN has {said}: give a whole"):
             rnn.loss_and_grad(x, target)
         with pytest.raises(ValueError, match="dropout_seed is missing"):
             rnn.forward(x)

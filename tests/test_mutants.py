@@ -123,8 +123,8 @@ MUTANTS = {
     "u of the step before": ("cells.py", "ops.subtract_(slope_inner, h_before, n)", "ops.subtract_(slope_inner, n, h_before)"),
     "padding that leaks into what is kept": ("layer.py", "tape.kept[...] = padding.zeroed(tape.kept, start, stop)", "pass"),
     # layers and directions
-    "direct part of the layer below forgotten": ("bptt.py", "layer.dx_(start, stop, dx)\n            mask", "dx[...] = 0\n            mask"),
-    "initial state of the top layer for all": ("bptt.py", "return [layer.d_initial for layer in self.layers]", "return [self.layers[-1].d_initial for layer in self.layers]"),
+    "direct part of the layer below forgotten": ("bptt.py", "layer.dx_(start, stop, dx)\n        mask", "dx[...] = 0\n        mask"),
+    "initial state of the top layer for all": ("bptt.py", "return [layer.d_initial for layer in self.layers", "return [self.layers[-1].d_initial for layer in self.layers"),
     "the reverse direction not reversed": ("directions.py", "result[..., 1, :, :] = reverse(backend, x, padding)", "result[..., 1, :, :] = x"),
     "outputs of the reverse direction not turned back": ("directions.py", "result[..., H:] = reverse(backend, h[..., 1, :, :], padding)", "result[..., H:] = h[..., 1, :, :]"),
     "gradient of the reverse direction not reversed": ("directions.py", "dh[..., 1, :, :] = reverse(backend, d_merged[..., H:], padding)", "dh[..., 1, :, :] = d_merged[..., H:]"),

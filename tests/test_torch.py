@@ -1,4 +1,8 @@
-"""The fourth oracle, where PyTorch is installed; and its meta device, on which nothing can be read."""
+"""The fourth oracle, where PyTorch is installed; weights that move there and back; and its meta device."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,84 +12,334 @@ import bptt_array as ba
 
 pytestmark = needs_torch
 T, N, I, H, O = 9, 4, 3, 6, 5  # noqa: E741
+LENGTHS = [9, 2, 5, 1]
+CELLS = ("tanh", "relu", "lstm", "gru")
+DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 
 
-def both(cell, dtype, seed=0):
-    """The same network here and in torch, and inputs for it."""
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For arrays this small torch's threads only wait for each other."""
     import torch
 
-    rng = np.random.default_rng(seed)
-    rnn = ba.RNN(I, H, O, cell=cell, output="softmax", dtype=dtype, seed=seed)
-    layer = torch.nn.RNN(I, H, nonlinearity=cell, dtype=getattr(torch, dtype))
-    linear = torch.nn.Linear(H, O, dtype=getattr(torch, dtype))
-    weights = {"weight_ih_l0": "l0.W_xh", "weight_hh_l0": "l0.W_hh", "bias_ih_l0": "l0.b_h"}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def recurrent_module(cell, layers=1, bidirectional=False, dtype="float64", **more):
+    import torch
+
+    made = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(cell, torch.nn.RNN)
+    more |= {} if cell in ("lstm", "gru") else {"nonlinearity": cell}
+    torch.manual_seed(0)
+    return made(I, H, layers, bidirectional=bidirectional, dtype=getattr(torch, dtype), **more)
+
+
+def module(cell, layers=1, bidirectional=False, dtype="float64", bias=True, names=("rnn", "readout")):
+    """A module in torch as from_torch_state_dict takes it."""
+    import torch
+
+    recurrent = recurrent_module(cell, layers, bidirectional, dtype, bias=bias)
+    linear = torch.nn.Linear(H * (1 + bidirectional), O, bias=bias, dtype=getattr(torch, dtype))
+    return torch.nn.ModuleDict(dict(zip(names, (recurrent, linear), strict=True)))
+
+
+def load(theirs, state_dict):
+    import torch
+
+    theirs.load_state_dict({name: torch.from_numpy(value) for name, value in state_dict.items()}, strict=True)
+    return theirs
+
+
+def outputs(theirs, x):
+    """Of a module from zero states, on the host."""
+    import torch
+
     with torch.no_grad():
-        for theirs, ours in weights.items():
-            getattr(layer, theirs).copy_(torch.from_numpy(rnn.params[ours]))
-        layer.bias_hh_l0.zero_()
-        linear.weight.copy_(torch.from_numpy(rnn.params["W_hy"]))
-        linear.bias.copy_(torch.from_numpy(rnn.params["b_y"]))
-    x = rng.standard_normal((T, N, I)).astype(dtype)
-    h_0 = rng.standard_normal((1, N, H)).astype(dtype)
-    return rnn, layer, linear, x, h_0, rng
+        return theirs["readout"](theirs["rnn"](torch.from_numpy(x))[0]).numpy()
 
 
-def compare(rnn, grads, layer, linear, x, h_0, tolerance):
-    pairs = {
-        "l0.W_xh": layer.weight_ih_l0,
-        "l0.W_hh": layer.weight_hh_l0,
-        "l0.b_h": layer.bias_ih_l0,
-        "W_hy": linear.weight,
-        "b_y": linear.bias,
+@dataclass(frozen=True)
+class Run:
+    """Outputs, final states and gradients of one forward and backward pass, under common names."""
+
+    arrays: dict
+
+    def assert_near(self, other, tolerance):
+        assert self.arrays.keys() == other.arrays.keys()
+        for name, value in self.arrays.items():
+            assert value.shape == other.arrays[name].shape, name
+            assert np.max(np.abs(value - other.arrays[name])) <= tolerance * np.max(np.abs(value)), name
+
+
+def inputs(cell, layers, bidirectional, dtype):
+    """x, initial states, and random gradients of the outputs and of the final states."""
+    rng = np.random.default_rng(0)
+    states = ("h", "c") if cell == "lstm" else ("h",)
+    drawn = {"x": rng.standard_normal((T, N, I)), "dy": rng.standard_normal((T, N, O))}
+    for name in states:
+        drawn[name], drawn["d" + name] = rng.standard_normal((2, layers, 1 + bidirectional, N, H))
+    return {name: value.astype(dtype) for name, value in drawn.items()}, states
+
+
+def run_ours(rnn, given, states, lengths):
+    y, last, backward = rnn.forward(given["x"], ba.State(**{name: given[name] for name in states}), lengths=lengths)
+    dlast = ba.State(**{name: given["d" + name] for name in states})
+    grads = backward(given["dy"], dlast, input_grad=True)
+    arrays = {"y": y, "dx": grads.x}
+    for name in states:
+        arrays |= {f"last {name}": getattr(last, name), f"d initial {name}": getattr(grads.state, name)}
+    return Run(arrays | grads.params)
+
+
+def run_theirs(theirs, given, states, lengths):
+    import torch
+
+    x = torch.tensor(given["x"], requires_grad=True)
+    initial = [torch.tensor(given[name].reshape(-1, N, H), requires_grad=True) for name in states]
+    valid = torch.ones((T, N), dtype=bool)
+    packed = x
+    if lengths is not None:
+        valid = torch.arange(T)[:, None] < torch.tensor(lengths)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    hidden, last = theirs["rnn"](packed, tuple(initial) if len(states) == 2 else initial[0])
+    if lengths is not None:
+        hidden, _ = torch.nn.utils.rnn.pad_packed_sequence(hidden, total_length=T)
+    last = list(last) if len(states) == 2 else [last]
+    y = theirs["readout"](hidden)
+    loss = (y * torch.from_numpy(given["dy"]))[valid].sum()
+    for name, value in zip(states, last, strict=True):
+        loss = loss + (value * torch.from_numpy(given["d" + name].reshape(-1, N, H))).sum()
+    loss.backward()
+    arrays = {"y": (y * valid[..., None]).detach().numpy(), "dx": x.grad.numpy()}
+    for name, first, value in zip(states, initial, last, strict=True):
+        arrays |= {f"last {name}": value.detach().numpy(), f"d initial {name}": first.grad.numpy()}
+    arrays = {
+        name: a.reshape(given["h"].shape) if "last" in name or "initial" in name else a for name, a in arrays.items()
     }
-    for name, theirs in pairs.items():
-        close(grads.params[name], theirs.grad, tolerance)
-    close(grads.x, x.grad, tolerance)
-    close(grads.state.h[0], h_0.grad, tolerance)
+    return Run(arrays | gradients_under_our_names(theirs))
 
 
-def close(ours, theirs, tolerance):
-    theirs = theirs.detach().numpy()
-    assert ours.shape == theirs.shape
-    assert np.max(np.abs(ours - theirs)) <= tolerance * np.max(np.abs(theirs))
+def gradients_under_our_names(theirs):
+    """Either bias of torch has the gradient of their sum; of the GRU's third gate the second is another one."""
+    recurrent, grads = theirs["rnn"], {}
+    for k in range(recurrent.num_layers):
+        sides = [f"l{k}", f"l{k}_reverse"][: 1 + recurrent.bidirectional]
+        parts = {"W_xh": "weight_ih", "W_hh": "weight_hh", "b_h": "bias_ih", "b_hn": "bias_hh"}
+        if recurrent.mode != "GRU":
+            del parts["b_hn"]
+        for ours, part in parts.items():
+            both = np.stack([getattr(recurrent, f"{part}_{side}").grad.numpy() for side in sides])
+            both = both[:, -H:] if ours == "b_hn" else both
+            grads[f"l{k}.{ours}"] = both if recurrent.bidirectional else both[0]
+    linear = theirs["readout"]
+    return grads | {"W_hy": linear.weight.grad.numpy(), "b_y": linear.bias.grad.numpy()}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 1e-5)])
-@pytest.mark.parametrize("cell", ["tanh", "relu"])
-def test_outputs_loss_and_gradients_equal_torch(cell, dtype, tolerance):
+@DTYPES
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_outputs_states_and_all_gradients_equal_torch(cell, layers, bidirectional, lengths, dtype, tolerance):
+    theirs = module(cell, layers, bidirectional, dtype)
+    given, states = inputs(cell, layers, bidirectional, dtype)
+    rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell)
+    assert (rnn.cell, rnn.num_layers, rnn.bidirectional, rnn.dtype) == (cell, layers, bidirectional, dtype)
+    run_theirs(theirs, given, states, lengths).assert_near(run_ours(rnn, given, states, lengths), tolerance)
+
+
+@DTYPES
+def test_a_loss_equals_that_of_torch(dtype, tolerance):
     import torch
 
-    rnn, layer, linear, x, h_0, rng = both(cell, dtype)
-    target = rng.integers(0, O, (T, N))
-    loss, grads, state = rnn.loss_and_grad(x, target, "cross_entropy", state=ba.State(h=h_0[None]), input_grad=True)
-    tx, th = torch.tensor(x, requires_grad=True), torch.tensor(h_0, requires_grad=True)
-    hs, last = layer(tx, th)
-    v = linear(hs)
-    theirs = torch.nn.functional.cross_entropy(v.reshape(-1, O), torch.from_numpy(target).reshape(-1))
-    theirs.backward()
-    close(np.asarray(loss), theirs, tolerance)
-    close(state.h[0], last, tolerance)
-    close(rnn(x, ba.State(h=h_0[None]))[0], torch.softmax(v, -1), tolerance)
-    compare(rnn, grads, layer, linear, tx, th, tolerance)
+    theirs = module("tanh", dtype=dtype)
+    given, _ = inputs("tanh", 1, False, dtype)
+    target = np.random.default_rng(1).integers(0, O, (T, N))
+    rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), output="softmax")
+    loss, grads, _ = rnn.loss_and_grad(given["x"], target, "cross_entropy")
+    y = theirs["readout"](theirs["rnn"](torch.from_numpy(given["x"]))[0])
+    expected = torch.nn.functional.cross_entropy(y.reshape(-1, O), torch.from_numpy(target).reshape(-1))
+    expected.backward()
+    Run({"loss": np.asarray(loss), **grads.params}).assert_near(
+        Run({"loss": expected.detach().numpy(), **gradients_under_our_names(theirs)}), tolerance
+    )
 
 
-def test_lengths_equal_packed_sequences_of_torch():
+# ---- weights, there and back ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_come_back_from_torch_the_same(cell, layers, bidirectional, dtype):
+    rnn = ba.RNN(I, H, O, cell=cell, num_layers=layers, bidirectional=bidirectional, dtype=dtype, seed=3)
+    state_dict = load(module(cell, layers, bidirectional, dtype), rnn.to_torch_state_dict()).state_dict()
+    back = ba.RNN.from_torch_state_dict(state_dict, cell=cell, seed=3)
+    assert back.config == rnn.config
+    assert all(np.array_equal(back.params[name], rnn.params[name]) for name in rnn.params)
+    assert all(back.params[name].dtype == dtype for name in rnn.params)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_module_that_was_here_gives_the_same_outputs(cell, layers, bidirectional):
+    theirs = module(cell, layers, bidirectional)
+    x = inputs(cell, layers, bidirectional, "float64")[0]["x"]
+    there_and_back = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell).to_torch_state_dict()
+    fresh = module(cell, layers, bidirectional)
+    for value in fresh.parameters():
+        value.data.fill_(9.0)  # what strict loading has to replace, all of it
+    again = load(fresh, there_and_back)
+    assert np.max(np.abs(outputs(again, x) - outputs(theirs, x))) <= 1e-14
+
+
+def running_sum(dtype):
+    x = np.random.default_rng(5).standard_normal((T, N, I)).astype(dtype)
+    return x, np.repeat(np.cumsum(x.sum(-1, keepdims=True), axis=0), O, axis=-1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_network_trained_here_says_the_same_in_torch(cell):
+    x, target = running_sum("float32")
+    forget_bias = 1.0 if cell == "lstm" else 0.0
+    rnn = ba.RNN(I, H, O, cell=cell, num_layers=2, bidirectional=True, init="orthogonal", forget_bias=forget_bias)
+    optimizer, losses = ba.Adam(1e-2), []
+    for _ in range(30):
+        loss, grads, _ = rnn.loss_and_grad(x, target)
+        optimizer.update(rnn.params, ba.clip_by_global_norm(grads.params, 1.0))
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+    theirs = load(module(cell, 2, True, "float32"), rnn.to_torch_state_dict())
+    y = rnn(x)[0]
+    assert np.max(np.abs(outputs(theirs, x) - y)) <= 1e-6 * np.max(np.abs(y))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_network_trained_in_torch_says_the_same_here(cell):
     import torch
 
-    rnn, layer, linear, x, h_0, rng = both("tanh", "float64")
-    lengths = [9, 2, 5, 1]
-    dy, dlast = rng.standard_normal((T, N, O)), rng.standard_normal((1, N, H))
-    tx, th = torch.tensor(x, requires_grad=True), torch.tensor(h_0, requires_grad=True)
-    packed = torch.nn.utils.rnn.pack_padded_sequence(tx, lengths, enforce_sorted=False)
-    out, last = layer(packed, th)
-    hs, _ = torch.nn.utils.rnn.pad_packed_sequence(out, total_length=T)
-    y = torch.softmax(linear(hs), -1)
-    valid = torch.arange(T)[:, None] < torch.tensor(lengths)
-    ((y * torch.from_numpy(dy))[valid].sum() + (last * torch.from_numpy(dlast)).sum()).backward()
-    _, state, backward = rnn.forward(x, ba.State(h=h_0[None]), lengths=lengths)
-    close(state.h[0], last, 1e-13)
-    grads = backward(dy, ba.State(h=dlast[None]), input_grad=True)
-    compare(rnn, grads, layer, linear, tx, th, 1e-12)
+    x, target = running_sum("float32")
+    theirs = module(cell, 2, True, "float32")
+    optimizer, losses = torch.optim.Adam(theirs.parameters(), 1e-2), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        y = theirs["readout"](theirs["rnn"](torch.from_numpy(x))[0])
+        loss = ((y - torch.from_numpy(target)) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    y = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell)(x)[0]
+    assert np.max(np.abs(outputs(theirs, x) - y)) <= 1e-6 * np.max(np.abs(y))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_module_without_biases_is_one_with_biases_of_zero(cell, bidirectional):
+    theirs = module(cell, 2, bidirectional, bias=False)
+    x = inputs(cell, 2, bidirectional, "float64")[0]["x"]
+    rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell)
+    assert not any(np.any(rnn.params[name]) for name in rnn.params if "b_" in name)
+    assert np.max(np.abs(rnn(x)[0] - outputs(theirs, x))) <= 1e-14
+
+
+def test_a_recurrent_module_alone_is_a_network_without_a_readout():
+    import torch
+
+    theirs = recurrent_module("gru", layers=2)
+    rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), recurrent_prefix="")
+    x = inputs("gru", 2, False, "float64")[0]["x"]
+    assert rnn.output_size is None
+    assert np.max(np.abs(rnn(x)[0] - theirs(torch.from_numpy(x))[0].detach().numpy())) <= 1e-14
+    assert rnn.to_torch_state_dict("").keys() == theirs.state_dict().keys()
+
+
+def test_modules_may_have_any_names():
+    import torch
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.ModuleDict({"lstm": recurrent_module("lstm")})
+            self.head = torch.nn.Linear(H, O, dtype=torch.float64)
+
+    prefixes = {"recurrent_prefix": "encoder.lstm.", "readout_prefix": "head."}
+    rnn = ba.RNN.from_torch_state_dict(Model().state_dict(), **prefixes)
+    load(Model(), rnn.to_torch_state_dict(**prefixes))
+    with pytest.raises(ValueError, match=r"say with recurrent_prefix='encoder\.lstm\.' and readout_prefix=…"):
+        ba.RNN.from_torch_state_dict(Model().state_dict())
+
+
+def test_tracked_parameters_will_do_and_are_copied():
+    theirs = module("tanh")
+    rnn = ba.RNN.from_torch_state_dict(dict(theirs.named_parameters()))
+    before = {name: value.copy() for name, value in rnn.params.items()}
+    for value in theirs.parameters():
+        value.data.fill_(9.0)
+    assert all(np.array_equal(before[name], rnn.params[name]) for name in before)
+    given = rnn.to_torch_state_dict()
+    for value in given.values():
+        value[...] = 7.0
+    assert all(np.array_equal(before[name], rnn.params[name]) for name in before)
+
+
+def test_each_member_of_an_ensemble_can_go_to_torch():
+    ensemble = ba.RNN(I, H, O, cell="gru", members=3, dtype="float64")
+    x = inputs("gru", 1, False, "float64")[0]["x"]
+    y = ensemble(x)[0]
+    for k in range(3):
+        theirs = load(module("gru"), ensemble.member(k).to_torch_state_dict())
+        assert np.max(np.abs(outputs(theirs, x) - y[:, k])) <= 1e-14
+
+
+def test_options_that_weights_do_not_say_can_be_given():
+    state_dict = module("lstm", 2).state_dict()
+    options = {"output": "softmax", "readout": "last", "dropout": 0.5, "recurrent_dropout": 0.25, "time_major": False}
+    rnn = ba.RNN.from_torch_state_dict(state_dict, seed=3, **options)
+    assert rnn.config.items() >= {**options, "seed": 3}.items()
+    assert rnn(np.ones((N, T, I)))[0].shape == (N, O)
+
+
+def test_weights_on_another_backend_go_there_and_back():
+    import torch
+
+    rnn = ba.RNN(I, H, O, cell="lstm", device=ba.Backend(torch, "cpu"))
+    state_dict = rnn.to_torch_state_dict()
+    assert all(type(value) is np.ndarray for value in state_dict.values())
+    back = ba.RNN.from_torch_state_dict(state_dict, device=ba.Backend(torch, "cpu"))
+    assert all(torch.equal(back.params[name], rnn.params[name]) for name in rnn.params)
+
+
+def test_state_dicts_need_no_torch():
+    code = (
+        "import sys, numpy as np, bptt_array as ba; "
+        "rnn = ba.RNN(3, 4, 2, cell='gru', num_layers=2, bidirectional=True); "
+        "back = ba.RNN.from_torch_state_dict(rnn.to_torch_state_dict()); "
+        "assert all(np.array_equal(back.params[name], rnn.params[name]) for name in rnn.params); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("change", [lambda a: a.to("meta"), lambda a: a.bfloat16()], ids=["meta", "bfloat16"])
+def test_tensors_that_numpy_cannot_read_are_said_to_be_so(change):
+    state_dict = module("lstm").state_dict()
+    state_dict["rnn.weight_ih_l0"] = change(state_dict["rnn.weight_ih_l0"])
+    with pytest.raises(TypeError, match=r"state_dict\['rnn\.weight_ih_l0'\] cannot be read .*; expected .* on the CPU"):
+        ba.RNN.from_torch_state_dict(state_dict)
+
+
+def test_a_module_is_no_state_dict():
+    with pytest.raises(TypeError, match=r"state_dict is a RNN; expected a mapping: use module\.state_dict\(\)"):
+        ba.RNN.from_torch_state_dict(recurrent_module("tanh"))
+
+
+# ---- optimizers, and a device with nothing to read --------------------------------------------------------
 
 
 @pytest.mark.parametrize("make_ours", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, momentum=0.9), lambda: ba.Adam(0.01)])
@@ -112,26 +366,47 @@ def test_optimizers_equal_those_of_torch(make_ours):
         assert np.allclose(value, theirs[name].detach().numpy(), rtol=1e-6, atol=1e-8)
 
 
+NETWORKS = [
+    {},
+    {"cell": "relu", "time_major": False},
+    {"cell": "lstm"},
+    {"cell": "gru", "num_layers": 2, "dropout": 0.5},
+    {"cell": "lstm", "bidirectional": True, "recurrent_dropout": 0.5},
+    {"cell": "gru", "members": 2},
+    {"cell": "lstm", "num_layers": 2, "bidirectional": True, "members": 2, "dropout": 0.5, "recurrent_dropout": 0.5},
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: ",".join(map(str, network.values())) or "plain")
 @pytest.mark.parametrize("readout", ["every", "last"])
 @pytest.mark.parametrize("tokens", [True, False])
 @pytest.mark.parametrize("lengths", [None, [5, 0, 3]])
-def test_a_whole_training_step_runs_on_the_meta_device(readout, tokens, lengths):
+def test_a_whole_training_step_runs_on_the_meta_device(network, readout, tokens, lengths):
     """Arrays there have shapes and no values: whoever reads one, or branches on one, fails."""
     import torch
 
     backend = ba.Backend(torch, "meta")
     backend.segment_bytes = 2 * 3 * H * 4
-    rnn = ba.RNN(I, H, O, output="softmax", readout=readout, device=backend)
-    x = np.zeros((5, 3), dtype="int64") if tokens else np.zeros((5, 3, I), dtype="float32")
-    target = np.zeros((5, 3) if readout == "every" else 3, dtype="int64")
+    rnn = ba.RNN(I, H, O, output="softmax", readout=readout, device=backend, **network)
+    lead = (5, 3) if network.get("time_major", True) else (3, 5)
+    x = np.zeros(lead, dtype="int64") if tokens else np.zeros((*lead, I), dtype="float32")
+    target = np.zeros(lead if readout == "every" else 3, dtype="int64")
     optimizer, state = ba.Adam(), None
-    for _ in range(2):
+    truncate = None if rnn.bidirectional else 3
+    for step in range(2):
         loss, grads, state = rnn.loss_and_grad(
-            x, target, "cross_entropy", state=state, lengths=lengths, truncate=3, input_grad=not tokens
+            x,
+            target,
+            "cross_entropy",
+            state=state,
+            lengths=lengths,
+            truncate=truncate,
+            input_grad=not tokens,
+            dropout_seed=step,
         )
         optimizer.update(rnn.params, ba.clip_by_global_norm(grads.params, 1.0))
-    y, _, backward = rnn.forward(rnn.asarray(x), state, lengths=lengths)
+    y, _, backward = rnn.forward(rnn.asarray(x), state, lengths=lengths, dropout_seed=2)
     backward(y, state)
     assert loss.device.type == "meta"
     with pytest.raises(RuntimeError):
-        float(loss)
+        loss.sum().item()
