@@ -331,17 +331,26 @@ def check_target(
 
 
 def _check_target_of_callers_loss(target: Any, y_shape: tuple[int, ...], architecture: Architecture) -> bool:
-    """``y.shape`` without its last axis and at most one axis more; without that of the members, if they share it.
+    """``y.shape`` without its last axis and at most one axis more; without that of the members, if they share it."""
+    leads = [y_shape[:-1]]
+    if architecture.members is not None:
+        leads.append((*y_shape[:-3], y_shape[-2]))
+    features = has_features(target, leads)
+    if features is None:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; expected {' or '.join(map(str, leads))}, the steps and sequences "
+            "of y, and at most one axis more"
+        )
+    return features
+
+
+def has_features(target: Any, leads: Iterable[tuple[int, ...]]) -> bool | None:
+    """Whether a target has an axis after one of ``leads``, its axes otherwise; None if neither fits.
 
     Where both readings fit, as with E = N = O, numbers have features and integers have none.
     """
-    leads, shape = [y_shape[:-1]], tuple(target.shape)
-    if architecture.members is not None:
-        leads.append((*y_shape[:-3], y_shape[-2]))
+    shape = tuple(target.shape)
     fits = {len(shape) > len(lead) for lead in leads if lead in (shape, shape[:-1])}
     if not fits:
-        raise ValueError(
-            f"target has shape {shape}; expected {' or '.join(map(str, leads))}, the steps and sequences of y, and at "
-            "most one axis more"
-        )
+        return None
     return fits.pop() if len(fits) == 1 else not is_integer(target)

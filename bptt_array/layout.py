@@ -14,7 +14,7 @@ from typing import Any
 import array_api_compat
 
 from .backend import Array, Backend
-from .checks import is_integer
+from .checks import has_features, is_integer
 from .state import Gradients
 
 
@@ -54,13 +54,11 @@ class BatchFirst(TimeFirst):
         """A target; ``y_shape`` is time first. For a loss of the caller's own its sizes say whether it has features."""
         if not is_array(target):
             return target
+        features: bool | None = not is_integer(target)
         if callable(loss):
             T, *lead, _ = y_shape
-            of_every_member = target.ndim == len(y_shape) - 1 and tuple(target.shape) == (*lead, T)
-            features = target.ndim > 2 and not of_every_member
-        else:
-            features = not is_integer(target)
-        return self.inward(target, features=features)
+            features = has_features(target, [(*lead, T), (lead[-1], T)])
+        return target if features is None else self.inward(target, features=features)
 
     def outward(self, array: Array) -> Array:
         """``(T, ..., K)`` for the caller, in one piece."""

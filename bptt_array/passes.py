@@ -21,6 +21,11 @@ from .state import Gradients, State
 from .workspace import Loan, Workspace
 
 
+#: With stacked weights a segment is copied for its weight sums, so more of it has to stay in the cache: it is this many
+#: times shorter (measured with 32 members of 64 units: 1 MiB of states takes 0.6 to 1.0 of the time that 4 MiB take).
+STACKED = 4
+
+
 class Targets(NamedTuple):
     """What the outputs are compared with."""
 
@@ -42,7 +47,8 @@ class Network(NamedTuple):
             return batch.T
         itemsize = self.backend.xp.finfo(batch.dtype).bits // 8
         bytes_per_step = math.prod(batch.initial[0][0].shape) * itemsize
-        return segment_length(batch.T, bytes_per_step, self.backend.segment_bytes)
+        segment_bytes = self.backend.segment_bytes // (1 if batch.members is None else STACKED)
+        return segment_length(batch.T, bytes_per_step, segment_bytes)
 
     def empty_dx(self, batch: Batch) -> Array:
         members = () if batch.members is None else (batch.members,)

@@ -305,7 +305,8 @@ class RNN:
         if cell is not None:
             cell = check_cell(cell)
             if config.get("cell") != cell.name:
-                raise ValueError(f"cell={cell!r}, but path={str(path)!r} was written with {config.get('cell')!r}")
+                written = config.get("cell")
+                raise ValueError(f"cell={cell.name!r}, but path={str(path)!r} was written with cell={written!r}")
             config["cell"] = cell
         elif isinstance(config.get("cell"), str) and config["cell"] not in CELLS:
             raise ValueError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -103,7 +102,8 @@ class _Given:
         layers, directions = 1 + max(k for k, _, _ in places), 1 + max(side for _, side, _ in places)
         biases = any(part.startswith("bias") for _, _, part in places)  # none in modules made with bias=False
         parts = _PARTS if biases else _PARTS[:2]
-        for k, side, part in product(range(layers), range(directions), parts):  # ends soon, whatever number is there
+        # One by one: the first that is missing ends it, however large a number is in a name.
+        for k, side, part in ((k, side, part) for k in range(layers) for side in range(directions) for part in parts):
             if (k, bool(side), part) not in places:
                 missing, other = _name(part, k, side), _name(max(places)[2], *max(places)[:2])
                 raise ValueError(

@@ -355,7 +355,8 @@ def run_reference(np, case, one, **more):
 def make(ba, case, params, dtype="float64", backend=None):
     """The network of a case with given parameters, running in segments of ``case.segment`` steps."""
     backend = ba.backend.NumpyBackend() if backend is None else backend
-    backend.segment_bytes = case.segment * case.N * case.H * np.dtype(dtype).itemsize * (case.members or 1)
+    step = case.N * case.H * np.dtype(dtype).itemsize
+    backend.segment_bytes = case.segment * step * (1 if case.members is None else case.members * ba.passes.STACKED)
     rnn = ba.RNN(**case.network, dtype=dtype, device=backend)
     assert {name: value.shape for name, value in params.items()} == {k: tuple(v.shape) for k, v in rnn.params.items()}
     rnn.params = {name: rnn.asarray(value.astype(dtype)) for name, value in params.items()}

@@ -23,6 +23,16 @@ def rnn(**more):
     return ba.RNN(I, H, O, **more)
 
 
+class Leaky(ba.Cell):
+    """A cell of the caller's own, which here is only built, saved and loaded."""
+
+    name = "leaky"
+
+
+class Borrowed(ba.Cell):
+    name = "lstm"
+
+
 BUILD = [
     (dict(input_size=0), ValueError, r"input_size=0 is too small; expected a whole number of at least 1"),
     (dict(input_size=2.5), TypeError, r"input_size=2.5 is a float"),
@@ -42,7 +52,26 @@ BUILD = [
     (dict(device="cuda:x"), ValueError, r"device='cuda:x' is unknown"),
     (dict(device=0), TypeError, r"device=0 is a int; expected 'cpu'"),
     (dict(seed=-1), ValueError, r"seed=-1"),
-]
+    (dict(cell=Leaky), TypeError, r"cell=Leaky is a class; expected one of its objects: cell=Leaky\(\)"),
+    (dict(cell=Borrowed()), ValueError, r"cell is a Borrowed with the name 'lstm', which is the library's; give it a name"),
+    (dict(cell=np.tanh), ValueError, r"cell=<ufunc 'tanh'> is unknown; expected one of 'tanh', 'relu', 'lstm', 'gru'"),
+    (dict(num_layers=0), ValueError, r"num_layers=0 is too small; expected a whole number of at least 1"),
+    (dict(num_layers=2.0), TypeError, r"num_layers=2.0 is a float"),
+    (dict(bidirectional=1), TypeError, r"bidirectional=1 is a int; expected True or False"),
+    (dict(members=0), ValueError, r"members=0 is too small"),
+    (dict(members=True), TypeError, r"members=True is a bool"),
+    (dict(dropout=0.1), ValueError, r"dropout=0\.1 is between layers, but num_layers=1: give num_layers=2 or more, or use rec"),
+    (dict(dropout=1.0, num_layers=2), ValueError, r"dropout=1\.0; expected a finite number of at least 0 and below 1"),
+    (dict(dropout=-0.1, num_layers=2), ValueError, r"dropout=-0\.1"),
+    (dict(dropout="half", num_layers=2), TypeError, r"dropout='half' is a str; expected a real number"),
+    (dict(recurrent_dropout=1), ValueError, r"recurrent_dropout=1; expected a finite number of at least 0 and below 1"),
+    (dict(recurrent_dropout=np.nan), ValueError, r"recurrent_dropout=nan"),
+    (dict(forget_bias=1.0), ValueError, r"forget_bias=1, but cell='tanh' has no forget gate; leave it at 0"),
+    (dict(forget_bias=1.0, cell="gru"), ValueError, r"forget_bias=1, but cell='gru'"),
+    (dict(forget_bias=np.nan, cell="lstm"), ValueError, r"forget_bias=nan; expected a finite number$"),
+    (dict(forget_bias=True, cell="lstm"), TypeError, r"forget_bias=True is a bool"),
+    (dict(time_major="no"), TypeError, r"time_major='no' is a str; expected True or False"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("arguments", "kind", "message"), BUILD, ids=[row[-1] for row in BUILD])
@@ -80,12 +109,35 @@ RUN = [
     (dict(state=ba.State(h=np.ones((1, 1, N, H)))), TypeError, r"state\.h has dtype float64"),
     (dict(state=ba.State(h=f32(1, 1, N, H), c=f32(1, 1, N, H))), ValueError, r"state\.c is given"),
     (dict(validate=1), TypeError, r"validate=1 is a int; expected True or False"),
+    (dict(dropout_seed=-1), ValueError, r"dropout_seed=-1 is too small; expected a whole number of at least 0"),
+    (dict(dropout_seed=1.0), TypeError, r"dropout_seed=1\.0 is a float"),
+    (dict(dropout_seed=True), TypeError, r"dropout_seed=True is a bool"),
+    (dict(dropout_seed="on"), ValueError, r"dropout_seed='on' is unknown; expected a whole number of at least 0, or 'off'"),
+    (dict(dropout_seed=np.arange(2)), TypeError, r"dropout_seed=array\(\[0, 1\]\) is a ndarray"),
+]  # fmt: skip
+DEEP = dict(cell="lstm", num_layers=2, bidirectional=True, members=2)
+GIVEN = (2, 2, 2, N, H)
+RUN = [({}, *row) for row in RUN] + [
+    (dict(cell="lstm"), dict(state=ba.State(h=f32(1, 1, N, H))), ValueError, r"state\.c is missing; the cell 'lstm' has a cell state: expected State\(h=…, c=…\)"),
+    (dict(cell="gru"), dict(state=ba.State(f32(1, 1, N, H), f32(1, 1, N, H))), ValueError, r"state\.c is given, but the cell 'gru' has no cell state"),
+    (dict(cell="lstm"), dict(state=ba.State(f32(1, 1, N, H), f32(1, 1, H, N))), ValueError, r"state\.c has shape \(1, 1, 6, 3\); expected \(L, D, N, H\)"),
+    (dict(cell="lstm"), dict(state=ba.State(f32(1, 1, N, H), [0])), TypeError, r"state\.c is a list"),
+    (dict(num_layers=2), dict(state=ba.State(f32(1, 1, N, H))), ValueError, r"state\.h has shape \(1, 1, 3, 6\); expected \(L, D, N, H\) = \(2, 1, 3, 6\)"),
+    (dict(bidirectional=True), dict(state=ba.State(f32(1, 1, N, H))), ValueError, r"expected \(L, D, N, H\) = \(1, 2, 3, 6\)"),
+    (DEEP, dict(state=ba.State(f32(2, 2, N, H), f32(2, 2, N, H))), ValueError, r"\(2, 2, 3, 6\); expected \(L, D, E, N, H\) = \(2, 2, 2, 3, 6\)"),
+    (DEEP, dict(state=ba.State(f32(*GIVEN), f32(*GIVEN[1:]))), ValueError, r"state\.c has shape \(2, 2, 3, 6\); expected \(L, D, E, N, H\)"),
+    (DEEP, dict(x=f32(T, 3, N, I)), ValueError, r"x has shape \(5, 3, 3, 4\), with 3 where the members are; this RNN has members=2"),
+    (DEEP, dict(x=np.zeros((T, 3, N), int)), ValueError, r"x has shape \(5, 3, 3\), with 3 where the members are"),
+    (DEEP, dict(x=f32(T, I)), ValueError, r"expected \(T, N, I\), time first, .*, or for every member its own, \(T, E, N, I\)"),
+    (DEEP, dict(x=np.zeros((T, 2, N, I), int)), ValueError, r"expected tokens of shape \(T, N\) or, for every member its own, \(T, E, N\)"),
+    (DEEP, dict(x=f32(T, 2, N, I + 1)), ValueError, r"x has 5 features \(last axis\)"),
+    (DEEP, dict(lengths=f32(2, N).astype(int)), ValueError, r"lengths has shape \(2, 3\); expected \(N,\) = \(3,\)"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "kind", "message"), RUN, ids=[row[-1] for row in RUN])
-def test_inputs_that_do_not_fit_say_why_in_every_call(arguments, kind, message):
-    network = rnn()
+@pytest.mark.parametrize(("network", "arguments", "kind", "message"), RUN, ids=[row[-1] for row in RUN])
+def test_inputs_that_do_not_fit_say_why_in_every_call(network, arguments, kind, message):
+    network = rnn(**network)
     arguments = {"x": X, **arguments}
     with pytest.raises(kind, match=message):
         network(**arguments)
@@ -125,6 +177,22 @@ LOSS = [
     ({}, dict(loss=lambda y, t: (y, y)), ValueError, r"loss returned loss of shape \(5, 3, 2\).*use rnn\.forward"),
     ({}, dict(loss=lambda y, t: (y[..., 0], y.astype("float64"))), TypeError, r"loss returned dy as ndarray of dtype float64"),
     ({}, dict(loss=lambda y, t: (y[..., 0], y), target=f32(N, T)), ValueError, r"target has shape \(3, 5\); expected \(5, 3\)"),
+    (dict(bidirectional=True), dict(truncate=2), ValueError, r"truncate=2, but bidirectional=True: .* leave truncate=None"),
+    (dict(recurrent_dropout=0.5), {}, ValueError, r"dropout_seed is missing, but this RNN has recurrent_dropout=0\.5: give a whole"),
+    (dict(dropout=0.5, num_layers=2), {}, ValueError, r"dropout_seed is missing, but this RNN has dropout=0\.5: .* or dropout_seed='off'"),
+    (dict(members=2), dict(target=f32(T, 3, N, O)), ValueError, r"target has shape \(5, 3, 3, 2\); expected \(T, E, N, O\) = \(5, 2, 3, 2\)$"),
+    (dict(members=2), dict(target=f32(2, N, O)), ValueError, r"target has shape \(2, 3, 2\); expected \(T, N, O\) = \(5, 3, 2\)"),
+    (dict(members=2), dict(target=f32(T, N)), ValueError, r"expected \(T, E, N, O\) = \(5, 2, 3, 2\) or, the same for all members, \(T, N, O\) = \(5, 3, 2\)"),
+    (dict(members=2), dict(weights=f32(T, N, 2)), ValueError, r"weights has shape \(5, 3, 2\); expected \(T, E, N\) = \(5, 2, 3\)"),
+    (dict(members=2), dict(weights=f32(2, N)), ValueError, r"weights has shape \(2, 3\); expected \(T, N\) = \(5, 3\)"),
+    (dict(members=2, readout="last"), dict(target=f32(2, N, O), weights=f32(N, 2)), ValueError, r"weights has shape \(3, 2\); expected \(E, N\) = \(2, 3\)"),
+    (dict(members=2, readout="last"), dict(target=f32(N, O), weights=f32(2)), ValueError, r"weights has shape \(2,\); expected \(N,\) = \(3,\)"),
+    (dict(members=2, readout="last"), dict(target=f32(T, 2, N, O)), ValueError, r"expected \(E, N, O\) = \(2, 3, 2\) or, the same for all members, \(N, O\)"),
+    (dict(members=2, output="softmax"), dict(loss="cross_entropy", target=np.zeros((T, 3, N), int)), ValueError, r"expected classes \(T, E, N\) = \(5, 2, 3\)"),
+    (dict(members=2, output="softmax"), dict(loss="cross_entropy", target=CLASSES.T), ValueError, r"expected classes \(T, N\) = \(5, 3\)"),
+    (dict(members=2, output="softmax"), dict(loss="cross_entropy", target=CLASSES[:, None] + [[0], [2]]), ValueError, r"target\[0, 1, 0\]=2; expected 0 to 1"),
+    (dict(members=2), dict(loss=lambda y, t: (y[..., 0], y), target=f32(2, T, N)), ValueError, r"target has shape .*; expected \(5, 2, 3\) or \(5, 3\)"),
+    (dict(members=2), dict(loss=lambda y, t: (y[:, 0, :, 0], y)), ValueError, r"loss returned loss of shape \(5, 3\); expected \(loss, dy\) of shapes \(5, 2, 3\)"),
 ]  # fmt: skip
 
 
@@ -149,6 +217,15 @@ def test_gradients_that_do_not_fit_say_why():
         backward(Y, state.h)
     with pytest.raises(ValueError, match=r"dstate\.h has shape \(3, 6\)"):
         backward(Y, ba.State(h=f32(N, H)))
+    with pytest.raises(ValueError, match=r"dstate\.c is given"):
+        backward(Y, ba.State(h=state.h, c=state.h))
+    _, state, backward = rnn(cell="lstm", members=2).forward(X)
+    with pytest.raises(ValueError, match=r"dstate\.c is missing"):
+        backward(dstate=ba.State(h=state.h))
+    with pytest.raises(ValueError, match=r"dy has shape \(5, 3, 2\); expected \(T, E, N, O\) = \(5, 2, 3, 2\)"):
+        backward(Y)
+    with pytest.raises(ValueError, match=r"dropout_seed is missing"):
+        rnn(recurrent_dropout=0.5).forward(X)
     _, _, backward = rnn().forward(CLASSES)
     with pytest.raises(ValueError, match="input_grad=True, but x holds integer tokens"):
         backward(Y, input_grad=True)
@@ -304,6 +381,122 @@ def test_tokens_and_classes_of_any_integer_type_are_the_same(dtype):
     found, same, _ = network.loss_and_grad(x.astype(dtype), target.astype(dtype), "cross_entropy")
     assert found == expected
     assert all(np.array_equal(grads.params[name], same.params[name]) for name in same.params)
+
+
+MEMBERS = [
+    ({}, 0, ValueError, r"this RNN is no ensemble; build it with members=E, or use it as it is"),
+    (dict(members=2), 2, ValueError, r"k=2; expected 0 to 1: this RNN has members=2"),
+    (dict(members=2), -1, ValueError, r"k=-1 is too small"),
+    (dict(members=2), "first", TypeError, r"k='first' is a str"),
+]
+
+
+@pytest.mark.parametrize(("network", "k", "kind", "message"), MEMBERS, ids=[row[-1] for row in MEMBERS])
+def test_a_member_that_is_not_there_is_said_to_be_missing(network, k, kind, message):
+    with pytest.raises(kind, match=message):
+        rnn(**network).member(k)
+
+
+LOADS = [
+    (Leaky(), None, ValueError, r"was written with the cell 'leaky', which is not in the library; give it: cell=…"),
+    (Leaky(), Leaky, TypeError, r"cell=Leaky is a class; expected one of its objects"),
+    (Leaky(), Borrowed(), ValueError, r"cell is a Borrowed with the name 'lstm', which is the library's"),
+    (Leaky(), "lstm", ValueError, r"cell='lstm', but path=.* was written with cell='leaky'"),
+    ("tanh", Leaky(), ValueError, r"cell='leaky', but path=.* was written with cell='tanh'"),
+]
+
+
+@pytest.mark.parametrize(("saved", "given", "kind", "message"), LOADS, ids=[row[-1] for row in LOADS])
+def test_a_file_with_another_cell_says_which_it_needs(saved, given, kind, message, tmp_path):
+    network = rnn(cell=saved)
+    network.save(tmp_path / "model")
+    with pytest.raises(kind, match=message):
+        ba.RNN.load(tmp_path / "model", cell=given)
+    back = ba.RNN.load(tmp_path / "model", cell=saved if isinstance(saved, ba.Cell) else None)
+    assert back.config == network.config
+
+
+STATE_DICT = rnn(cell="lstm", num_layers=3, bidirectional=True, dtype="float64").to_torch_state_dict()
+
+
+def without(name):
+    return {key: value for key, value in STATE_DICT.items() if key != name}
+
+
+def shaped(name, *shape):
+    return {**STATE_DICT, name: np.zeros(shape)}
+
+
+FROM_TORCH = [
+    (without("rnn.weight_ih_l1"), ValueError, r"state_dict has 'rnn\.weight_ih_l2_reverse' but no 'rnn\.weight_ih_l1'; expected every"),
+    (without("rnn.bias_hh_l0_reverse"), ValueError, r"but no 'rnn\.bias_hh_l0_reverse'"),
+    (without("rnn.weight_hh_l0"), ValueError, r"but no 'rnn\.weight_hh_l0'"),
+    (shaped("rnn.weight_ih_l999999999999", 1), ValueError, r"has 'rnn\.weight_ih_l999999999999' but no 'rnn\.weight_ih_l3'"),
+    ({}, ValueError, r"state_dict has no 'rnn\.weight_ih_l0'; expected the weights of a torch\.nn\.RNN"),
+    (without("readout.weight"), ValueError, r"state_dict has 'readout\.bias' but no 'readout\.weight'"),
+    (shaped("rnn.weight_ih_l1", 24, 6), ValueError, r"state_dict\['rnn\.weight_ih_l1'\] has shape \(24, 6\); expected \(24, 12\), from"),
+    (shaped("rnn.weight_ih_l0_reverse", 24, 3), ValueError, r"'rnn\.weight_ih_l0_reverse'\] has shape \(24, 3\); expected \(24, 4\)"),
+    (shaped("rnn.weight_hh_l2", 24, 5), ValueError, r"'rnn\.weight_hh_l2'\] has shape \(24, 5\); expected \(24, 6\)"),
+    (shaped("rnn.bias_ih_l0", 6), ValueError, r"'rnn\.bias_ih_l0'\] has shape \(6,\); expected \(24,\)"),
+    (shaped("rnn.weight_hh_l0", 24), ValueError, r"'rnn\.weight_hh_l0'\] has shape \(24,\); expected a matrix"),
+    (shaped("rnn.weight_ih_l0", 24), ValueError, r"'rnn\.weight_ih_l0'\] has shape \(24,\); expected a matrix"),
+    (shaped("rnn.weight_hh_l0", 12, 6), ValueError, r"'rnn\.weight_hh_l0'\] has shape \(12, 6\); expected \(G\*H, H\) with the G of"),
+    (shaped("rnn.weight_hh_l0", 0, 0), ValueError, r"'rnn\.weight_hh_l0'\] has shape \(0, 0\); expected \(G\*H, H\)"),
+    (shaped("readout.weight", 2, 6), ValueError, r"'readout\.weight'\] has shape \(2, 6\); expected \(2, 12\)"),
+    (shaped("readout.weight", 2), ValueError, r"'readout\.weight'\] has shape \(2,\); expected a matrix"),
+    (shaped("readout.bias", 3), ValueError, r"'readout\.bias'\] has shape \(3,\); expected \(2,\)"),
+    (shaped("rnn.weight_hr_l0", 2, 6), ValueError, r"'rnn\.weight_hr_l0', of an LSTM with proj_size, which is not in the library"),
+    (shaped("rnn.weight_ih_l00", 24, 4), ValueError, r"'rnn\.weight_ih_l00', which is none of rnn\.weight_ih_l0 and the like"),
+    (shaped("norm.weight", 6), ValueError, r"'norm\.weight', which is none of .*leave out those of other modules"),
+    (shaped(0), TypeError, r"state_dict has the key 0, a int; expected strings"),
+    ({**STATE_DICT, "readout.bias": "none"}, TypeError, r"state_dict\['readout\.bias'\] has dtype <U4; expected float32 or float64 on"),
+    ({**STATE_DICT, "readout.bias": [[1], [1, 2]]}, TypeError, r"\['readout\.bias'\] cannot be read as a NumPy array"),
+    ({**STATE_DICT, "readout.bias": f32(O)}, TypeError, r"state_dict\['readout\.bias'\] has dtype float32, but state_dict\['rnn\.weight_ih_l0'\] has float64; expected one"),
+    ({name: a.astype("float16") for name, a in STATE_DICT.items()}, TypeError, r"has dtype float16; .*: use module\.cpu\(\)\.float\(\) or"),
+    ({name: a.astype(int) for name, a in STATE_DICT.items()}, TypeError, r"state_dict\['rnn\.weight_ih_l0'\] has dtype int64; expected"),
+    (list(STATE_DICT), TypeError, r"state_dict is a list; expected a mapping: use module\.state_dict\(\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state_dict", "kind", "message"), FROM_TORCH, ids=[row[-1] for row in FROM_TORCH])
+def test_a_state_dict_that_cannot_be_read_says_why(state_dict, kind, message):
+    with pytest.raises(kind, match=message):
+        ba.RNN.from_torch_state_dict(state_dict)
+
+
+FROM_TORCH_OPTIONS = [
+    (dict(cell="gru"), ValueError, r"cell='gru', but state_dict\['rnn\.weight_hh_l0'\] has shape \(24, 6\), .* with G = 4; expected 'lstm'"),
+    (dict(cell="elu"), ValueError, r"cell='elu' is unknown; expected one of 'tanh', 'relu', 'lstm', 'gru'"),
+    (dict(cell=Leaky()), ValueError, r"cell=<cell 'leaky'> is unknown"),
+    (dict(recurrent_prefix="rnn"), ValueError, r"recurrent_prefix='rnn' has no dot at its end; expected 'rnn\.', or ''"),
+    (dict(readout_prefix=None), TypeError, r"readout_prefix=None is a NoneType; expected a string such as 'rnn\.'"),
+    (dict(recurrent_prefix="lstm."), ValueError, r"none of lstm\.weight_ih_l0 .*say with recurrent_prefix='rnn\.'"),
+    (dict(readout="first"), ValueError, r"readout='first' is unknown; expected one of 'every', 'last'"),
+    (dict(dropout=1.0), ValueError, r"dropout=1\.0; expected a finite number"),
+    (dict(device="gpu"), ValueError, r"device='gpu' is unknown"),
+    (dict(members=2), TypeError, r"unexpected keyword argument 'members'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"), FROM_TORCH_OPTIONS, ids=[row[-1] for row in FROM_TORCH_OPTIONS]
+)
+def test_options_that_do_not_go_with_a_state_dict_say_why(options, kind, message):
+    with pytest.raises(kind, match=message):
+        ba.RNN.from_torch_state_dict(STATE_DICT, **options)
+
+
+TO_TORCH = [
+    (dict(cell=Leaky()), {}, ValueError, r"cell='leaky' has no module in PyTorch; expected one of 'tanh', 'relu', 'lstm', 'gru'"),
+    (dict(members=2), {}, ValueError, r"this RNN has members=2, .* use rnn\.member\(k\)\.to_torch_state_dict\(\)"),
+    ({}, dict(readout_prefix="head"), ValueError, r"readout_prefix='head' has no dot at its end; expected 'head\.'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "options", "kind", "message"), TO_TORCH, ids=[row[-1] for row in TO_TORCH])
+def test_a_network_that_torch_does_not_have_says_so(network, options, kind, message):
+    with pytest.raises(kind, match=message):
+        rnn(**network).to_torch_state_dict(**options)
 
 
 PARAMS = [

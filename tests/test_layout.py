@@ -171,13 +171,15 @@ def test_outputs_and_their_gradients_do_not_depend_on_the_layout(case, make_back
         assert same(backend.to_host(grads.x), after_sequences(backend.to_host(expected.x)))
 
 
-def test_of_two_readings_of_a_target_the_one_for_every_member_counts():
-    """Sizes that leave it open whether (2, 2, 2) is (E, N, T) or (N, T, K): time first decides in the same way."""
+@pytest.mark.parametrize("loss", [own_loss, own_loss_of_numbers])
+def test_a_target_that_can_be_read_in_two_ways_is_read_as_it_is_with_time_first(loss):
+    """(2, 2, 2) as (E, N, T) or as (N, T, K): integers are one number per step, others have features."""
     rng = np.random.default_rng(0)
-    x, target = float32(rng.standard_normal((2, 2, I))), float32(rng.standard_normal((2, 2, 2)))
-    first, after = (ba.RNN(I, H, O, members=2, time_major=time_major) for time_major in (True, False))
-    expected, _ = first.loss(x, target, own_loss_of_numbers)
-    found, _ = after.loss(after_sequences(x), after_sequences(target, features=False), own_loss_of_numbers)
+    x, target = rng.standard_normal((2, 2, I)).astype("float32"), rng.integers(0, 9, (2, 2, 2))
+    target = target.astype("float32") if loss is own_loss else target
+    first, after = (ba.RNN(I, H, 2, members=2, time_major=time_major) for time_major in (True, False))
+    expected, _ = first.loss(x, target, loss)
+    found, _ = after.loss(after_sequences(x), after_sequences(target, features=loss is own_loss), loss)
     assert np.array_equal(found, expected)
 
 
