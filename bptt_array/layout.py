@@ -54,11 +54,14 @@ class BatchFirst(TimeFirst):
         """A target; ``y_shape`` is time first. For a loss of the caller's own its sizes say whether it has features."""
         if not is_array(target):
             return target
-        features: bool | None = not is_integer(target)
+        features = not is_integer(target)
         if callable(loss):
             T, *lead, _ = y_shape
-            features = has_features(target, [(*lead, T), (lead[-1], T)])
-        return target if features is None else self.inward(target, features=features)
+            fits = has_features(target, [(*lead, T), (lead[-1], T)])
+            features = (
+                target.ndim > 2 if fits is None else fits
+            )  # what does not fit is turned too: it shall not fit then
+        return self.inward(target, features=features)
 
     def outward(self, array: Array) -> Array:
         """``(T, ..., K)`` for the caller, in one piece."""

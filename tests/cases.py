@@ -60,8 +60,9 @@ class Case:
 
     @property
     def network(self):
-        names = ("cell", "bidirectional", "members", "dropout", "recurrent_dropout", "output", "readout", "init")
+        names = ("bidirectional", "members", "dropout", "recurrent_dropout", "output", "readout", "init")
         return {name: getattr(self, name) for name in names} | {
+            "cell": CUSTOM_CELLS.get(self.cell, self.cell),
             "input_size": self.I,
             "hidden_size": self.H,
             "output_size": self.O if self.output_size else None,
@@ -85,6 +86,9 @@ class Case:
 
 
 SEED, DROPOUT_SEED = 3, 17
+
+#: Cells that are not in the library, by name.
+CUSTOM_CELLS = {}
 LENGTHS = (7, 0, 4, 1)
 
 #: Rows enough for a backend to take a copy of W_hh in order, as every real run does.
@@ -246,7 +250,7 @@ def cubic(y, target):
     return array_namespace(y).sum(difference**3, axis=-1) / 3, difference**2
 
 
-GATES = {"lstm": 4, "gru": 3}
+GATES = {"lstm": 4, "gru": 3, "update gate": 2}
 
 
 def draw(case):

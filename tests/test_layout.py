@@ -188,6 +188,8 @@ def test_what_does_not_fit_is_told_time_first_and_said_to_be():
     x, y = np.ones((N, T, I), "float32"), np.ones((N, T, O), "float32")
     calls = {
         r"target has shape \(5, 3, 4\); expected \(T, N, O\) = \(5, 3, 7\)": lambda: rnn.loss(x, x),
+        r"target has shape \(3, 5, 1\); expected \(5, 3\)": lambda: rnn.loss(x, y[..., :1].swapaxes(0, 1), own_loss),
+        r"target has shape \(3, 5\); expected \(5, 3\)": lambda: rnn.loss(x, y[..., 0].T, own_loss_of_numbers),
         r"weights has shape \(3, 5\); expected \(T, N\) = \(5, 3\)": lambda: rnn.loss(x, y, weights=y[..., 0].T),
         r"x\[4, 0\]=9; expected 0 to 3": lambda: rnn(np.array([[0, 0, 0, 0, 9]])),
         r"dy has shape \(5, 3, 4\)": lambda: rnn.forward(x)[2](x),

@@ -1,0 +1,124 @@
+"""A cell that is not in the library, as the README brings it; and what cells promise each other."""
+
+import cases
+import numpy as np
+import pytest
+from cases import LENGTHS, Case
+from conftest import backends_and_dtypes
+from gradients import check_given_gradient, check_loss_gradient
+from test_docs import blocks
+from test_gradients import (
+    test_values_and_gradients_match_the_naive_reference_and_its_autograd as compare_with_reference,
+)
+from test_parity import test_every_result_equals_that_of_numpy as compare_with_numpy
+
+import bptt_array as ba
+
+
+@pytest.fixture(scope="module")
+def update_gate():
+    """The class that the README shows."""
+    [example] = [block for block in blocks("python") if "class UpdateGate" in block]
+    namespace = {"ba": ba, "np": np}
+    exec(example.split("\n\n\n")[0], namespace)
+    return namespace["UpdateGate"]
+
+
+@pytest.fixture
+def known(update_gate, monkeypatch):
+    monkeypatch.setitem(cases.CUSTOM_CELLS, "update gate", update_gate())
+
+
+OWN = [
+    Case(cell="update gate"),
+    Case(cell="update gate", lengths=LENGTHS, tokens=True, layers=2),
+    Case(cell="update gate", bidirectional=True, lengths=LENGTHS, readout="last"),
+    Case(cell="update gate", members=2, layers=2, dropout=0.3, recurrent_dropout=0.3),
+    Case(cell="update gate", truncate=3, T=1, N=1, H=1),
+]
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("case", OWN, ids=str)
+def test_the_cell_of_the_readme_has_the_gradient_of_the_reference(case):
+    compare_with_reference(case)
+    check_loss_gradient(ba, case)
+    if case.truncate is None:
+        check_given_gradient(ba, case)
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("case", [OWN[1], OWN[3]], ids=str)
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+def test_the_cell_of_the_readme_runs_on_every_device(make_backend, dtype, case):
+    compare_with_numpy(make_backend, dtype, case)
+
+
+def test_a_wrong_cell_is_found_by_the_public_gradient_check(update_gate):
+    class Forgetful(update_gate):
+        def slopes_(self, backend, slopes, dz, tape):
+            u, slopes = super().slopes_(backend, slopes, dz, tape)
+            slopes[:, 0, ...] *= 1 + 1e-4
+            return u, slopes
+
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 2))
+    rnn = ba.RNN(3, 5, 2, cell=Forgetful(), dtype="float64")
+    _, grads, _ = rnn.loss_and_grad(x, target)
+
+    def loss(params):
+        rnn.params.update(params)
+        return rnn.loss(x, target)[0]
+
+    with pytest.raises(AssertionError, match=r"l0\.b_h: finite differences"):
+        ba.check_gradients(loss, dict(rnn.params), grads.params)
+
+
+def test_a_saved_network_needs_its_own_cell_to_be_read(update_gate, tmp_path):
+    rnn, path = ba.RNN(3, 5, 2, cell=update_gate(), num_layers=2), tmp_path / "model.safetensors"
+    rnn.save(path)
+    x = np.ones((4, 2, 3), "float32")
+    assert np.array_equal(ba.RNN.load(path, cell=update_gate())(x)[0], rnn(x)[0])
+    with pytest.raises(ValueError, match="written with the cell 'update gate', which is not in the library; give it"):
+        ba.RNN.load(path)
+
+
+def test_a_cell_without_a_step_says_so():
+    for half in ("forward_", "backward_"):
+        unfinished = type("Unfinished", (ba.Cell,), {"slopes_": ba.Cell.slopes_})()
+        with pytest.raises(TypeError, match=f"Unfinished has no {half}: see bptt_array.Cell"):
+            getattr(unfinished, half)(None, {}, None)
+
+
+def test_the_forget_bias_is_that_of_the_forget_gate_alone():
+    plain, biased = (ba.RNN(3, 4, cell="lstm", num_layers=2, forget_bias=bias, dtype="float64") for bias in (0, 1.5))
+    for name, value in biased.params.items():
+        difference = value - plain.params[name]
+        if name.endswith("b_h"):
+            assert np.allclose(difference, np.repeat([0, 1.5, 0, 0], 4))
+        else:
+            assert not difference.any()
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "identity"])
+@pytest.mark.parametrize(("cell", "gates"), [("lstm", 4), ("gru", 3), ("tanh", 1)])
+def test_every_gate_has_a_recurrent_matrix_of_its_own(cell, gates, init):
+    rnn = ba.RNN(3, 8, cell=cell, init=init, bidirectional=True, dtype="float64")
+    matrices = rnn.params["l0.W_hh"].reshape(2 * gates, 8, 8)
+    for k, W in enumerate(matrices):
+        assert np.allclose(W @ W.T, np.eye(8), atol=1e-13)
+        others = [other for n, other in enumerate(matrices) if n != k]
+        assert init == "identity" or not any(np.allclose(W, other) for other in others)
+
+
+def test_gates_that_saturate_are_exact_and_overflow_nowhere():
+    """Sums of thousands: sigmoid is 0 or 1, and no warning is raised."""
+    rnn = ba.RNN(1, 1, cell="lstm")
+    rnn.params["l0.W_xh"][...] = np.array([[5000], [-5000], [5000], [5000]])
+    for name in ("l0.W_hh", "l0.b_h"):
+        rnn.params[name][...] = 0
+    y, state, backward = rnn.forward(np.ones((3, 1, 1), "float32"))
+    assert state.c.ravel().tolist() == [1]  # i = 1, f = 0, g = 1: the cell state is always new
+    assert np.allclose(y.ravel(), np.tanh(1))
+    grads = backward(np.ones_like(y), input_grad=True)
+    assert all(np.isfinite(grad).all() for grad in [grads.x, *grads.params.values()])
