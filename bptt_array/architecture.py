@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,11 @@ class Architecture:
         """``(E,)``, or nothing: the axis before N in inputs, outputs and states, and the first one of parameters."""
         return () if self.members is None else (self.members,)
 
+    @cached_property
+    def lead(self) -> tuple[int, ...]:
+        """``([E,] [2,])``: the axes before those of a layer's weights, and before N in its states."""
+        return (*self.member_axis, 2) if self.bidirectional else self.member_axis
+
     def states_shape(self, N: int) -> tuple[int, ...]:
         """Of :class:`State`: (L, D, [E,] N, H)."""
         return (self.num_layers, self.directions, *self.member_axis, N, self.hidden_size)
@@ -127,7 +133,7 @@ class Architecture:
 
     # ---- parameters -----------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def shapes(self) -> Shapes:
         """Names and shapes of all parameters."""
         lead = self.member_axis
@@ -159,7 +165,14 @@ class Architecture:
             return drawn[0]
         return {name: np.stack([params[name] for params in drawn]) for name in drawn[0]}
 
+    @cached_property
+    def _names(self) -> list[dict[str, str]]:
+        """Of every layer: the names of its parameters in it, and in the network."""
+        return [
+            {name.partition(".")[2]: name for name in self.shapes if name.startswith(f"l{k}.")}
+            for k in range(self.num_layers)
+        ]
+
     def of_layer(self, k: int, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of layer k by their names in it."""
-        prefix = f"l{k}."
-        return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+        return {name: params[full] for name, full in self._names[k].items()}

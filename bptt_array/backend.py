@@ -171,6 +171,10 @@ class Backend:
             return False
         return array_api_compat.array_namespace(array) is self.xp and array_api_compat.device(array) == self.device
 
+    def copy(self, a: Array) -> Array:
+        """A copy that shares no memory with ``a``."""
+        return self.xp.asarray(a, copy=True)
+
     def rows(self, a: Array, *, reverse: bool = False) -> Iterator[Array]:
         """``a[t, ...]`` for every t, as views, first to last or last to first."""
         steps = range(a.shape[0])
@@ -288,6 +292,9 @@ class NumpyBackend(Backend):
 
     def ones(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return np.ones(shape, dtype)
+
+    def copy(self, a: Array) -> Array:
+        return a.copy()
 
     def matmul_(self, out: Array, a: Array, b: Array) -> None:
         np.matmul(a, b, out=out)

@@ -89,10 +89,8 @@ def as_initial(backend: Backend, architecture: Architecture, state: State | None
     dtype, xp = backend.dtype(architecture.dtype), backend.xp
     names, layers = architecture.cell.states, range(architecture.num_layers)
     if state is None:
-        _, _, *shape = architecture.states_shape(N)
-        if architecture.bidirectional:
-            shape.insert(-2, 2)
-        return [tuple(backend.zeros(tuple(shape), dtype) for _ in names) for _ in layers]
+        shape = (*architecture.lead, N, architecture.hidden_size)
+        return [tuple([backend.zeros(shape, dtype) for _ in names]) for _ in layers]
     given = []
     for name in names:
         array = getattr(state, name)
@@ -108,13 +106,8 @@ def as_initial(backend: Backend, architecture: Architecture, state: State | None
 def as_state(backend: Backend, layers: Sequence[States], *, bidirectional: bool) -> State:
     """The states of every layer as ``(L, D, [E,] N, H)`` of their own, which later writes cannot reach."""
     xp = backend.xp
-
-    def outside(arrays: list[Array]) -> Array:
-        if bidirectional:
-            return xp.stack([xp.moveaxis(array, -3, 0) for array in arrays])
-        if len(arrays) == 1:
-            return xp.asarray(arrays[0], copy=True)[None, None, ...]
-        return xp.stack(arrays)[:, None, ...]
-
-    h, *c = (outside([states[k] for states in layers]) for k in range(len(layers[0])))
-    return State(h, *c)
+    if bidirectional:
+        return State(*(xp.stack([xp.moveaxis(a, -3, 0) for a in of_layers]) for of_layers in zip(*layers, strict=True)))
+    if len(layers) == 1:
+        return State(*[backend.copy(a)[None, None, ...] for a in layers[0]])
+    return State(*(xp.stack(of_layers)[:, None, ...] for of_layers in zip(*layers, strict=True)))

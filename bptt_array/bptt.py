@@ -66,7 +66,10 @@ class Unrolled:
         self.layers = []
         for k, (layer, initial) in enumerate(zip(stack.layers, batch.initial, strict=True)):
             mask = None if dropout is None else dropout.recurrent(k, sides, batch.N, layer.hidden_size)
-            forward = LayerForward(backend, layer, initial, batch.T, batch.padding, arrays, self.rows, mask)
+            tokens = batch.tokens and k == 0
+            forward = LayerForward(
+                backend, layer, initial, batch.T, batch.padding, arrays, self.rows, mask, tokens=tokens
+            )
             self.layers.append(forward)
 
     def forward(self, start: int, stop: int) -> Array:
@@ -74,7 +77,8 @@ class Unrolled:
         x = self._x(start, stop)
         for k, layer in enumerate(self.layers):
             mask = self.mask(k, start, stop)
-            h = layer.forward(start, stop, self._as_read(x if mask is None else x * mask))
+            x = x if mask is None else x * mask
+            h = layer.forward(start, stop, self._both(x, layer.tokens) if self.stack.bidirectional else x)
             x = directions.merge(self.backend, h, self.batch.padding) if self.stack.bidirectional else h
         if self.stack.bidirectional:
             self._outputs[start] = x
@@ -86,11 +90,9 @@ class Unrolled:
             return None
         return self.dropout.between(layer, start, stop - start, self.batch.N, self.stack.outputs)
 
-    def _as_read(self, x: Array) -> Array:
-        """The input of a layer with an axis for its directions, if it has two."""
-        if not self.stack.bidirectional:
-            return x
-        if self.backend.xp.isdtype(x.dtype, "integral"):  # tokens have no features
+    def _both(self, x: Array, tokens: bool) -> Array:
+        """The input of a layer as its two directions read it."""
+        if tokens:  # they have no features
             return directions.both(self.backend, x[..., None], self.batch.padding)[..., 0]
         return directions.both(self.backend, x, self.batch.padding)
 

@@ -388,7 +388,7 @@ class GRU(Cell):
 
     def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array) -> dict[str, Array]:
         *_, dn = self.split(dz)
-        of_b_hn = backend.xp.asarray(dn, copy=True)
+        of_b_hn = backend.copy(dn)
         backend.over_segment(_product)(dn, slopes[:, 3, ...], dh)  # dn_t, without the r of W_hn h_{t-1}
         return {"b_hn": of_b_hn}
 

@@ -51,6 +51,8 @@ class LayerForward:
         Where z is written, for one segment after the other.
     mask : (..., N, H), optional
         What multiplies the state that goes into ``W_hh``.
+    tokens : bool
+        Whether inputs are integers.
 
     Attributes
     ----------
@@ -68,6 +70,8 @@ class LayerForward:
         arrays: Loan,
         rows: Scratch,
         mask: Array | None = None,
+        *,
+        tokens: bool = False,
     ) -> None:
         self.backend = backend
         self.layer = layer
@@ -77,6 +81,7 @@ class LayerForward:
         self.arrays = arrays
         self._rows = rows
         self.mask = mask
+        self.tokens = tokens
         self.last = initial
         # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
         self._state = initial if padding is None else tuple(map(padding.zeroed_if_empty, initial))
@@ -92,19 +97,19 @@ class LayerForward:
         """
         backend, (cell, params) = self.backend, self.layer
         steps, row, dtype = stop - start, self._state[0].shape, params["W_hh"].dtype
-        states = tuple(self.arrays.empty((steps + 1, *row), dtype) for _ in cell.states)
+        states = tuple([self.arrays.empty((steps + 1, *row), dtype) for _ in cell.states])
         for buffer, before in zip(states, self._state, strict=True):
             buffer[0, ...] = before
         kept = self.arrays.empty((steps, cell.keeps, *row), dtype) if cell.keeps else None
         tape = Tape(states, kept)
         z = None if cell.in_place else self._rows("z", steps, (*row[:-1], cell.gates * row[-1]), dtype)
-        if backend.xp.isdtype(x.dtype, "integral"):
+        if self.tokens:
             self._look_up(tape.h if z is None else z, x)
         else:
             project_(backend, tape.h if z is None else z, x, params["W_xh"], params["b_h"])
         forward_(backend, cell, self._step, z, tape)
         self._without_padding(start, stop, tape)
-        self._state = tuple(backend.xp.asarray(state[steps, ...], copy=True) for state in tape.states)
+        self._state = tuple([backend.copy(state[steps, ...]) for state in tape.states])
         if self.padding is None:
             self.last = self._state
         self._kept[start] = Segment(x, tape)
@@ -181,21 +186,22 @@ class LayerBackward:
         self.d_last = d_last
         self.grads: dict[str, Array] = {}
         self.d_initial: States | None = None
+        self._dstates: States = ()
         self._carried: States | None = None  # what the segment after the one at hand hands to the states before it
-        self._rows = rows
+        self._rows, self._names = rows, [f"d{name}" for name in layer.cell.states]
         row = forward.initial[0].shape
         product = StateProduct(backend, layer.params["W_hh"], row[:-1], forward.T, forward.mask, backward=True)
         self._step = layer.cell.backward_(backend, layer.params, product)
 
-    def _dstates(self, start: int, stop: int) -> States:
+    def _rows_of_states(self, steps: int) -> States:
         """Rows for the gradients of the states before and after the steps of a segment, ``(S+1, ..., N, H)``."""
-        row, dtype = self.forward.initial[0].shape, self.forward.initial[0].dtype
-        names = self.forward.layer.cell.states
-        return tuple(self._rows(f"d{name}", stop - start + 1, row, dtype) for name in names)
+        h = self.forward.initial[0]
+        return tuple([self._rows(name, steps + 1, h.shape, h.dtype) for name in self._names])
 
     def direct(self, start: int, stop: int) -> Array:
         """(S, ..., N, H): where the direct part of ``dh_t`` (3.1) has to be written before :meth:`segment`."""
-        return self._dstates(start, stop)[0][1:, ...]
+        self._dstates = self._rows_of_states(stop - start)
+        return self._dstates[0][1:, ...]
 
     def segment(self, start: int, stop: int, *, cut: bool, d_ending: Array | None = None) -> None:
         """Run one segment backward, to ``dz``; :meth:`dx_` then gives the gradient of its input.
@@ -209,7 +215,7 @@ class LayerBackward:
         """
         backend, (cell, params) = self.forward.backend, self.forward.layer
         x, tape = self.forward.kept(start)
-        dstates, steps = self._dstates(start, stop), stop - start
+        dstates, steps = self._dstates, stop - start
         for k, dstate in enumerate(dstates):
             dstate[: 1 if k == 0 else steps + 1, ...] = 0  # no c has a direct part
             if self._carried is not None and not cut:
@@ -221,19 +227,22 @@ class LayerBackward:
         row, dz = self.forward.initial[0].shape, self._dz(steps)
         slopes = self._rows("slopes", steps, (cell.slopes, *row), dz.dtype) if cell.slopes else None
         backward_(backend, cell, self._step, tape, dstates, dz, slopes)
-        self._carried = tuple(backend.xp.asarray(dstate[0, ...], copy=True) for dstate in dstates)
+        self._carried = tuple([backend.copy(dstate[0, ...]) for dstate in dstates])
         if start == 0:
             self.d_initial = self._initial_gradients(self._carried)
         ndim = params["W_hh"].ndim
         h_before = tape.h_before if self.forward.mask is None else tape.h_before * self.forward.mask
-        add_to(self.grads, "W_hh", weight_sum(backend, flat(backend, dz, ndim), flat(backend, h_before, ndim)))
-        for name, grad in cell.finish_(backend, slopes, dz, dstates[0][1:, ...]).items():
+        rows = flat(backend, dz, ndim)
+        add_to(self.grads, "W_hh", weight_sum(backend, rows, flat(backend, h_before, ndim)))
+        own = cell.finish_(backend, slopes, dz, dstates[0][1:, ...])
+        for name, grad in own.items():
             add_to(self.grads, name, bias_sum(backend, flat(backend, grad, ndim)))
-        if backend.xp.isdtype(x.dtype, "integral"):
+        if own:  # dz has changed
+            rows = flat(backend, dz, ndim)
+        if self.forward.tokens:
             x = backend.one_hot(x, params["W_xh"].shape[-1], dz.dtype)
-        flat_dz = flat(backend, dz, ndim)
-        add_to(self.grads, "W_xh", weight_sum(backend, flat_dz, flat(backend, x, ndim)))
-        add_to(self.grads, "b_h", bias_sum(backend, flat_dz))
+        add_to(self.grads, "W_xh", weight_sum(backend, rows, flat(backend, x, ndim)))
+        add_to(self.grads, "b_h", bias_sum(backend, rows))
 
     def dx_(self, start: int, stop: int, dx: Array) -> None:
         """``dx_t = W_xh^T dz_t`` of the segment that :meth:`segment` ran last, into ``dx (S, ..., N, I)``."""

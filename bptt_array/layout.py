@@ -24,6 +24,9 @@ class TimeFirst:
     def inward(self, array: Any, *, features: bool) -> Any:
         return array
 
+    def inward_x(self, x: Any) -> Any:
+        return x
+
     def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> Any:
         return target
 
@@ -50,6 +53,10 @@ class BatchFirst(TimeFirst):
             return array
         return array_api_compat.array_namespace(array).moveaxis(array, at, 0)
 
+    def inward_x(self, x: Any) -> Any:
+        """Inputs, which have features unless they are tokens."""
+        return self.inward(x, features=not (is_array(x) and is_integer(x)))
+
     def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> Any:
         """A target; ``y_shape`` is time first. For a loss of the caller's own its sizes say whether it has features."""
         if not is_array(target):
@@ -58,9 +65,8 @@ class BatchFirst(TimeFirst):
         if callable(loss):
             T, *lead, _ = y_shape
             fits = has_features(target, [(*lead, T), (lead[-1], T)])
-            features = (
-                target.ndim > 2 if fits is None else fits
-            )  # what does not fit is turned too: it shall not fit then
+            # What does not fit is turned as well, or it might fit time first.
+            features = target.ndim > 2 if fits is None else fits
         return self.inward(target, features=features)
 
     def outward(self, array: Array) -> Array:

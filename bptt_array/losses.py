@@ -51,7 +51,7 @@ def binary_cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Arr
     """
     xp = backend.xp
     softplus = xp.log1p(xp.exp(-xp.abs(v))) + xp.maximum(v, xp.zeros_like(v))
-    dv = xp.asarray(v, copy=True)
+    dv = backend.copy(v)
     sigmoid.value_(backend, dv)
     dv -= target
     return xp.sum(softplus - target * v, axis=-1), dv

@@ -20,7 +20,6 @@ from .schedules import Backward, Forward, full, segment_length, segments, trunca
 from .state import Gradients, State
 from .workspace import Loan, Workspace
 
-
 #: With stacked weights a segment is copied for its weight sums, so more of it has to stay in the cache: it is this many
 #: times shorter (measured with 32 members of 64 units: 1 MiB of states takes 0.6 to 1.0 of the time that 4 MiB take).
 STACKED = 4

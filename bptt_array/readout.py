@@ -33,7 +33,7 @@ class Readout:
         """``v = W_hy h + b_y``, a new array ``(..., O)``."""
         xp = self.backend.xp
         if self.W_hy is None:
-            return xp.asarray(h, copy=True)
+            return self.backend.copy(h)
         if self.W_hy.ndim > 2:
             v = xp.matmul(h, self.W_hy.mT)
             v += self.b_y[..., None, :]

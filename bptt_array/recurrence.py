@@ -9,6 +9,7 @@ time and N (members of an ensemble, directions): states ``(S+1, ..., N, H)`` wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import tee
 
 from .backend import Array, Backend
 from .cells import Cell, Step, Tape
@@ -113,12 +114,14 @@ def forward_(backend: Backend, cell: Cell, step_: Step, z: Array | None, tape: T
     tape
         Row 0 of the states is the state before the segment; every further row becomes that after the step.
     """
-    arrays = () if z is None else (z,)
+    arguments = [] if z is None else [backend.rows(z)]
     for state in tape.states:
-        arrays += (state[:-1, ...], state[1:, ...])  # before the step, and after it
+        before, after = tee(backend.rows(state))
+        next(after)
+        arguments += [before, after]
     if tape.kept is not None:
-        arrays += cell.forward_rows(backend, z, tape.kept)
-    for rows in zip(*map(backend.rows, arrays), strict=True):
+        arguments += map(backend.rows, cell.forward_rows(backend, z, tape.kept))
+    for rows in zip(*arguments):  # noqa: B905 (before has one row more)
         step_(*rows)
 
 
@@ -144,11 +147,13 @@ def backward_(
         Becomes the gradient of ``W_hh h_{t-1}``; what it holds does not matter.
     slopes : (S, ..., N, H) with an axis after the first of as many as the cell asked for; likewise.
     """
-    arrays: tuple[Array, ...] = (dz,)
+    arguments = [backend.rows(dz, reverse=True)]
     for dstate in dstates:
-        arrays += (dstate[1:, ...], dstate[:-1, ...])  # after the step, and before it
-    arrays += cell.slopes_(backend, slopes, dz, tape)
-    for rows in zip(*(backend.rows(a, reverse=True) for a in arrays), strict=True):
+        after, before = tee(backend.rows(dstate, reverse=True))
+        next(before)
+        arguments += [after, before]
+    arguments += [backend.rows(a, reverse=True) for a in cell.slopes_(backend, slopes, dz, tape)]
+    for rows in zip(*arguments):  # noqa: B905 (after has one row more)
         step_(*rows)
 
 

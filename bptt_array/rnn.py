@@ -7,8 +7,7 @@ ensemble, G gates of a cell. Arrays are time-major, unless a network is told tha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import array_api_compat
@@ -40,7 +39,7 @@ from .checks import (
 from .dropout import Dropout
 from .initializers import INITIALIZERS
 from .layer import Layer
-from .layout import BatchFirst, TimeFirst, is_array
+from .layout import BatchFirst, TimeFirst
 from .losses import Objective, UserLoss
 from .readout import Readout
 from .state import Gradients, State
@@ -180,6 +179,7 @@ class RNN:
         self.backend = backend
         self._layout = TimeFirst() if architecture.time_major else BatchFirst(backend)
         self._workspace = Workspace()
+        self._bound: tuple[dict[str, Array], passes.Network | None] = {}, None
 
     @classmethod
     def _with(cls, architecture: Architecture, params: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -> RNN:
@@ -439,10 +439,10 @@ class RNN:
         ValueError, TypeError
             Naming the argument, before any work.
         """
-        with self._at_work():
+        with self.backend.active(), self._layout.in_errors():
             batch = self._batch(x, state, lengths, validate, host=False)
             dropout = self._dropout(dropout_seed)
-            network = self._network(self.params)
+            network = self._network()
             y, unrolled = passes.run_forward(network, batch, dropout, keep=False)
             return self._outward(y), network.as_state(unrolled.last)
 
@@ -473,12 +473,12 @@ class RNN:
         (5, 4, 3)
         """
         backend = self.backend
-        with self._at_work():
+        with self.backend.active(), self._layout.in_errors():
             batch = self._batch(x, state, lengths, validate, host=False)
             dropout = self._dropout(dropout_seed, needed=True)
             self._check_params(self.params)
-            copy = {name: backend.xp.asarray(value, copy=True) for name, value in self.params.items()}
-            network = self._network(copy)
+            copy = {name: backend.copy(value) for name, value in self.params.items()}
+            network = self._bind(copy)
             y, unrolled = passes.run_forward(network, batch, dropout, keep=True)
             backward = BackwardFunction(network, unrolled, self.architecture, tuple(y.shape), self._layout)
             return self._outward(y), network.as_state(unrolled.last), backward
@@ -535,9 +535,9 @@ class RNN:
         grads : Gradients
         state : State
         """
-        with self._at_work():
+        with self.backend.active(), self._layout.in_errors():
             batch = self._batch(x, state, lengths, validate, host=True)
-            network = self._network(self.params)
+            network = self._network()
             objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
             check_input_grad(input_grad, x)
             window = batch.T if truncate is None else check_count("truncate", truncate)
@@ -569,19 +569,13 @@ class RNN:
 
         Without a ``dropout_seed`` nothing is left out, as in inference.
         """
-        with self._at_work():
+        with self.backend.active(), self._layout.in_errors():
             batch = self._batch(x, state, lengths, validate, host=True)
-            network = self._network(self.params)
+            network = self._network()
             objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
             return passes.run_loss(network, batch, objective, targets, self._dropout(dropout_seed))
 
     # ---- what the passes are given --------------------------------------------------------------------
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """On this network's device; errors about shapes say how the caller's arrays were turned."""
-        with self.backend.active(), self._layout.in_errors():
-            yield
 
     def _outward(self, y: Array) -> Array:
         return self._layout.outward(y) if self.readout == "every" else y
@@ -636,7 +630,7 @@ class RNN:
 
     def _batch(self, x: Any, state: Any, lengths: Any, validate: bool, *, host: bool) -> Batch:
         check_flag("validate", validate)
-        x = self._layout.inward(x, features=not (is_array(x) and is_integer(x)))
+        x = self._layout.inward_x(x)
         return make_batch(self.backend, self.architecture, x, state, lengths, validate=validate, host=host)
 
     def _check_params(self, params: Mapping[str, Array]) -> None:
@@ -650,8 +644,19 @@ class RNN:
             if params[name].dtype != dtype:
                 raise TypeError(f"params[{name!r}] is not in the byte order of this machine; use rnn.asarray")
 
-    def _network(self, params: Mapping[str, Array]) -> passes.Network:
-        self._check_params(params)
+    def _network(self) -> passes.Network:
+        """The passes' view of this network; as long as its parameters are the same arrays, the one made last time."""
+        bound, network = self._bound
+        if (
+            network is None
+            or len(bound) != len(self.params)
+            or any(self.params.get(k) is not a for k, a in bound.items())
+        ):
+            self._check_params(self.params)
+            self._bound = bound, network = dict(self.params), self._bind(self.params)
+        return network
+
+    def _bind(self, params: Mapping[str, Array]) -> passes.Network:
         architecture = self.architecture
         layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(self.num_layers))
         g = OUTPUT_ACTIVATIONS[self.output]

@@ -31,7 +31,7 @@ _PROJECTION = re.compile(r"weight_hr_l[0-9]+(_reverse)?")
 def to_state_dict(
     architecture: Architecture, params: Mapping[str, HostArray], recurrent_prefix: str, readout_prefix: str
 ) -> dict[str, HostArray]:
-    """See :meth:`bptt_array.RNN.to_torch_state_dict`; ``params`` on the host."""
+    """See :meth:`bptt_array.RNN.to_torch_state_dict`; ``params``, on the host, is used up."""
     _check_prefixes(recurrent_prefix, readout_prefix)
     known = [name for names in CELLS_BY_GATES.values() for name in names]
     if architecture.cell.name not in known:
@@ -53,9 +53,9 @@ def to_state_dict(
                 bias_hh[-architecture.hidden_size :] = of["b_hn"]
             values = (of["W_xh"], of["W_hh"], of["b_h"], bias_hh)
             for part, value in zip(_PARTS, values, strict=True):
-                state[recurrent_prefix + _name(part, k, side)] = value.copy()
+                state[recurrent_prefix + _name(part, k, side)] = value
     if architecture.output_size is not None:
-        state |= {f"{readout_prefix}weight": params["W_hy"].copy(), f"{readout_prefix}bias": params["b_y"].copy()}
+        state |= {f"{readout_prefix}weight": params["W_hy"], f"{readout_prefix}bias": params["b_y"]}
     return state
 
 
