@@ -156,6 +156,8 @@ def plot(result, name, out):
         panels[0, 1].set_xlim(0, 2 * max(most, 0.5))
     for panel in panels.flat:
         panel.xaxis.set_major_formatter("{x:g}")
+        if panel.get_xlim()[1] < 10:  # less than a decade: its only labels are between
+            panel.xaxis.set_minor_formatter("{x:g}")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     about = result["about"]

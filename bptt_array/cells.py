@@ -105,8 +105,8 @@ class Cell:
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         """The step forward, for one pass over a batch.
 
-        ``product.adding()`` is a function ``(out, a)`` that does ``out += a W_hh^T``, ``product.writing()`` one
-        that does ``out <- a W_hh^T``.
+        ``product.adding()`` is a function ``(out, a)`` that does ``out += a W_hh^T``, ``product.writing()`` one of
+        ``(a)`` that does ``out <- a W_hh^T``, and that ``out``.
 
         Returns
         -------
@@ -341,10 +341,9 @@ class GRU(Cell):
         return {"b_hn": (hidden_size,)}
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
-        product_ = product.writing()
+        product_, of_h = product.writing()  # W_hh h_{t-1}
         gates_, state_ = backend.fused(_gru_gates), backend.fused(_gru_state)
         b_hn: Array = params["b_hn"][..., None, :]
-        of_h = backend.empty((*product.rows, 3 * b_hn.shape[-1]), b_hn.dtype)  # W_hh h_{t-1}
         of_h_by_gate = self.by_gate(backend, of_h[None, ...])[0, ...]
         ru_of_h, n_of_h = of_h_by_gate[:2, ...], of_h_by_gate[2, ...]
 
@@ -360,7 +359,7 @@ class GRU(Cell):
             n: Array,
             inner: Array,
         ) -> None:
-            product_(of_h, h_before)
+            product_(h_before)
             gates_(ru, z_ru, ru_of_h)
             state_(r, u, n, inner, z_n, n_of_h, b_hn, h_before, h)
 

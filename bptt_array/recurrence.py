@@ -75,29 +75,30 @@ class StateProduct:
             return self.backend.accumulator(self.W, self.rows, self.steps)
         if not self.backward:
             return self._of_masked(self.backend.accumulator(self.W, self.rows, self.steps))
-        product_, mask = self.backend.multiplier(self.W, self.rows, self.steps), self.mask
-        product = self.backend.empty((*self.rows, self.W.shape[-1]), self.W.dtype)
+        mask, (product_, product) = self.mask, self.backend.multiplier(self.W, self.rows, self.steps)
 
         def add_masked(out: Array, a: Array) -> None:
             nonlocal product
-            product_(product, a)
+            product_(a)
             product *= mask
             out += product
 
         return add_masked
 
-    def writing(self) -> Callable[[Array, Array], None]:
-        """A function ``(out, a)`` that does ``out <- a W``, for states only."""
-        product_ = self.backend.multiplier(self.W, self.rows, self.steps)
-        return product_ if self.mask is None else self._of_masked(product_)
+    def writing(self) -> tuple[Callable[[Array], None], Array]:
+        """A function ``(a)`` that does ``out <- a W``, for states only, and that ``out``."""
+        product_, out = self.backend.multiplier(self.W, self.rows, self.steps)
+        return product_ if self.mask is None else self._of_masked(product_), out
 
-    def _of_masked(self, function: Callable[[Array, Array], None]) -> Callable[[Array, Array], None]:
+    def _of_masked(self, function: Callable[..., None]) -> Callable[..., None]:
+        """``function(..., a)`` of ``mask * a``."""
         backend, mask = self.backend, self.mask
         masked = backend.empty((*self.rows, self.W.shape[-2]), self.W.dtype)
 
-        def of_masked(out: Array, a: Array) -> None:
+        def of_masked(*out_and_a: Array) -> None:
+            *out, a = out_and_a
             backend.elementwise.multiply_(masked, a, mask)
-            function(out, masked)
+            function(*out, masked)
 
         return of_masked
 
