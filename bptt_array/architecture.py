@@ -158,9 +158,11 @@ class Architecture:
             initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size)
             for k in range(self.members or 1)
         ]
-        for params in drawn if forget_bias else ():
-            for k in range(self.num_layers):
-                params[f"l{k}.b_h"][..., self.hidden_size : 2 * self.hidden_size] += forget_bias
+        if (gate := self.cell.forget_gate) is not None:
+            forget = slice(gate * self.hidden_size, (gate + 1) * self.hidden_size)
+            for params in drawn:
+                for k in range(self.num_layers):
+                    params[f"l{k}.b_h"][..., forget] += forget_bias
         if self.members is None:
             return drawn[0]
         return {name: np.stack([params[name] for params in drawn]) for name in drawn[0]}

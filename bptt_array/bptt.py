@@ -48,15 +48,23 @@ class DirectPart(Protocol):
 
 
 class Unrolled:
-    """Layers run forward over a batch."""
+    """Layers run forward over a batch; ``keep``: what the segments leave is for a backward pass."""
 
     def __init__(
-        self, backend: Backend, stack: Stack, batch: Batch, arrays: Loan | None = None, dropout: Dropout | None = None
+        self,
+        backend: Backend,
+        stack: Stack,
+        batch: Batch,
+        arrays: Loan | None = None,
+        dropout: Dropout | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
         self.backend = backend
         self.stack = stack
         self.batch = batch
         self.dropout = dropout
+        self.keep = keep
         arrays = Loan(backend) if arrays is None else arrays
         self.arrays = arrays
         self.rows = Scratch(arrays)
@@ -78,8 +86,13 @@ class Unrolled:
         for k, layer in enumerate(self.layers):
             mask = self.mask(k, start, stop)
             x = x if mask is None else x * mask
-            h = layer.forward(start, stop, self._both(x, layer.tokens) if self.stack.bidirectional else x)
-            x = directions.merge(self.backend, h, self.batch.padding) if self.stack.bidirectional else h
+            if not self.stack.bidirectional:
+                x = layer.forward(start, stop, x)
+                continue
+            h = layer.forward(start, stop, self._both(x, layer.tokens))
+            x = directions.merge(self.backend, h, self.batch.padding)
+            if not self.keep:  # the layer above reads a copy
+                layer.release(start)
         if self.stack.bidirectional:
             self._outputs[start] = x
         return x
@@ -118,6 +131,12 @@ class Unrolled:
         dh, *dc = d_last[-1]
         dh = dh + (directions.split_last(self.backend, d_outputs) if self.stack.bidirectional else d_outputs)
         return [*d_last[:-1], (dh, *dc)]
+
+    def end(self) -> None:
+        """No segment comes any more: let go of what only running forward needs."""
+        self.rows.clear()
+        for layer in self.layers:
+            layer.end()
 
     def release(self, start: int) -> None:
         """Let go of what a segment left."""

@@ -59,6 +59,7 @@ class Cell:
     Attributes
     ----------
     name : str
+        That of the class, if none is given.
     gates : int
         G: ``W_xh`` is (G*H, I), ``W_hh`` (G*H, H), ``b_h`` (G*H,).
     has_c : bool
@@ -69,6 +70,13 @@ class Cell:
         How many the backward pass computes for a whole segment before its loop.
     in_place : bool
         Whether z becomes h, in the rows of the states (G = 1, K = 0).
+    forget_gate : int or None
+        Which gate ``forget_bias`` is added to.
+
+    Notes
+    -----
+    Where sequences end early, states and what is kept are zero past the end when :meth:`slopes_` reads them, and dh
+    is zero there: slopes have to be finite at zero.
     """
 
     name: str = "custom"
@@ -77,6 +85,11 @@ class Cell:
     keeps: int = 0
     slopes: int = 0
     in_place: bool = False
+    forget_gate: int | None = None
+
+    def __init_subclass__(cls) -> None:
+        if cls.name == "custom":  # files say with which cell they were written
+            cls.name = cls.__name__
 
     def __repr__(self) -> str:
         return f"<cell {self.name!r}>"
@@ -86,8 +99,13 @@ class Cell:
         """The fields of :class:`State` that go from step to step."""
         return ("h", "c") if self.has_c else ("h",)
 
-    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of parameters beside ``W_xh``, ``W_hh`` and ``b_h``."""
+    @property
+    def changes_dz(self) -> bool:
+        """Whether :meth:`finish_` may write to dz."""
+        return type(self).finish_ is not Cell.finish_
+
+    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int]]:
+        """Names and shapes ``(M,)`` of parameters beside ``W_xh``, ``W_hh`` and ``b_h``."""
         return {}
 
     def split(self, z: Array) -> tuple[Array, ...]:
@@ -117,8 +135,11 @@ class Cell:
         raise TypeError(f"{type(self).__name__} has no forward_: see bptt_array.Cell")
 
     def forward_rows(self, backend: Backend, z: Array, kept: Array) -> tuple[Array, ...]:
-        """Further arrays over time, of each of which a step forward is given its row: ``kept (S, K, ..., N, H)``."""
-        return (kept,)
+        """Further arrays over time, of each of which a step forward is given its row: ``kept (S, K, ..., N, H)``.
+
+        Not asked of a cell that works in place; ``kept`` is None where K = 0.
+        """
+        return () if kept is None else (kept,)
 
     # ---- backward -------------------------------------------------------------------------------------
 
@@ -193,6 +214,7 @@ class LSTM(Cell):
     name = "lstm"
     gates = 4
     has_c = True
+    forget_gate = 1
     keeps = 5  # i, f, g, o, tanh(c_t)
     slopes = 5  # of z_i, z_f, z_g by c_t; of z_o and c_t by h_t
 
@@ -337,7 +359,7 @@ class GRU(Cell):
     keeps = 4  # r, u, n, W_hn h_{t-1} + b_hn
     slopes = 4  # of z_r, z_u and W_hn h_{t-1} + b_hn, and of W_xn x_t + b_n, all by h_t
 
-    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int]]:
         return {"b_hn": (hidden_size,)}
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:

@@ -80,6 +80,14 @@ def check_cell(cell: Any) -> Cell:
             f"cell is a {type(cell).__name__} with the name {cell.name!r}, which is the library's; give it a name of "
             "its own"
         )
+    if cell.in_place and (cell.gates, cell.keeps) != (1, 0):
+        raise ValueError(
+            f"{cell!r} works in place with gates={cell.gates} and keeps={cell.keeps}; expected 1 and 0: rows of the "
+            "states have room for nothing else"
+        )
+    wrong = {name: shape for name, shape in cell.own_parameters(2).items() if len(shape) != 1}
+    if wrong:
+        raise ValueError(f"{cell!r} has own parameters of shapes {wrong}; expected vectors (M,)")
     return cell
 
 

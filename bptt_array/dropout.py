@@ -3,7 +3,7 @@
 A mask holds 0 with probability p and ``1 / (1 - p)`` elsewhere (inverted dropout). Whether an entry is 0 is decided
 by a hash of its place in time, batch and units, keyed by ``dropout_seed``, the network's seed and the layer. The hash
 is 32-bit integer arithmetic that wraps around, in the Array API, on the device: the same bits on every device, in
-segments of any length, forward and backward.
+segments of any length, forward and backward. Places are counted from the beginning of a call, modulo 2^32.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Dropout:
     def _keys(self, place: int, axes: int) -> tuple[Array, Array]:
         """Two int32 arrays ``(E, 1, ...)``, made on the device from Python's integers: nothing is sent there."""
         backend, xp = self.backend, self.backend.xp
-        words = np.random.SeedSequence([self.call_seed, place]).generate_state(3)
+        words = np.random.SeedSequence(self.call_seed, spawn_key=(place,)).generate_state(3)
         first, second, third = (_signed(int(word)) for word in words)
         seeds = (backend.arange(self.members or 1) + (self.network_seed & 0x7FFFFFFF)) & 0x7FFFFFFF
         a = xp.reshape(xp.astype(seeds, xp.int32), (-1,) + (1,) * axes)

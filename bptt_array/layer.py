@@ -150,15 +150,27 @@ class LayerForward:
             if tape.kept is not None:
                 tape.kept[...] = padding.zeroed(tape.kept, start, stop)
 
+    def end(self) -> None:
+        """No segment comes any more: let go of what only running forward needs."""
+        self._table = None
+        self._step = _ended
+
     def kept(self, start: int) -> Segment:
         """What the segment that begins at ``start`` left."""
         return self._kept[start]
 
     def release(self, start: int) -> None:
-        """Let go of what a segment left."""
-        tape = self._kept.pop(start).tape
+        """Let go of what a segment left, if that is still there."""
+        segment = self._kept.pop(start, None)
+        if segment is None:
+            return
+        tape = segment.tape
         for array in tape.states if tape.kept is None else (*tape.states, tape.kept):
             self.arrays.give_back(array)
+
+
+def _ended(*rows: Array) -> None:
+    raise RuntimeError("all segments of this pass have run")
 
 
 class LayerBackward:
@@ -235,9 +247,12 @@ class LayerBackward:
         rows = flat(backend, dz, ndim)
         add_to(self.grads, "W_hh", weight_sum(backend, rows, flat(backend, h_before, ndim)))
         own = cell.finish_(backend, slopes, dz, dstates[0][1:, ...])
+        if set(own) != set(cell.own_parameters(row[-1])):
+            expected = sorted(cell.own_parameters(row[-1]))
+            raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {expected}")
         for name, grad in own.items():
             add_to(self.grads, name, bias_sum(backend, flat(backend, grad, ndim)))
-        if own:  # dz has changed
+        if cell.changes_dz and ndim > 2:  # the rows are a copy
             rows = flat(backend, dz, ndim)
         if self.forward.tokens:
             x = backend.one_hot(x, params["W_xh"].shape[-1], dz.dtype)

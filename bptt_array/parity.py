@@ -160,6 +160,8 @@ def _run(case: str, backend: Backend, dtype: str, rounded_to: str) -> dict[str, 
     y, _, backward = rnn.forward(x, state, **given_to_both)
     given = backward(dy, dstate, input_grad=not tokens)
     quantities = {"y": y, "final state": final.h, "loss": loss}
+    if final.c is not None:
+        quantities["final c"] = final.c
     for kind, result in (("loss", grads), ("dy, dstate", given)):
         quantities |= {f"d{name} of {kind}": grad for name, grad in result.params.items()}
         quantities[f"dh_0 of {kind}"] = result.state.h

@@ -61,7 +61,7 @@ class Network(NamedTuple):
 def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
     """Outputs, and the layers unrolled; ``keep`` their states for :func:`run_backward`."""
     backend, stack, readout, mode, _ = network
-    unrolled = Unrolled(backend, stack, batch, dropout=dropout)
+    unrolled = Unrolled(backend, stack, batch, dropout=dropout, keep=keep)
     members = () if batch.members is None else (batch.members,)
     if mode == "every":
         y = backend.empty((batch.T, *members, batch.N, readout.size(stack.outputs)), batch.dtype)
@@ -75,7 +75,7 @@ def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep
     if mode == "last":
         y = readout(unrolled.last_outputs)
         y = y if batch.padding is None else batch.padding.zeroed_if_empty(y)
-    unrolled.rows.clear()  # a backward pass, of which there may be several at a time, has its own
+    unrolled.end()  # a backward pass, of which there may be several at a time, has rows of its own
     return y, unrolled
 
 
@@ -106,7 +106,7 @@ def run_loss(
     """Loss and last state; no segment is kept."""
     arrays = Loan(network.backend, network.workspace)
     head = loss_head(network.mode, objective, *targets, batch, {})
-    unrolled = Unrolled(network.backend, network.stack, batch, arrays, dropout)
+    unrolled = Unrolled(network.backend, network.stack, batch, arrays, dropout, keep=False)
     for start, stop in segments(0, batch.T, network.segment_length(batch)):
         h = unrolled.forward(start, stop)
         head.add_loss(start, stop, h, unrolled.last_outputs)

@@ -3,7 +3,7 @@
 A segment is S consecutive time steps. N sequences, I inputs, H hidden units, G gates; axes may stand between
 time and N (members of an ensemble, directions): states ``(S+1, ..., N, H)`` with weights ``(..., G*H, I)``,
 ``(..., G*H, H)`` and ``(..., G*H)``. Only what depends on the step before is inside a loop: one product with
-``W_hh`` and one elementwise function, each way. Everything else is one product over the whole segment.
+``W_hh`` and the cell's elementwise functions, each way. Everything else is one product over the whole segment.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def forward_(backend: Backend, cell: Cell, step_: Step, z: Array | None, tape: T
         before, after = tee(backend.rows(state))
         next(after)
         arguments += [before, after]
-    if tape.kept is not None:
+    if z is not None:
         arguments += map(backend.rows, cell.forward_rows(backend, z, tape.kept))
     for rows in zip(*arguments):  # noqa: B905 (before has one row more)
         step_(*rows)

@@ -52,8 +52,9 @@ class RNN:
     ``h_t = f(W_xh x_t + W_hh h_{t-1} + b_h)`` (1.1), or the LSTM or GRU in its place, and
     ``y_t = g(W_hy h_t + b_y)`` (1.2).
 
-    On NumPy a network keeps the arrays for the hidden states of its last :meth:`loss_and_grad` or :meth:`loss`
-    for the next one, which is faster; they go with the network. One network may be used by several threads.
+    On NumPy a network keeps the large arrays of its last :meth:`loss_and_grad` or :meth:`loss` (states, gates and
+    their gradients) for the next one, which is faster; they go with the network. One network may be used by several
+    threads.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ class RNN:
         E: an ensemble of E independent networks, trained side by side in the same products. Parameters have a
         first axis E; inputs and targets ``(T, E, N, ...)``, or shared by all members without it; outputs, states and
         gradients of inputs have the axis E before N, and the loss is ``(E,)``. Member k is the network with
-        seed + k: see :meth:`member`.
+        seed + k: see :meth:`member`. Clip with ``clip_by_global_norm(..., members=E)``: without it all share one norm.
     dropout : float
         Probability, in [0, 1), with which each input of a layer above the first is left out.
     recurrent_dropout : float
@@ -89,7 +90,7 @@ class RNN:
         Of ``W_hh``, for each gate. Uniform is PyTorch's default range, for all parameters; with the other two,
         biases are zero and the remaining weights uniform.
     forget_bias : float
-        Added to the initial bias of the forget gate (``cell="lstm"`` only): 1 lets an LSTM begin by remembering.
+        Added to the initial bias of the forget gate (of ``cell="lstm"``): 1 lets an LSTM begin by remembering.
     time_major : bool
         False: the caller's ``x``, ``y``, ``dy``, targets and weights have N first and T after it: ``(N, T, I)``, with
         members ``(E, N, T, I)``. States keep their layout, and a loss of your own sees arrays time first.
@@ -169,7 +170,7 @@ class RNN:
         self._configure(architecture, resolve(device))
         check_option("init", init, INITIALIZERS)
         forget_bias = check_number("forget_bias", forget_bias, least=-np.inf)
-        if forget_bias and architecture.cell is not CELLS["lstm"]:
+        if forget_bias and architecture.cell.forget_gate is None:
             raise ValueError(f"forget_bias={forget_bias:g}, but cell={self.cell!r} has no forget gate; leave it at 0")
         self.params = self._on(self.backend, architecture.initial_parameters(init, forget_bias))
 
@@ -193,7 +194,7 @@ class RNN:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that build a network of the same shape."""
+        """The arguments that build a network of the same shape; of a cell of your own the name."""
         return self.architecture.config
 
     input_size = property(lambda self: self.architecture.input_size)
@@ -424,8 +425,8 @@ class RNN:
             Valid steps of each sequence, 0 to T. Outputs past the end are zero; the final state is the one
             after the last valid step.
         dropout_seed : int, optional
-            With it dropout acts, with the masks of this seed, the same wherever and in whatever call they are
-            drawn; without it, as in inference, nothing is left out.
+            With it dropout acts, with the masks of this seed, which are the same on every device and in every call;
+            steps are counted from the beginning of the call. Without it, as in inference, nothing is left out.
         validate : bool
             Check tokens that are on a CUDA device too, at the cost of a synchronisation.
 
@@ -646,6 +647,9 @@ class RNN:
 
     def _network(self) -> passes.Network:
         """The passes' view of this network; as long as its parameters are the same arrays, the one made last time."""
+        if self.backend.name != "cpu":  # where a check costs next to nothing
+            self._check_params(self.params)
+            return self._bind(self.params)
         bound, network = self._bound
         if (
             network is None

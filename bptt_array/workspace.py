@@ -72,6 +72,10 @@ class Loan:
                 self._given_back.append(self._used.pop(k))
                 return
 
+    def let_go(self, array: Array) -> None:
+        """Neither use the array again nor leave it to the next step."""
+        self._used = [used for used in self._used if used is not array]
+
     def end(self) -> None:
         """Leave the arrays to the next step."""
         if self.workspace is not None and self.backend.keeps_arrays:
@@ -94,4 +98,6 @@ class Scratch:
 
     def clear(self) -> None:
         """Let go of all of them."""
+        for buffer in self._buffers.values():
+            self.arrays.let_go(buffer)
         self._buffers.clear()

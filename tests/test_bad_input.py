@@ -579,6 +579,7 @@ def test_a_cupy_that_cannot_be_imported_is_said_to_be_so(tmp_path, kind):
 
 def test_a_network_can_be_copied():
     network = rnn()
+    network(X)  # what it bound to its parameters is copied with them
     other = copy.deepcopy(network)
     network.params["b_y"][...] = 7
     assert other.backend is network.backend

@@ -74,6 +74,63 @@ def test_a_wrong_cell_is_found_by_the_public_gradient_check(update_gate):
         ba.check_gradients(loss, dict(rnn.params), grads.params)
 
 
+class ResetLast(ba.cells.GRU):
+    """A GRU without a bias of its own, whose dz changes after the loop all the same."""
+
+    name = "reset last"
+
+    def own_parameters(self, hidden_size):
+        return {}
+
+    def forward_(self, backend, params, product):
+        return super().forward_(backend, self.with_bias(params), product)
+
+    def backward_(self, backend, params, product):
+        return super().backward_(backend, self.with_bias(params), product)
+
+    def with_bias(self, params):
+        H = params["W_hh"].shape[-1]
+        return {**params, "b_hn": 0 * params["b_h"][..., :H]}
+
+    def finish_(self, backend, slopes, dz, dh):
+        super().finish_(backend, slopes, dz, dh)
+        return {}
+
+
+@pytest.mark.parametrize("axes", [{}, {"members": 2}, {"bidirectional": True}], ids=str)
+def test_a_cell_may_change_dz_without_parameters_of_its_own(axes):
+    rng = np.random.default_rng(0)
+    rnn = ba.RNN(3, 5, 2, cell=ResetLast(), dtype="float64", **axes)
+    x, target = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 2))
+    _, grads, _ = rnn.loss_and_grad(x, target)
+
+    def loss(params):
+        rnn.params.update(params)
+        return np.sum(rnn.loss(x, target)[0])
+
+    ba.check_gradients(loss, dict(rnn.params), grads.params)
+
+
+def test_cells_that_do_not_fit_together_say_why():
+    def cell(**attributes):
+        return type("Odd", (ba.cells.GRU,), {"name": "odd", **attributes})()
+
+    with pytest.raises(
+        ValueError, match=r"<cell 'odd'> has own parameters of shapes \{'U': \(2, 2\)\}; expected vectors"
+    ):
+        ba.RNN(2, 2, cell=cell(own_parameters=lambda self, H: {"U": (H, H)}))
+    with pytest.raises(ValueError, match=r"<cell 'odd'> works in place with gates=3 and keeps=4; expected 1 and 0"):
+        ba.RNN(2, 2, cell=cell(in_place=True))
+    rnn = ba.RNN(2, 2, cell=cell(finish_=lambda self, *args: {}), dtype="float64")
+    with pytest.raises(ValueError, match=r"finish_ of <cell 'odd'> returned gradients of \[\]; expected .*'b_hn'"):
+        rnn.loss_and_grad(np.ones((2, 2, 2)), np.ones((2, 2, 2)))
+
+
+def test_a_cell_has_the_name_of_its_class_and_an_lstm_made_by_hand_its_forget_gate():
+    assert type("Mine", (ba.Cell,), {})().name == "Mine"
+    ba.RNN(3, 4, cell=ba.cells.LSTM(), forget_bias=1.0)
+
+
 def test_a_saved_network_needs_its_own_cell_to_be_read(update_gate, tmp_path):
     rnn, path = ba.RNN(3, 5, 2, cell=update_gate(), num_layers=2), tmp_path / "model.safetensors"
     rnn.save(path)

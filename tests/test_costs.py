@@ -152,7 +152,7 @@ def test_nothing_is_allocated_per_time_step_on_numpy(name, members):
 def step_of(rnn, T=50, N=32, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((T, N, rnn.input_size)).astype(rnn.dtype)
-    target = rng.standard_normal((N, rnn.hidden_size)).astype(rnn.dtype)
+    target = rng.standard_normal((N, rnn.output_size or rnn.hidden_size)).astype(rnn.dtype)
     return lambda **more: rnn.loss_and_grad(x, target, **more)
 
 
@@ -175,9 +175,22 @@ def test_the_second_training_step_uses_the_states_of_the_first_again():
     assert rnn._workspace.arrays == []
 
 
-@pytest.mark.parametrize("more", [{}, {"truncate": 7}, {"lengths": [50, 0, 9] + [31] * 29}], ids=str)
-def test_what_was_given_back_is_never_read(more, monkeypatch):
-    rnn = ba.RNN(4, 16, readout="last")
+KINDS = [
+    {},
+    {"cell": "lstm", "num_layers": 2},
+    {"cell": "gru", "members": 2, "num_layers": 2},
+    {"cell": "lstm", "bidirectional": True, "num_layers": 2},
+]
+CALLS = [{}, {"truncate": 7}, {"lengths": [50, 0, 9] + [31] * 29}]
+
+
+def pairs_of_kind_and_call():
+    return [(kind, more) for kind in KINDS for more in CALLS if not ("bidirectional" in kind and "truncate" in more)]
+
+
+@pytest.mark.parametrize(("kind", "more"), pairs_of_kind_and_call(), ids=str)
+def test_what_was_given_back_is_never_read(kind, more, monkeypatch):
+    rnn = ba.RNN(4, 16, 5, readout="last", **kind)
     rnn.backend = type(rnn.backend)()
     rnn.backend.segment_bytes = 5 * 32 * 16 * 4  # several segments a window
     step = step_of(rnn)
@@ -193,9 +206,9 @@ def test_what_was_given_back_is_never_read(more, monkeypatch):
         assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("more", [{}, {"truncate": 7}, {"lengths": [50, 0, 9] + [31] * 29}], ids=str)
-def test_what_is_left_in_the_workspace_is_never_read(more):
-    rnn = ba.RNN(4, 16, readout="last")
+@pytest.mark.parametrize(("kind", "more"), pairs_of_kind_and_call(), ids=str)
+def test_what_is_left_in_the_workspace_is_never_read(kind, more):
+    rnn = ba.RNN(4, 16, 5, readout="last", **kind)
     step = step_of(rnn)
     flat = lambda result: [result[0], result[2].h, result[1].state.h, *result[1].params.values()]  # noqa: E731
     first = [np.array(a, copy=True) for a in flat(step(**more))]
@@ -208,14 +221,15 @@ def test_what_is_left_in_the_workspace_is_never_read(more):
             assert np.array_equal(one, other)
 
 
-def test_threads_that_share_a_network_share_no_array():
-    rnn = ba.RNN(4, 16, readout="last")
-    expected = {seed: float(step_of(rnn, seed=seed)()[0]) for seed in range(4)}
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_threads_that_share_a_network_share_no_array(kind):
+    rnn = ba.RNN(4, 16, 5, readout="last", **kind)
+    expected = {seed: float(np.sum(step_of(rnn, seed=seed)()[0])) for seed in range(4)}
     found = {}
 
     def work(seed):
         step = step_of(rnn, seed=seed)
-        found[seed] = {float(step()[0]) for _ in range(30)}
+        found[seed] = {float(np.sum(step()[0])) for _ in range(20)}
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
     for thread in threads:
@@ -223,6 +237,36 @@ def test_threads_that_share_a_network_share_no_array():
     for thread in threads:
         thread.join()
     assert found == {seed: {value} for seed, value in expected.items()}
+
+
+def peak_of(call):
+    """Bytes: the most at once, and what stays while the result is held."""
+    call()
+    tracemalloc.start()
+    try:
+        result = call()
+        held, most = tracemalloc.get_traced_memory()
+        del result
+        return most, held
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_backward_function_holds_what_it_needs_and_no_more():
+    T, N, H, V = 50, 32, 64, 2000
+    rnn = ba.RNN(V, H, 2, cell="lstm", readout="last")
+    x = np.random.default_rng(0).integers(0, V, (T, N))
+    _, held = peak_of(lambda: rnn.forward(x))
+    params = sum(value.nbytes for value in rnn.params.values())
+    kept = (5 * T + 2 * (T + 1)) * N * H * 4  # i, f, g, o, tanh(c); h and c
+    assert kept + params < held < 1.1 * (kept + params)
+
+
+def test_inference_in_two_directions_keeps_one_layer_at_a_time():
+    x = np.zeros((200, 16, 8), "float32")
+    one, four = (ba.RNN(8, 64, cell="lstm", bidirectional=True, num_layers=layers) for layers in (1, 4))
+    assert peak_of(lambda: four(x))[0] < 1.5 * peak_of(lambda: one(x))[0]
+    assert peak_of(lambda: four.forward(x))[0] > 2 * peak_of(lambda: one.forward(x))[0]  # or nothing was measured
 
 
 def test_a_loan_gives_each_array_to_one_user():

@@ -81,6 +81,29 @@ def test_masks_of_other_places_seeds_and_members_have_nothing_in_common():
         **{f"network {seed}": masks(numpy, network_seed=seed).between(1, 0, *size) for seed in (0, 1, 3)},
         "other rate": masks(numpy, rate=0.5).between(2, 7, *size),
     }
+    _have_nothing_in_common(drawn)
+
+
+def test_masks_of_the_state_have_nothing_in_common_either():
+    numpy, K = ba.backend.NumpyBackend(), 4096
+    drawn = {f"layer {k}": masks(numpy).recurrent(k, (), N, K) for k in (0, 1, 2)}
+    first, second = masks(numpy).recurrent(0, (2,), N, K)
+    drawn |= {"second direction": second, "call": masks(numpy, seed=6).recurrent(0, (), N, K)}
+    drawn |= {f"network {seed}": masks(numpy, network_seed=seed).recurrent(0, (), N, K) for seed in (0, 3)}
+    drawn |= {f"between {k}": masks(numpy).between(k, 0, 1, N, K)[0] for k in (1, 2)}
+    assert np.array_equal(first, drawn["layer 0"])
+    _have_nothing_in_common(drawn)
+
+
+def test_both_words_of_a_key_depend_on_everything():
+    seen = set()
+    for seed, network_seed, place in itertools.product((0, 1, 2**33), (0, 1, 2), (0, 1, 2)):
+        drawn = masks(ba.backend.NumpyBackend(), seed=seed, network_seed=network_seed)
+        seen |= {(k, int(word[0])) for k, word in enumerate(drawn._keys(place, 0))}
+    assert len(seen) == 2 * 27
+
+
+def _have_nothing_in_common(drawn):
     for (one, a), (other, b) in itertools.combinations(drawn.items(), 2):
         correlation = np.corrcoef(a.ravel(), b.ravel())[0, 1]
         assert abs(correlation) < 5 / a.size**0.5, (one, other)

@@ -140,6 +140,8 @@ MUTANTS = {
     "a mask that begins anew in every segment": ("dropout.py", "2 * layer, start * N * K", "2 * layer, 0 * N * K"),
     "the mask of the state forgotten backward": ("recurrence.py", "product *= mask", "pass"),
     "the mask of the state forgotten in dW_hh": ("layer.py", "if self.forward.mask is None else tape.h_before * self.forward.mask", "if True else None"),
+    "the same mask of the state in every layer": ("dropout.py", "2 * layer + 1", "1"),
+    "the mask of the state from that between layers": ("dropout.py", "2 * layer + 1", "2 * layer"),
     # members
     "members mixed": ("layer.py", "x = x + I * xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))", "x = x + 0 * xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))"),
     "members mixed in the readout": ("readout.py", "v = xp.matmul(h, self.W_hy.mT)", "v = xp.matmul(h, xp.flip(self.W_hy, axis=0).mT)"),

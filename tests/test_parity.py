@@ -178,7 +178,8 @@ def test_members_side_by_side_are_single_networks(make_backend, dtype, cell):
 def test_backends_override_primitives_under_the_same_signature(kind):
     primitives = [name for name in vars(ba.Backend) if name.endswith("_") and not name.endswith("__")]
     assert len(primitives) >= 4
-    for name in [*primitives, "accumulator", "multiplier", "one_hot", "rows", "to_host", "active", "owns"]:
+    names = ["accumulator", "multiplier", "elementwise_accumulator", "fused", "over_segment", "one_hot", "rows", "copy"]
+    for name in [*primitives, *names, "to_host", "active", "owns"]:
         assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(ba.Backend, name)), name
 
 
