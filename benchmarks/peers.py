@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 import bptt_array as ba
-from bptt_array.backend import _ROWS_THAT_PAY_FOR_A_COPY
 
 
 class Shape(NamedTuple):
@@ -89,9 +88,9 @@ class Products:
         def some(*shape):
             return np.full(shape, 0.01, problem.dtype)
 
-        self.W_hh_T, self.W_hh = params["l0.W_hh"].T, params["l0.W_hh"]
-        if T * N >= _ROWS_THAT_PAY_FOR_A_COPY:  # once, as the accumulator of the time loop does
-            self.W_hh_T = np.ascontiguousarray(self.W_hh_T)
+        # Made once a pass, as the time loops do, with W in the order that they read it in.
+        self.forward_, _ = rnn.backend.multiplier(params["l0.W_hh"].T, (N,), T)
+        self.backward_, _ = rnn.backend.multiplier(params["l0.W_hh"], (N,), T)
         self.W_xh_T, self.W_hy_T, self.W_hy = params["l0.W_xh"].T, params["W_hy"].T, params["W_hy"]
         self.x, self.h, self.dh = some(rows, I), some(rows, H), some(rows, H)
         self.z, self.v, self.ones = some(rows, GH), some(rows, O), some(1, rows)
@@ -101,12 +100,12 @@ class Products:
 
     def run(self):
         N, x, h, dh, z, v, ones = self.N, self.x, self.h, self.dh, self.z, self.v, self.ones
-        matmul, W_hh, W_hh_T = np.matmul, self.W_hh, self.W_hh_T
+        matmul, forward_, backward_ = np.matmul, self.forward_, self.backward_
         for S in self.segments:
             rows = S * N
             matmul(x[:rows], self.W_xh_T, out=z[:rows])
             for i in range(0, rows, N):
-                h[i : i + N].dot(W_hh_T, z[i : i + N])  # as in our time loop
+                forward_(h[i : i + N])
         for S in self.segments:
             rows = S * N
             matmul(h[:rows], self.W_hy_T, out=v[:rows])
@@ -114,7 +113,7 @@ class Products:
             matmul(v[:rows].T, h[:rows], out=self.dW_hy)
             matmul(ones[:, :rows], v[:rows], out=self.db_y)
             for i in range(0, rows, N):
-                z[i : i + N].dot(W_hh, dh[i : i + N])
+                backward_(z[i : i + N])
             matmul(z[:rows].T, x[:rows], out=self.dW_xh)
             matmul(z[:rows].T, h[:rows], out=self.dW_hh)
             matmul(ones[:, :rows], z[:rows], out=self.db_h)
