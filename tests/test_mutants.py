@@ -76,7 +76,7 @@ MUTANTS = {
     "mean in the loss only": ("losses.py", "dv *= self.scale", "pass"),
     "weights in the loss only": ("losses.py", "xp.zeros_like(dv)) * weights[..., None]", "xp.zeros_like(dv)) * self.scale"),
     "mean over all steps": ("batch.py", "int(self.lengths.sum() if", "int(self.T * self.N if"),
-    "copy of W_hh transposed": ("backend.py", "np.ascontiguousarray(W) if steps", "np.ascontiguousarray(W.T) if W.shape[0] == W.shape[-1] and steps"),
+    "copy of W_hh transposed": ("backend.py", "ordered[...] = W", "ordered[...] = W.mT if W.shape[-2] == W.shape[-1] else W"),
     "clipping hidden in the backward loop": ("cells.py", "dz *= dh", "dz *= dh; dz.clip(-100, 100, out=dz)"),
     "steps of weight 0 in the gradient": ("losses.py", "dv = xp.where(counts[..., None], dv, xp.zeros_like(dv))", "dv = dv"),
     "steps of weight 0 in the loss": ("losses.py", "loss = xp.where(counts, loss, xp.zeros_like(loss))", "loss = loss"),
