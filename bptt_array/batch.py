@@ -48,7 +48,12 @@ class Batch:
     @property
     def no_loss(self) -> Array:
         """Zero, for every member."""
-        return self.backend.zeros(() if self.members is None else (self.members,), self.dtype)
+        return self.backend.zeros(self.member_axis, self.dtype)
+
+    @property
+    def member_axis(self) -> tuple[int, ...]:
+        """``(E,)``, or nothing."""
+        return () if self.members is None else (self.members,)
 
     def valid_outputs(self, readout: str) -> int:
         """How many outputs a loss is summed over."""

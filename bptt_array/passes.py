@@ -50,9 +50,8 @@ class Network(NamedTuple):
         return segment_length(batch.T, bytes_per_step, segment_bytes)
 
     def empty_dx(self, batch: Batch) -> Array:
-        members = () if batch.members is None else (batch.members,)
         inputs = self.stack.layers[0].params["W_xh"].shape[-1]
-        return self.backend.empty((batch.T, *members, batch.N, inputs), batch.dtype)
+        return self.backend.empty((batch.T, *batch.member_axis, batch.N, inputs), batch.dtype)
 
     def as_state(self, layers: list[States]) -> State:
         return as_state(self.backend, layers, bidirectional=self.stack.bidirectional)
@@ -62,9 +61,8 @@ def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep
     """Outputs, and the layers unrolled; ``keep`` their states for :func:`run_backward`."""
     backend, stack, readout, mode, _ = network
     unrolled = Unrolled(backend, stack, batch, dropout=dropout, keep=keep)
-    members = () if batch.members is None else (batch.members,)
     if mode == "every":
-        y = backend.empty((batch.T, *members, batch.N, readout.size(stack.outputs)), batch.dtype)
+        y = backend.empty((batch.T, *batch.member_axis, batch.N, readout.size(stack.outputs)), batch.dtype)
     for start, stop in segments(0, batch.T, network.segment_length(batch)):
         h = unrolled.forward(start, stop)
         if mode == "every":
