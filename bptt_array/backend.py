@@ -103,6 +103,10 @@ class Backend:
     segment_bytes = 1 << 22
     #: Whether a network should keep the large arrays of a step for the next one (see ``workspace.py``).
     keeps_arrays = False
+    #: Whether an operation makes an array before it is written where it belongs: no ``out=``.
+    temporaries = True
+    #: Products of at most so many multiply-adds are not shared out to threads, which would wait for each other.
+    one_thread_multiply_adds: int | None = None
 
     def __init__(self, xp: Any, device: Any = None) -> None:
         if not callable(getattr(xp, "zeros", None)):
@@ -281,6 +285,8 @@ class NumpyBackend(Backend):
     """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop."""
 
     keeps_arrays = True
+    temporaries = False
+    one_thread_multiply_adds = 1 << 18  # OpenBLAS
 
     def __init__(self) -> None:
         super().__init__(array_api_compat.numpy)
@@ -398,6 +404,7 @@ class CupyBackend(Backend):
 
     #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
     segment_bytes = 1 << 26
+    temporaries = False
 
     def __init__(self, index: int) -> None:
         import array_api_compat.cupy
