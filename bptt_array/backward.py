@@ -26,12 +26,14 @@ class BackwardFunction:
         architecture: Architecture,
         y_shape: tuple[int, ...],
         layout: TimeFirst,
+        backward: str,
     ) -> None:
         self._network = network
         self._unrolled = unrolled
         self._architecture = architecture
         self._y_shape = y_shape
         self._layout = layout
+        self._backward = backward
 
     def __call__(self, dy: Array | None = None, dstate: State | None = None, *, input_grad: bool = False) -> Gradients:
         """Gradients of every parameter, of the initial state, and with ``input_grad`` of ``x``.
@@ -63,5 +65,5 @@ class BackwardFunction:
             check_input_grad(input_grad, batch.x)
             d_last = None if dstate is None else as_initial(backend, architecture, dstate, batch.N)
             return self._layout.gradients(
-                run_backward(self._network, self._unrolled, dy, d_last, input_grad=input_grad)
+                run_backward(self._network, self._unrolled, dy, d_last, input_grad=input_grad, backward=self._backward)
             )

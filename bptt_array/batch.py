@@ -10,7 +10,7 @@ import numpy as np
 
 from .architecture import Architecture
 from .backend import Array, Backend
-from .checks import check_lengths, check_range, check_state, check_x, is_integer
+from .checks import check_lengths, check_range, check_reset, check_state, check_x, is_integer
 from .padding import Padding
 from .state import State
 
@@ -29,6 +29,8 @@ class Batch:
         The states of every layer, on the device.
     padding : Padding or None
         None where every sequence has T steps.
+    reset : (N,) bool on the device, or None
+        Sequences that begin anew: their initial states are zero whatever the caller's are.
     """
 
     backend: Backend
@@ -40,6 +42,7 @@ class Batch:
     tokens: bool
     initial: list[States]
     padding: Padding | None
+    reset: Array | None = None
 
     @property
     def lengths(self) -> np.ndarray[Any, Any] | None:
@@ -71,7 +74,15 @@ def for_members(array: Array, ndim: int, before: int = 1) -> Array:
 
 
 def make_batch(
-    backend: Backend, architecture: Architecture, x: Any, state: Any, lengths: Any, *, validate: bool, host: bool
+    backend: Backend,
+    architecture: Architecture,
+    x: Any,
+    state: Any,
+    lengths: Any,
+    reset: Any,
+    *,
+    validate: bool,
+    host: bool,
 ) -> Batch:
     """Check what a caller gave, time first; ``host``: NumPy arrays will do for a device model too."""
     dtype, members = architecture.dtype, architecture.members
@@ -85,8 +96,17 @@ def make_batch(
     if state is not None:
         check_state("state", state, architecture, N, backend, host=host)
     initial = as_initial(backend, architecture, state, N)
+    reset = check_reset(reset, N, backend)
+    if reset is not None and state is not None:
+        initial = without(backend, initial, reset)
     padding = None if known is None else Padding(backend, known)
-    return Batch(backend, backend.dtype(dtype), T, N, members, x, tokens, initial, padding)
+    return Batch(backend, backend.dtype(dtype), T, N, members, x, tokens, initial, padding, reset)
+
+
+def without(backend: Backend, layers: Sequence[States], reset: Array) -> list[States]:
+    """States ``(..., N, H)`` with zeros for the sequences of ``reset (N,)``, whatever was there."""
+    xp = backend.xp
+    return [tuple([xp.where(reset[:, None], xp.zeros_like(a), a) for a in states]) for states in layers]
 
 
 def as_initial(backend: Backend, architecture: Architecture, state: State | None, N: int) -> list[States]:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from . import directions
 from .backend import Array, Backend
 from .batch import Batch
+from .direct import nothing_direct
 from .dropout import Dropout
 from .layer import Layer, LayerBackward, LayerForward, States
 from .padding import Feed
@@ -48,13 +49,17 @@ class DirectPart(Protocol):
 
 
 class Unrolled:
-    """Layers run forward over a batch; ``keep``: what the segments leave is for a backward pass."""
+    """Layers run forward over a batch, in segments of at most ``longest`` steps.
+
+    ``keep``: what the segments leave is for a backward pass.
+    """
 
     def __init__(
         self,
         backend: Backend,
         stack: Stack,
         batch: Batch,
+        longest: int,
         arrays: Loan | None = None,
         dropout: Dropout | None = None,
         *,
@@ -67,7 +72,8 @@ class Unrolled:
         self.keep = keep
         arrays = Loan(backend) if arrays is None else arrays
         self.arrays = arrays
-        self.rows = Scratch(arrays)
+        self.rows = Scratch(arrays, longest)
+        self._checkpoints: dict[int, list[States]] = {}
         self._x = Feed(backend, batch.x, batch.padding, features=not batch.tokens)
         self._outputs: dict[int, Array] = {}  # of two directions, merged
         sides = (2,) if stack.bidirectional else ()
@@ -138,6 +144,19 @@ class Unrolled:
         for layer in self.layers:
             layer.end()
 
+    def checkpoint(self, start: int) -> None:
+        """Remember the state of every layer, that before step ``start``."""
+        self._checkpoints[start] = [layer.state for layer in self.layers]
+
+    def restore(self, start: int) -> None:
+        """Go on from the states before step ``start``."""
+        for layer, state in zip(self.layers, self._checkpoints[start], strict=True):
+            layer.state = state
+
+    def discard(self, start: int) -> None:
+        """Forget the states before step ``start``."""
+        del self._checkpoints[start]
+
     def release(self, start: int) -> None:
         """Let go of what a segment left."""
         self._outputs.pop(start, None)
@@ -156,6 +175,8 @@ class BackwardPass:
         Where the gradient of the input is written.
     rows : Scratch, optional
         That of ``unrolled``, if nothing else uses it at the same time.
+    backward : {"sequential", "parallel", "auto"}
+        How the time loops run, see :class:`~bptt_array.layer.LayerBackward`.
     """
 
     def __init__(
@@ -165,22 +186,29 @@ class BackwardPass:
         d_last: Sequence[States] | None,
         dx: Array | None,
         rows: Scratch | None = None,
+        backward: str = "sequential",
     ) -> None:
         self.unrolled = unrolled
         self.direct = direct
         self.dx: Array = dx
-        rows = Scratch(Loan(unrolled.backend)) if rows is None else rows
+        rows = Scratch(Loan(unrolled.backend), unrolled.rows.longest) if rows is None else rows
         self.layers = [
-            LayerBackward(layer, None if d_last is None else d_last[k], rows) for k, layer in enumerate(unrolled.layers)
+            LayerBackward(layer, None if d_last is None else d_last[k], rows, backward)
+            for k, layer in enumerate(unrolled.layers)
         ]
 
-    def segment(self, start: int, stop: int, *, cut: bool) -> None:
-        """Run one segment backward through all layers; ``cut``: without the gradient carried from later steps."""
+    def segment(self, start: int, stop: int, *, cut: bool, loss: bool = True) -> None:
+        """Run one segment backward through all layers.
+
+        ``cut``: without the gradient carried from later steps. ``loss``: with the direct part of its own steps, for the
+        first time; otherwise what is carried from later ones is added to what there is.
+        """
         unrolled = self.unrolled
         backend, padding, two = unrolled.backend, unrolled.batch.padding, unrolled.stack.bidirectional
         h, top = unrolled.outputs(start), self.layers[-1]
         dh = backend.empty(h.shape, h.dtype) if two else top.direct(start, stop)
-        d_ending = self.direct(start, stop, h, unrolled.last_outputs, dh)
+        direct = self.direct if loss else nothing_direct
+        d_ending = direct(start, stop, h, unrolled.last_outputs, dh)
         if two:
             directions.split_(backend, top.direct(start, stop), dh, padding)
             d_ending = None if d_ending is None else directions.split_last(backend, d_ending)
@@ -188,13 +216,17 @@ class BackwardPass:
             self.layers[k].segment(start, stop, cut=cut, d_ending=d_ending)
             d_ending = None
             if k or self.dx is not None:
-                self._hand_down(k, start, stop)
+                self._hand_down(k, start, stop, again=not loss)
 
-    def _hand_down(self, k: int, start: int, stop: int) -> None:
-        """The gradient of the input of layer k: the direct part of the layer below or, of the first, :attr:`dx`."""
+    def _hand_down(self, k: int, start: int, stop: int, *, again: bool) -> None:
+        """The gradient of the input of layer k: the direct part of the layer below or, of the first, :attr:`dx`.
+
+        ``again``: the segment has added to ``dx`` before.
+        """
         unrolled, layer, two = self.unrolled, self.layers[k], self.unrolled.stack.bidirectional
         target = self.layers[k - 1].direct(start, stop) if k else self.dx[start:stop, ...]
-        dx = self._of_both(layer, start, stop) if two else target
+        again = again and k == 0
+        dx = self._of_both(layer, start, stop) if two else unrolled.backend.copy(target) if again else target
         if not two:
             layer.dx_(start, stop, dx)
         mask = unrolled.mask(k, start, stop)
@@ -204,6 +236,8 @@ class BackwardPass:
             directions.split_(unrolled.backend, target, dx, unrolled.batch.padding)
         elif two:
             target[...] = dx
+        elif again:
+            target += dx
 
     def _of_both(self, layer: LayerBackward, start: int, stop: int) -> Array:
         """The gradient of the input that both directions of a layer read, ``(S, [E,] N, K)``."""

@@ -70,6 +70,9 @@ class Cell:
         How many the backward pass computes for a whole segment before its loop.
     in_place : bool
         Whether z becomes h, in the rows of the states (G = 1, K = 0).
+    diagonal : bool
+        Whether ``dz_t = f'_t * dh_t`` is all that a step backward does before its product, with the ``f'_t`` that
+        :meth:`slopes_` writes to dz: then it can run in parallel over time.
     forget_gate : int or None
         Which gate ``forget_bias`` is added to.
 
@@ -85,6 +88,7 @@ class Cell:
     keeps: int = 0
     slopes: int = 0
     in_place: bool = False
+    diagonal: bool = False
     forget_gate: int | None = None
 
     def __init_subclass__(cls) -> None:
@@ -176,6 +180,7 @@ class Elman(Cell):
     """The cell of (1.1): ``h_t = f(W_xh x_t + W_hh h_{t-1} + b_h)``."""
 
     in_place = True
+    diagonal = True
 
     def __init__(self, f: Activation) -> None:
         self.f, self.name = f, f.name

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .architecture import Architecture
 
 
+#: Entries that are checked at a time.
+_BLOCK = 1 << 18
+
+
 @cache  # NumPy makes the name anew each time, in microseconds
 def _numpy_name(dtype: np.dtype[Any]) -> str:
     return dtype.name
@@ -250,6 +254,51 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
     return None if (array == T).all() else array.astype(np.int64)
 
 
+def check_reset(reset: Any, N: int, backend: Backend) -> Any:
+    """``reset (N,)`` as bool on the device, or None. A mask on the host is a list or a NumPy array."""
+    if reset is None:
+        return None
+    if isinstance(reset, (list, tuple)):
+        reset = np.asarray(reset)
+    check_place("reset", reset, backend, host=True)
+    if dtype_name(reset) != "bool":
+        raise TypeError(f"reset has dtype {dtype_name(reset)}; expected bool: True for the sequences that begin anew")
+    check_shape("reset", reset, (N,), "(N,)")
+    return reset if backend.owns(reset) else backend.from_host(reset)
+
+
+def check_backward(backward: Any, cell: Cell) -> None:
+    """How time runs backward, and whether the cell can."""
+    check_option("backward", backward, ("sequential", "parallel", "auto"))
+    if backward == "parallel" and not cell.diagonal:
+        raise ValueError(
+            f"backward='parallel', but the cell is {cell.name!r}; expected 'tanh' or 'relu', whose step backward is a "
+            "product with a diagonal matrix and W_hh; use backward='sequential' or 'auto'"
+        )
+
+
+def check_truncate(truncate: Any, *, bidirectional: bool) -> int | tuple[int, int] | None:
+    """None, a number of steps, or two of them, k1 <= k2."""
+    if truncate is None:
+        return None
+    if bidirectional:
+        raise ValueError(
+            f"truncate={truncate}, but bidirectional=True: the second direction begins at the end, so there is "
+            "no step up to which the past alone counts; leave truncate=None"
+        )
+    if not isinstance(truncate, (tuple, list)):
+        return check_count("truncate", truncate)
+    if len(truncate) != 2:
+        raise ValueError(f"truncate={truncate!r} has {len(truncate)} numbers; expected k, or (k1, k2)")
+    k1, k2 = check_count("truncate[0]", truncate[0]), check_count("truncate[1]", truncate[1])
+    if k1 > k2:
+        raise ValueError(
+            f"truncate=({k1}, {k2}): every {k1} steps, back through {k2}, would leave out the loss of the others; "
+            "expected k1 <= k2"
+        )
+    return k1 if k1 == k2 else (k1, k2)
+
+
 def check_range(
     name: str,
     array: Any,
@@ -271,12 +320,17 @@ def check_range(
         values = backend.to_host(array)
     else:
         return
-    wrong = (values < 0) | (values >= size)
-    if lengths is not None:
-        steps = np.arange(values.shape[0]).reshape(-1, *(1,) * (values.ndim - 1)) if timed else 0
-        wrong = wrong & (steps < lengths)
-    if wrong.any():
-        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    rows = max(1, _BLOCK * len(values) // max(1, values.size)) if timed else len(values)
+    for start in range(0, len(values), rows):  # what is longer than memory is never looked at as a whole
+        block = values[start : start + rows]
+        wrong = (block < 0) | (block >= size)
+        if lengths is not None:
+            steps = start + np.arange(len(block)).reshape(-1, *(1,) * (block.ndim - 1)) if timed else 0
+            wrong = wrong & (steps < lengths)
+        if not wrong.any():
+            continue
+        first, *others = (int(i) for i in np.argwhere(wrong)[0])
+        index = (start + first, *others)
         raise ValueError(
             f"{name}[{', '.join(map(str, index))}]={values[index]}; expected 0 to {size - 1} ({what}); steps to be "
             "left out are marked with lengths, or with any value in range and a weight of 0"

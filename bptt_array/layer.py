@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import add
 from typing import NamedTuple
 
+from . import chunks, parallel
 from .backend import Array, Backend
 from .cells import Cell, Tape
 from .padding import Padding
@@ -32,10 +34,11 @@ class Layer(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What a segment left: its input, and what its cell kept."""
+    """What a segment left: its input, what its cell kept, and the arrays in which that is."""
 
     x: Array
     tape: Tape
+    arrays: list[Array]
 
 
 class LayerForward:
@@ -48,7 +51,7 @@ class LayerForward:
     arrays : Loan
         Where what a segment leaves is written, until it is released.
     rows : Scratch
-        Where z is written, for one segment after the other.
+        Where z is written, for one segment after the other; knows how long the longest is.
     mask : (..., N, H), optional
         What multiplies the state that goes into ``W_hh``.
     tokens : bool
@@ -58,6 +61,8 @@ class LayerForward:
     ----------
     last : tuple of (..., N, H)
         The states after the last valid step of every sequence, once all segments have run.
+    state : tuple of (..., N, H)
+        The states before the segment that comes next; never written to, so a reference to it is a checkpoint.
     """
 
     def __init__(
@@ -84,7 +89,7 @@ class LayerForward:
         self.tokens = tokens
         self.last = initial
         # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
-        self._state = initial if padding is None else tuple(map(padding.zeroed_if_empty, initial))
+        self.state = initial if padding is None else tuple(map(padding.zeroed_if_empty, initial))
         self._kept: dict[int, Segment] = {}
         self._table: Array | None = None  # (I, G*H) rows: W_xh x + b_h for every token x, of one member after the other
         product = StateProduct(backend, layer.params["W_hh"].mT, initial[0].shape[:-1], T, mask)
@@ -96,11 +101,16 @@ class LayerForward:
         Axes of ``x`` in between may be 1, where members or directions share it. What the segment leaves is kept.
         """
         backend, (cell, params) = self.backend, self.layer
-        steps, row, dtype = stop - start, self._state[0].shape, params["W_hh"].dtype
-        states = tuple([self.arrays.empty((steps + 1, *row), dtype) for _ in cell.states])
-        for buffer, before in zip(states, self._state, strict=True):
+        steps, row, dtype = stop - start, self.state[0].shape, params["W_hh"].dtype
+        longest = self._rows.longest  # one shape for all, so that the next segment can have what one gives back
+        arrays = [self.arrays.empty((longest + 1, *row), dtype) for _ in cell.states]
+        states = tuple([array[: steps + 1, ...] for array in arrays])
+        for buffer, before in zip(states, self.state, strict=True):
             buffer[0, ...] = before
-        kept = self.arrays.empty((steps, cell.keeps, *row), dtype) if cell.keeps else None
+        kept = None
+        if cell.keeps:
+            arrays.append(self.arrays.empty((longest, cell.keeps, *row), dtype))
+            kept = arrays[-1][:steps, ...]
         tape = Tape(states, kept)
         z = None if cell.in_place else self._rows("z", steps, (*row[:-1], cell.gates * row[-1]), dtype)
         if self.tokens:
@@ -109,10 +119,10 @@ class LayerForward:
             project_(backend, tape.h if z is None else z, x, params["W_xh"], params["b_h"])
         forward_(backend, cell, self._step, z, tape)
         self._without_padding(start, stop, tape)
-        self._state = tuple([backend.copy(state[steps, ...]) for state in tape.states])
-        if self.padding is None:
-            self.last = self._state
-        self._kept[start] = Segment(x, tape)
+        self.state = tuple([backend.copy(state[steps, ...]) for state in tape.states])
+        if self.padding is None and stop == self.T:
+            self.last = self.state
+        self._kept[start] = Segment(x, tape, arrays)
         return tape.h
 
     def _look_up(self, rows: Array, x: Array) -> None:
@@ -162,11 +172,9 @@ class LayerForward:
     def release(self, start: int) -> None:
         """Let go of what a segment left, if that is still there."""
         segment = self._kept.pop(start, None)
-        if segment is None:
-            return
-        tape = segment.tape
-        for array in tape.states if tape.kept is None else (*tape.states, tape.kept):
-            self.arrays.give_back(array)
+        if segment is not None:
+            for array in segment.arrays:
+                self.arrays.give_back(array)
 
 
 def _ended(*rows: Array) -> None:
@@ -183,19 +191,22 @@ class LayerBackward:
     rows : Scratch
         Where the gradients of a segment's states, its slopes and its dz are written. All layers have the same: of one
         that is done nothing but dz is read, and the gradient of its input may take the place of that of its states.
+    backward : {"sequential", "parallel", "auto"}
+        The time loop step by step, or in chunks side by side (``parallel.py``) where the cell allows it.
 
     Attributes
     ----------
     grads : dict
         Of the layer's parameters: the sums of §3.2-3.4, added up over the segments.
     d_initial : tuple of (..., N, H)
-        Gradients of the initial states, once the first segment has run backward.
+        Gradients of the initial states, once the first segment has run backward; added up if it does so more than once.
     """
 
-    def __init__(self, forward: LayerForward, d_last: States | None, rows: Scratch) -> None:
+    def __init__(self, forward: LayerForward, d_last: States | None, rows: Scratch, backward: str) -> None:
         backend, layer = forward.backend, forward.layer
         self.forward = forward
         self.d_last = d_last
+        self.backward = backward if layer.cell.diagonal else "sequential"
         self.grads: dict[str, Array] = {}
         self.d_initial: States | None = None
         self._dstates: States = ()
@@ -226,7 +237,7 @@ class LayerBackward:
             A further gradient of the last h of the sequences that end in this segment.
         """
         backend, (cell, params) = self.forward.backend, self.forward.layer
-        x, tape = self.forward.kept(start)
+        x, tape, _ = self.forward.kept(start)
         dstates, steps = self._dstates, stop - start
         for k, dstate in enumerate(dstates):
             dstate[: 1 if k == 0 else steps + 1, ...] = 0  # no c has a direct part
@@ -238,10 +249,19 @@ class LayerBackward:
             self._add_last(start, stop, dstates[0], d_ending)
         row, dz = self.forward.initial[0].shape, self._dz(steps)
         slopes = self._rows("slopes", steps, (cell.slopes, *row), dz.dtype) if cell.slopes else None
-        backward_(backend, cell, self._step, tape, dstates, dz, slopes)
+        count = self._chunks(steps)
+        if count == 1:
+            backward_(backend, cell, self._step, tape, dstates, dz, slopes)
+        else:
+            cell.slopes_(backend, slopes, dz, tape)
+            if self.forward.padding is not None:  # where no gradient is, a product of Jacobians may still overflow
+                dz[...] = self.forward.padding.zeroed(dz, start, stop)
+            parallel.backward_parallel_(backend, params["W_hh"], dstates[0], dz, count, self.forward.mask)
         self._carried = tuple([backend.copy(dstate[0, ...]) for dstate in dstates])
         if start == 0:
-            self.d_initial = self._initial_gradients(self._carried)
+            d_initial = self._initial_gradients(self._carried)
+            before = self.d_initial
+            self.d_initial = d_initial if before is None else tuple(map(add, before, d_initial))
         ndim = params["W_hh"].ndim
         h_before = tape.h_before if self.forward.mask is None else tape.h_before * self.forward.mask
         rows = flat(backend, dz, ndim)
@@ -258,6 +278,15 @@ class LayerBackward:
             x = backend.one_hot(x, params["W_xh"].shape[-1], dz.dtype)
         add_to(self.grads, "W_xh", weight_sum(backend, rows, flat(backend, x, ndim)))
         add_to(self.grads, "b_h", bias_sum(backend, rows))
+
+    def _chunks(self, steps: int) -> int:
+        """In how many chunks side by side a segment runs backward; 1: step by step."""
+        if self.backward == "sequential":
+            return 1
+        h = self.forward.initial[0]
+        if self.backward == "parallel":
+            return chunks.best_chunks(steps)
+        return chunks.choose(self.forward.backend, steps, h.shape, h.dtype)
 
     def dx_(self, start: int, stop: int, dx: Array) -> None:
         """``dx_t = W_xh^T dz_t`` of the segment that :meth:`segment` ran last, into ``dx (S, ..., N, I)``."""

@@ -9,20 +9,26 @@ import math
 from typing import NamedTuple
 
 from .backend import Array, Backend
-from .batch import Batch, States, as_state
+from .batch import Batch, States, as_state, without
 from .bptt import BackwardPass, DirectPart, Stack, Unrolled
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
 from .dropout import Dropout
+from .instructions import (
+    Backward,
+    Checkpoint,
+    Discard,
+    Forward,
+    Restore,
+    full,
+    longest_segment,
+    segments,
+)
 from .losses import Objective
 from .padding import Feed
 from .readout import Readout
-from .schedules import Backward, Forward, full, segment_length, segments, truncated
+from .schedules import Plan
 from .state import Gradients, State
 from .workspace import Loan, Workspace
-
-#: With stacked weights a segment is copied for its weight sums, so more of it has to stay in the cache: it is this many
-#: times shorter (measured with 32 members of 64 units: 1 MiB of states takes 0.6 to 1.0 of the time that 4 MiB take).
-STACKED = 4
 
 
 class Targets(NamedTuple):
@@ -42,12 +48,12 @@ class Network(NamedTuple):
     workspace: Workspace
 
     def segment_length(self, batch: Batch) -> int:
-        if self.stack.bidirectional:
-            return batch.T
         itemsize = self.backend.xp.finfo(batch.dtype).bits // 8
         bytes_per_step = math.prod(batch.initial[0][0].shape) * itemsize
-        segment_bytes = self.backend.segment_bytes // (1 if batch.members is None else STACKED)
-        return segment_length(batch.T, bytes_per_step, segment_bytes)
+        members = batch.members is not None
+        return longest_segment(
+            self.backend, batch.T, bytes_per_step, bidirectional=self.stack.bidirectional, members=members
+        )
 
     def empty_dx(self, batch: Batch) -> Array:
         inputs = self.stack.layers[0].params["W_xh"].shape[-1]
@@ -60,10 +66,11 @@ class Network(NamedTuple):
 def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
     """Outputs, and the layers unrolled; ``keep`` their states for :func:`run_backward`."""
     backend, stack, readout, mode, _ = network
-    unrolled = Unrolled(backend, stack, batch, dropout=dropout, keep=keep)
+    length = network.segment_length(batch)
+    unrolled = Unrolled(backend, stack, batch, length, dropout=dropout, keep=keep)
     if mode == "every":
         y = backend.empty((batch.T, *batch.member_axis, batch.N, readout.size(stack.outputs)), batch.dtype)
-    for start, stop in segments(0, batch.T, network.segment_length(batch)):
+    for start, stop in segments(0, batch.T, length):
         h = unrolled.forward(start, stop)
         if mode == "every":
             part = readout(h)
@@ -78,7 +85,13 @@ def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep
 
 
 def run_backward(
-    network: Network, unrolled: Unrolled, dy: Array | None, d_last: list[States] | None, *, input_grad: bool
+    network: Network,
+    unrolled: Unrolled,
+    dy: Array | None,
+    d_last: list[States] | None,
+    *,
+    input_grad: bool,
+    backward: str = "sequential",
 ) -> Gradients:
     """Full BPTT from gradients of the outputs and of the last states of every layer."""
     backend, _, readout, mode, _ = network
@@ -91,10 +104,11 @@ def run_backward(
         last = unrolled.last_outputs
         d_outputs = last_state_gradient(backend, readout, last, dy, batch.padding, readout_grads)
         d_last = unrolled.with_last_outputs(d_last, d_outputs)
-    sweep = BackwardPass(unrolled, direct, d_last, network.empty_dx(batch) if input_grad else None)
-    for action in full(batch.T, network.segment_length(batch)):
-        if isinstance(action, Backward):
-            sweep.segment(action.start, action.stop, cut=action.cut)
+    dx = network.empty_dx(batch) if input_grad else None
+    sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward)
+    for step in full(batch.T, network.segment_length(batch)):
+        if isinstance(step, Backward):
+            sweep.segment(step.start, step.stop, cut=step.cut)
     return _gradients(network, sweep, readout_grads)
 
 
@@ -104,8 +118,9 @@ def run_loss(
     """Loss and last state; no segment is kept."""
     arrays = Loan(network.backend, network.workspace)
     head = loss_head(network.mode, objective, *targets, batch, {})
-    unrolled = Unrolled(network.backend, network.stack, batch, arrays, dropout, keep=False)
-    for start, stop in segments(0, batch.T, network.segment_length(batch)):
+    length = network.segment_length(batch)
+    unrolled = Unrolled(network.backend, network.stack, batch, length, arrays, dropout, keep=False)
+    for start, stop in segments(0, batch.T, length):
         h = unrolled.forward(start, stop)
         head.add_loss(start, stop, h, unrolled.last_outputs)
         unrolled.release(start)
@@ -120,23 +135,34 @@ def run_loss_and_grad(
     objective: Objective,
     targets: Targets,
     dropout: Dropout | None,
-    window: int,
+    plan: Plan,
     *,
     input_grad: bool,
+    backward: str = "sequential",
 ) -> tuple[Array, Gradients, State]:
-    """Loss, gradients and last state; the gradient is cut every ``window`` steps."""
-    arrays = Loan(network.backend, network.workspace)
+    """Loss, gradients and last state, as planned."""
+    arrays = Loan(network.backend, network.workspace, plan.memory)
     readout_grads: dict[str, Array] = {}
     head = loss_head(network.mode, objective, *targets, batch, readout_grads)
-    unrolled = Unrolled(network.backend, network.stack, batch, arrays, dropout)
+    unrolled = Unrolled(network.backend, network.stack, batch, plan.longest, arrays, dropout)
     dx = network.empty_dx(batch) if input_grad else None
-    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows)
-    for action in truncated(batch.T, window, network.segment_length(batch)):
-        if isinstance(action, Forward):
-            unrolled.forward(action.start, action.stop)
-        else:
-            sweep.segment(action.start, action.stop, cut=action.cut)
-            unrolled.release(action.start)
+    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward)
+    for instruction in plan.schedule():
+        match instruction:
+            case Forward(start, stop, keep):
+                unrolled.forward(start, stop)
+                if not keep:
+                    unrolled.release(start)
+            case Backward(start, stop, cut, loss, keep):
+                sweep.segment(start, stop, cut=cut, loss=loss)
+                if not keep:
+                    unrolled.release(start)
+            case Checkpoint(start):
+                unrolled.checkpoint(start)
+            case Restore(start):
+                unrolled.restore(start)
+            case Discard(start):
+                unrolled.discard(start)
     last_state = network.as_state(unrolled.last)
     arrays.end()
     return head.loss, _gradients(network, sweep, readout_grads), last_state
@@ -148,4 +174,7 @@ def _gradients(network: Network, sweep: BackwardPass, readout_grads: dict[str, A
         for name in ("W_hy", "b_y"):
             grad = readout_grads.get(name)
             params[name] = network.backend.xp.zeros_like(getattr(readout, name)) if grad is None else grad
-    return Gradients(params=params, state=network.as_state(sweep.d_initial), x=sweep.dx)
+    reset, d_initial = sweep.unrolled.batch.reset, sweep.d_initial
+    if reset is not None:  # what the state was there does not matter
+        d_initial = without(network.backend, d_initial, reset)
+    return Gradients(params=params, state=network.as_state(d_initial), x=sweep.dx)

@@ -13,7 +13,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from . import passes, serialization, torch_weights
+from . import passes, schedules, serialization, torch_weights
 from .activations import OUTPUT_ACTIVATIONS
 from .architecture import Architecture
 from .backend import Array, Backend, backend_of, resolve
@@ -22,6 +22,7 @@ from .batch import Batch, for_members, make_batch
 from .bptt import Stack
 from .cells import CELLS, Cell
 from .checks import (
+    check_backward,
     check_cell,
     check_count,
     check_dropout_seed,
@@ -34,6 +35,7 @@ from .checks import (
     check_outputs_like,
     check_place,
     check_target,
+    check_truncate,
     is_integer,
 )
 from .dropout import Dropout
@@ -41,7 +43,9 @@ from .initializers import INITIALIZERS
 from .layer import Layer
 from .layout import BatchFirst, TimeFirst
 from .losses import Objective, UserLoss
+from .memory import Workload, plan_for
 from .readout import Readout
+from .schedules import Plan
 from .state import Gradients, State
 from .workspace import Workspace
 
@@ -410,6 +414,7 @@ class RNN:
         state: State | None = None,
         *,
         lengths: Any = None,
+        reset: Any = None,
         dropout_seed: int | None = None,
         validate: bool = False,
     ) -> tuple[Array, State]:
@@ -424,6 +429,9 @@ class RNN:
         lengths : N integers on the host, optional
             Valid steps of each sequence, 0 to T. Outputs past the end are zero; the final state is the one
             after the last valid step.
+        reset : (N,) bool, optional
+            Sequences that begin anew: their initial state is zero, whatever ``state`` holds there. For streams whose
+            state goes from call to call. A list or NumPy array on the host, or an array on the network's device.
         dropout_seed : int, optional
             With it dropout acts, with the masks of this seed, which are the same on every device and in every call;
             steps are counted from the beginning of the call. Without it, as in inference, nothing is left out.
@@ -441,7 +449,7 @@ class RNN:
             Naming the argument, before any work.
         """
         with self.backend.active(), self._layout.in_errors():
-            batch = self._batch(x, state, lengths, validate, host=False)
+            batch = self._batch(x, state, lengths, reset, validate, host=False)
             dropout = self._dropout(dropout_seed)
             network = self._network()
             y, unrolled = passes.run_forward(network, batch, dropout, keep=False)
@@ -453,13 +461,16 @@ class RNN:
         state: State | None = None,
         *,
         lengths: Any = None,
+        reset: Any = None,
         dropout_seed: int | str | None = None,
+        backward: str = "sequential",
         validate: bool = False,
     ) -> tuple[Array, State, BackwardFunction]:
         """Run forward and return ``backward`` beside the result, for any loss of your own.
 
         Parameters and the first two results are those of calling the network, but that one with dropout has to be
-        told a ``dropout_seed`` or ``"off"``. The third result is a
+        told a ``dropout_seed`` or ``"off"``, and ``backward`` says how the third one will run, see
+        :meth:`loss_and_grad`. The third result is a
         :class:`~bptt_array.backward.BackwardFunction`: call it with ``dy`` of the shape of ``y``, ``dstate`` of that of
         ``state``, or both, as often as you like; ``x`` must not be written to in between.
 
@@ -475,14 +486,15 @@ class RNN:
         """
         backend = self.backend
         with self.backend.active(), self._layout.in_errors():
-            batch = self._batch(x, state, lengths, validate, host=False)
+            batch = self._batch(x, state, lengths, reset, validate, host=False)
+            check_backward(backward, self.architecture.cell)
             dropout = self._dropout(dropout_seed, needed=True)
             self._check_params(self.params)
             copy = {name: backend.copy(value) for name, value in self.params.items()}
             network = self._bind(copy)
             y, unrolled = passes.run_forward(network, batch, dropout, keep=True)
-            backward = BackwardFunction(network, unrolled, self.architecture, tuple(y.shape), self._layout)
-            return self._outward(y), network.as_state(unrolled.last), backward
+            function = BackwardFunction(network, unrolled, self.architecture, tuple(y.shape), self._layout, backward)
+            return self._outward(y), network.as_state(unrolled.last), function
 
     def loss_and_grad(
         self,
@@ -494,7 +506,10 @@ class RNN:
         lengths: Any = None,
         weights: Array | None = None,
         reduction: str = "mean",
-        truncate: int | None = None,
+        reset: Any = None,
+        truncate: int | tuple[int, int] | None = None,
+        memory: int | str | None = None,
+        backward: str = "sequential",
         input_grad: bool = False,
         dropout_seed: int | str | None = None,
         validate: bool = False,
@@ -505,7 +520,7 @@ class RNN:
 
         Parameters
         ----------
-        x, state, lengths, validate
+        x, state, lengths, reset, validate
             As for calling the network; ``validate`` also reads class targets back.
         target : array
             ``"mse"``, ``"binary_cross_entropy"``: the shape and dtype of ``y``. ``"cross_entropy"``: class
@@ -522,8 +537,16 @@ class RNN:
         reduction : {"mean", "sum"}
             ``"sum"`` is (2.1); ``"mean"`` divides it by the number of valid steps of all sequences (with
             ``readout="last"``: of sequences that have one).
-        truncate : int, optional
-            Truncated BPTT: the gradient is cut every so many steps, the state carried on. Not with two directions.
+        truncate : int or (int, int), optional
+            Truncated BPTT: the gradient is cut every k steps, the state carried on. ``(k1, k2)``: every k1 steps, back
+            through k2, k1 <= k2; each loss is propagated once. Not with two directions.
+        memory : int or str, optional
+            Bytes, or a string such as ``"64MiB"``: the most that this call may take beside what it is given. The
+            gradients are the same; segments run forward again where not all of them can be kept, see :meth:`plan`.
+        backward : {"sequential", "parallel", "auto"}
+            How time runs backward in tanh and ReLU cells: step by step, or in chunks side by side, which is more
+            arithmetic in fewer dependent steps (``parallel.py``). ``"auto"`` takes what a measurement of the device,
+            made once, says is faster. The results are equal to rounding.
         input_grad : bool
             Also compute the gradient of ``x``.
         dropout_seed : int or "off"
@@ -537,21 +560,103 @@ class RNN:
         state : State
         """
         with self.backend.active(), self._layout.in_errors():
-            batch = self._batch(x, state, lengths, validate, host=True)
+            batch = self._batch(x, state, lengths, reset, validate, host=True)
             network = self._network()
             objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
             check_input_grad(input_grad, x)
-            window = batch.T if truncate is None else check_count("truncate", truncate)
-            if truncate is not None and self.bidirectional:
-                raise ValueError(
-                    f"truncate={truncate}, but bidirectional=True: the second direction begins at the end, so there is "
-                    "no step up to which the past alone counts; leave truncate=None"
-                )
+            truncate = check_truncate(truncate, bidirectional=self.bidirectional)
+            check_backward(backward, self.architecture.cell)
             dropout = self._dropout(dropout_seed, needed=True)
+            if memory is None:
+                plan = schedules.plan(batch.T, longest=network.segment_length(batch), truncate=truncate)
+            else:
+                work = Workload(
+                    batch.T,
+                    batch.N,
+                    tokens=batch.tokens,
+                    shared=self.members is None or batch.x.shape[1] == 1,
+                    copied=batch.tokens or not (self.backend.owns(batch.x) and self.backend.owns(targets.target)),
+                    padded=batch.padding is not None,
+                    weights=targets.weights is not None,
+                    input_grad=input_grad,
+                    dropout=dropout is not None,
+                    loss=loss,
+                )
+                plan = self._plan(work, memory, truncate, backward)
             value, grads, last_state = passes.run_loss_and_grad(
-                network, batch, objective, targets, dropout, window, input_grad=input_grad
+                network, batch, objective, targets, dropout, plan, input_grad=input_grad, backward=backward
             )
             return value, self._layout.gradients(grads), last_state
+
+    def plan(
+        self,
+        x_shape: tuple[int, ...],
+        memory: int | str | None = None,
+        *,
+        loss: str | UserLoss = "mse",
+        tokens: bool | None = None,
+        lengths: bool = False,
+        weights: bool = False,
+        truncate: int | tuple[int, int] | None = None,
+        input_grad: bool = False,
+        dropout: bool = True,
+        backward: str = "sequential",
+        from_host: bool = False,
+    ) -> Plan:
+        """What :meth:`loss_and_grad` within ``memory`` will do and take, before anything runs; ``print`` it.
+
+        Without ``memory``: what it takes to keep everything. A budget may be anything from what the error for too small
+        a one says. Counted is what a call has at once beside its arguments and the parameters: on NumPy the peak is
+        within 5 % of the budget at most; elsewhere pools and temporaries are the namespace's.
+
+        Parameters
+        ----------
+        x_shape : tuple of int
+            Of ``x``: (T, N, I), or (T, N) of tokens; with members also (T, E, N, I) or, with ``tokens=True``,
+            (T, E, N).
+        memory, loss, truncate, input_grad, backward
+            As for :meth:`loss_and_grad`. Of a loss of your own it is not known how much it takes: a guess.
+        tokens : bool, optional
+            Whether the inputs are integers; follows from the number of axes if left out.
+        lengths, weights, dropout : bool
+            Whether there will be lengths, weights, a ``dropout_seed``.
+        from_host : bool
+            Whether ``x`` and ``target`` are NumPy arrays for a network on another device.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :func:`bptt_array.schedules.plan` does.
+
+        Examples
+        --------
+        >>> import bptt_array as ba
+        >>> rnn = ba.RNN(input_size=16, hidden_size=64, output_size=1)
+        >>> print(rnn.plan((10_000, 32, 16), memory="16MiB"))
+        10,000 steps: 16.0 MiB of 16.0 MiB, 18,571 steps forward (1.86 T)
+        42 segments of at most 239 steps; at most 6 of them kept and 19 states remembered at once
+        """
+        shape = tuple(check_count("x_shape", size) for size in x_shape)
+        tokens = len(shape) == 2 if tokens is None else tokens
+        axes = len(shape) + tokens  # with features
+        if axes not in ((3,) if self.members is None else (3, 4)):
+            raise ValueError(f"x_shape={x_shape!r} has {len(shape)} axes; expected (T, N, I), or (T, N) of tokens")
+        lead = shape if tokens else shape[:-1]
+        T, N = (lead[0], lead[-1]) if self.architecture.time_major else (lead[-1], lead[-2])
+        check_backward(backward, self.architecture.cell)
+        work = Workload(
+            T,
+            N,
+            tokens=tokens,
+            shared=axes == 3,
+            copied=from_host or tokens,
+            padded=lengths,
+            weights=weights,
+            input_grad=input_grad,
+            dropout=dropout,
+            loss=loss,
+        )
+        return self._plan(work, memory, check_truncate(truncate, bidirectional=self.bidirectional), backward)
 
     def loss(
         self,
@@ -563,6 +668,7 @@ class RNN:
         lengths: Any = None,
         weights: Array | None = None,
         reduction: str = "mean",
+        reset: Any = None,
         dropout_seed: int | None = None,
         validate: bool = False,
     ) -> tuple[Array, State]:
@@ -571,7 +677,7 @@ class RNN:
         Without a ``dropout_seed`` nothing is left out, as in inference.
         """
         with self.backend.active(), self._layout.in_errors():
-            batch = self._batch(x, state, lengths, validate, host=True)
+            batch = self._batch(x, state, lengths, reset, validate, host=True)
             network = self._network()
             objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
             return passes.run_loss(network, batch, objective, targets, self._dropout(dropout_seed))
@@ -580,6 +686,11 @@ class RNN:
 
     def _outward(self, y: Array) -> Array:
         return self._layout.outward(y) if self.readout == "every" else y
+
+    def _plan(
+        self, work: Workload, memory: int | str | None, truncate: int | tuple[int, int] | None, backward: str
+    ) -> Plan:
+        return plan_for(self.architecture, self.backend, work, memory, truncate, backward)
 
     def _dropout(self, seed: Any, *, needed: bool = False) -> Dropout | None:
         """The masks of a call, or None where nothing is left out."""
@@ -629,10 +740,10 @@ class RNN:
             weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
         return Objective(network.readout, loss, scale, self.members), passes.Targets(target, weights)
 
-    def _batch(self, x: Any, state: Any, lengths: Any, validate: bool, *, host: bool) -> Batch:
+    def _batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
         check_flag("validate", validate)
         x = self._layout.inward_x(x)
-        return make_batch(self.backend, self.architecture, x, state, lengths, validate=validate, host=host)
+        return make_batch(self.backend, self.architecture, x, state, lengths, reset, validate=validate, host=host)
 
     def _check_params(self, params: Mapping[str, Array]) -> None:
         """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""

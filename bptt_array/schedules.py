@@ -1,77 +1,332 @@
-"""In which order segments of time run forward and backward. No arrays in here.
+"""In which order segments of time run forward and backward within a memory budget, and what that costs.
 
-A schedule is a list of two instructions over ``[start, stop)`` ranges of time steps:
-
-- :class:`Forward`: run the segment and keep its states;
-- :class:`Backward`: run the segment backward from its kept states, then let go of them.
-
-Full BPTT runs every segment forward and then every segment backward. Truncated BPTT does the same within
-windows of k steps and cuts the gradient that would be carried from one window into the one before. A memory
-budget is a third such list, in which a segment is run forward without keeping its states and once more
-before it is run backward; it is not written yet, and nothing but this file will have to know of it.
+:func:`plan` answers before anything runs. What its schedules are made of is in ``instructions.py``; how often which
+segment runs is worked out in ``checkpointing.py``. No arrays in here.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
+from . import sizes
+from .checkpointing import Back, Forget, Load, Move, Reversals, Run, Save, two_sweeps
+from .chunks import best_chunks
+from .instructions import (
+    Backward,
+    Checkpoint,
+    Discard,
+    Forward,
+    Instruction,
+    Restore,
+    overlapping,
+    segments,
+    truncated,
+    windows,
+)
 
-class Forward(NamedTuple):
-    """Run ``[start, stop)`` forward from the state that the segment before it left; keep its states."""
+#: Time is cut into at most so many segments to fit a budget; and so many sums may be taken for one table of the dynamic
+#: programming, and for all that a plan tries: about 0.3 s in all.
+FINEST, OF_A_TABLE, OF_A_PLAN = 1024, 2 * 10**7, 5 * 10**7
 
-    start: int
-    stop: int
+#: A run of a segment costs about as much as so many steps more, whatever its length: segments are no shorter than pays.
+RUN = 4
 
-
-class Backward(NamedTuple):
-    """Run ``[start, stop)`` backward. ``cut``: no gradient is carried in from later steps."""
-
-    start: int
-    stop: int
-    cut: bool
+Truncate = int | tuple[int, int] | None
 
 
-Schedule = list[Forward | Backward]
+class Costs(NamedTuple):
+    """Bytes, as :func:`plan` counts them.
 
-
-def segment_length(T: int, bytes_per_step: int, segment_bytes: int) -> int:
-    """How many of ``T`` steps make a segment whose states fit in about ``segment_bytes``, at least one."""
-    return max(1, min(T, segment_bytes // max(1, bytes_per_step)))
-
-
-def segments(start: int, stop: int, length: int) -> list[tuple[int, int]]:
-    """Cut ``[start, stop)`` into the fewest parts of at most ``length`` steps, as equal as they can be.
-
-    >>> segments(0, 10, 4)
-    [(0, 3), (3, 6), (6, 10)]
+    Attributes
+    ----------
+    fixed : int
+        What is there once: gradients, copies of weights, the state before the first step.
+    checkpoint : int
+        The state between two steps.
+    kept : int
+        What a kept segment takes for each of its steps; it takes one checkpoint more.
+    work : int
+        What running a segment takes beside that, for each step of the longest one; likewise.
+    chunk : int
+        What each of the chunks takes in which a segment runs backward, if they run in parallel.
     """
-    steps = stop - start
-    parts = -(-steps // length)
-    edges = [start + steps * k // parts for k in range(parts + 1)]
-    return list(pairwise(edges))
+
+    fixed: int = 0
+    checkpoint: int = 0
+    kept: int = 0
+    work: int = 0
+    chunk: int = 0
+
+    def of_kept(self, steps: int) -> int:
+        return self.checkpoint + steps * self.kept
+
+    def of_work(self, steps: int) -> int:
+        return self.checkpoint + steps * self.work + self.chunk * best_chunks(steps)
 
 
-def full(T: int, length: int) -> Schedule:
-    """Full backpropagation through time over ``T`` steps in segments of at most ``length``.
+NOTHING = Costs()
 
-    >>> full(4, 2)
-    [Forward(start=0, stop=2), Forward(start=2, stop=4), Backward(start=2, stop=4, cut=True), \
-Backward(start=0, stop=2, cut=False)]
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule and what it costs; ``print(plan)`` says it in words.
+
+    Attributes
+    ----------
+    T : int
+        Time steps.
+    memory : int or None
+        The budget in bytes.
+    longest : int
+        Steps of the longest segment.
+    forward_steps : int
+        Steps run forward; full BPTT within enough memory runs T.
+    peak : int
+        Bytes at once, at most.
+    kept, checkpoints : int
+        How many segments are kept and how many states remembered at once, at most.
     """
-    return truncated(T, T, length)
+
+    T: int
+    memory: int | None
+    truncate: Truncate
+    costs: Costs
+    longest: int
+    moves: Callable[[int], Iterator[Move]] | None
+
+    def schedule(self) -> Iterator[Instruction]:
+        """The instructions, one after the other."""
+        if isinstance(self.truncate, tuple):
+            yield from overlapping(self.T, *self.truncate, self.longest)
+        elif self.moves is None:
+            yield from truncated(self.T, self.truncate or self.T, self.longest)
+        else:
+            for begin, end in windows(self.T, self.truncate or self.T):
+                yield from self._window(begin, end, self.moves)
+
+    def _window(self, begin: int, end: int, moves: Callable[[int], Iterator[Move]]) -> Iterator[Instruction]:
+        """One window within the budget; the states at both of its ends are remembered."""
+        parts, reached = segments(begin, end, self.longest), begin
+        if begin == 0:
+            yield Checkpoint(begin)
+        for move in moves(len(parts)):
+            match move:
+                case Run(first, last, keep):
+                    for part in parts[first:last]:
+                        yield Forward(*part, keep=keep)
+                        if part[1] == end < self.T and reached < end:
+                            yield Checkpoint(end)
+                        reached = max(reached, part[1])
+                case Back(segment):
+                    start, stop = parts[segment]
+                    yield Backward(start, stop, cut=stop == end)
+                case Save(segment):
+                    yield Checkpoint(parts[segment][0])
+                case Load(segment):
+                    yield Restore(parts[segment][0])
+                case Forget(segment):
+                    yield Discard(parts[segment][0])
+        yield Discard(begin)
+        if end < self.T:
+            yield Restore(end)
+
+    @cached_property
+    def _counted(self) -> Counted:
+        return count(self.schedule())
+
+    forward_steps = property(lambda self: self._counted.forward_steps)
+    kept = property(lambda self: self._counted.kept)
+    checkpoints = property(lambda self: self._counted.checkpoints)
+
+    @property
+    def peak(self) -> int:
+        costs, longest = self.costs, self.longest
+        held = [kept * costs.of_kept(longest) + states * costs.checkpoint for kept, states in self._counted.at_once]
+        return costs.fixed + costs.of_work(longest) + max(held)
+
+    def __str__(self) -> str:
+        counted = self._counted
+        budget = "" if self.memory is None else f" of {sizes.in_words(self.memory)}"
+        cut = "" if self.truncate is None else f", truncate={self.truncate}"
+        return (
+            f"{self.T:,} steps{cut}: {sizes.in_words(self.peak)}{budget}, {counted.forward_steps:,} steps forward "
+            f"({counted.forward_steps / self.T:.2f} T)\n"
+            f"{counted.segments:,} segments of at most {self.longest:,} steps; at most {counted.kept:,} of them "
+            f"kept and {counted.checkpoints:,} states remembered at once"
+        )
 
 
-def truncated(T: int, k: int, length: int) -> Schedule:
-    """Truncated BPTT: the state goes on through all ``T`` steps, the gradient is cut every ``k`` steps.
+class Counted(NamedTuple):
+    """What a schedule does; ``at_once``: for every number of segments in memory the most states remembered beside."""
 
-    A window of k steps runs forward and backward before the next one begins, so no more than k steps of
-    states are alive at once.
+    segments: int
+    forward_steps: int
+    kept: int
+    checkpoints: int
+    at_once: tuple[tuple[int, int], ...]
+
+
+def count(schedule: Iterable[Instruction]) -> Counted:
+    """Walk through a schedule and count. One segment that is let go of leaves its room to the next."""
+    starts: set[int] = set()
+    most: dict[int, int] = {}
+    forward_steps = kept = most_kept = checkpoints = room = 0
+    for instruction in schedule:
+        match instruction:
+            case Forward(start, stop, keep):
+                starts.add(start)
+                forward_steps += stop - start
+                kept, room = kept + keep, 1 - keep
+            case Backward(keep=keep) if not keep:
+                kept, room = kept - 1, 1
+            case Checkpoint():
+                checkpoints += 1
+            case Discard():
+                checkpoints -= 1
+        most_kept = max(most_kept, kept)
+        most[kept + room] = max(most.get(kept + room, 0), checkpoints)
+    return Counted(len(starts), forward_steps, most_kept, max(most.values()), tuple(most.items()))
+
+
+def plan(
+    T: int,
+    memory: int | str | None = None,
+    *,
+    costs: Costs = NOTHING,
+    longest: int | None = None,
+    truncate: Truncate = None,
+    whole: bool = False,
+) -> Plan:
+    """The schedule with the fewest runs forward that fits in ``memory``; nothing runs.
+
+    Everything is kept where that fits. Otherwise segments at the beginning are run forward once more, from checkpoints
+    between them; and where those do not fit either, as often as the dynamic programming of
+    :class:`~bptt_array.checkpointing.Reversals` says. Of all lengths of segments that one is taken with which this
+    costs least.
+
+    Parameters
+    ----------
+    T : int
+        Time steps.
+    memory : int or str, optional
+        Bytes, or a string with a unit: ``"64MiB"``, ``"1.5 GB"``. Without it everything is kept.
+    costs : Costs
+        Bytes that things take; for a network :meth:`RNN.plan` knows them. Without them a peak means nothing.
+    longest : int, optional
+        Steps of a segment at most; T if left out.
+    truncate : int or (int, int), optional
+        As for :meth:`RNN.loss_and_grad`. With two periods everything that they need is kept.
+    whole : bool
+        Time cannot be cut, as with two directions: everything is kept or it does not fit.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If ``memory`` is no size, or too small: with the smallest one that works.
+
+    Examples
+    --------
+    >>> from bptt_array import schedules
+    >>> costs = schedules.Costs(fixed=0, checkpoint=100, kept=100, work=200)
+    >>> print(schedules.plan(1000, costs=costs, longest=200))
+    1,000 steps: 137 KiB, 1,000 steps forward (1.00 T)
+    5 segments of at most 200 steps; at most 5 of them kept and 0 states remembered at once
+    >>> print(schedules.plan(1000, "15 kB", costs=costs, longest=200))
+    1,000 steps: 14.1 KiB of 14.6 KiB, 1,961 steps forward (1.96 T)
+    26 segments of at most 39 steps; at most 1 of them kept and 25 states remembered at once
     """
-    schedule: Schedule = []
-    for begin in range(0, T, k):
-        end = min(begin + k, T)
-        window = segments(begin, end, length)
-        schedule += [Forward(*segment) for segment in window]
-        schedule += [Backward(start, stop, cut=stop == end) for start, stop in reversed(window)]
-    return schedule
+    window = min(T, truncate[0] if isinstance(truncate, tuple) else truncate or T)
+    longest = window if longest is None else min(window, longest)
+    if memory is None:
+        longest = math.ceil(window / math.ceil(window / longest))  # parts are as equal as they can be
+        return Plan(T, None, truncate, costs, longest, None)
+    return _within(T, sizes.parse("memory", memory), costs, window, longest, truncate, whole)
+
+
+@lru_cache(maxsize=64)
+def _within(T: int, memory: int, costs: Costs, window: int, longest: int, truncate: Truncate, whole: bool) -> Plan:
+    lengths = [window] if whole else _lengths(window, longest)
+    if isinstance(truncate, tuple):
+        plans = (Plan(T, memory, truncate, costs, length, None) for length in lengths)
+        least = 0
+        for found in plans:
+            if found.peak <= memory:
+                return found
+            least = min(least or found.peak, found.peak)
+        raise _too_small(memory, least)
+    ends = costs.checkpoint * (1 if window == T else 2)  # states at both ends of a window
+    room = {S: memory - costs.fixed - costs.of_work(S) - costs.of_kept(S) - ends for S in lengths}
+    for S, left in room.items():
+        checkpoints = (math.ceil(window / S) - 2) * costs.checkpoint
+        if window > FINEST * S and left < checkpoints:  # without tables all of them have to fit
+            room[S] = left - checkpoints
+    if max(room.values()) < 0:
+        raise _too_small(memory, memory - max(room.values()))
+    length, moves = _fewest_runs(window, costs, {S: left for S, left in room.items() if left >= 0})
+    return Plan(T, memory, truncate, costs, length, moves)
+
+
+def _too_small(memory: int, least: int) -> ValueError:
+    return ValueError(
+        f"memory={memory} ({sizes.in_words(memory)}) is too small; the smallest budget that works here is "
+        f"memory={least} ({sizes.in_words(least)})"
+    )
+
+
+def _lengths(window: int, longest: int) -> list[int]:
+    """Steps per segment that are tried, from long to short: about a tenth apart."""
+    n = math.ceil(window / longest)
+    parts = {n, min(window, max(n, FINEST))}
+    n = min(n, FINEST // 16)  # where time is very long, segments may have to be longer than is fast
+    while n <= min(window, FINEST):
+        parts.add(n)
+        n = max(n + 1, n * 11 // 10)
+    return sorted({math.ceil(window / n) for n in parts}, reverse=True)
+
+
+def _fewest_runs(T: int, costs: Costs, room: dict[int, int]) -> tuple[int, Callable[[int], Iterator[Move]]]:
+    """The length of segments, of those in ``room``, and the strategy with which T steps cost least.
+
+    ``room``: bytes for checkpoints and for kept segments beyond the one whose turn it is.
+    """
+
+    def cost(length: int, runs: float) -> float:
+        n = math.ceil(T / length)
+        return runs * (T / n + RUN) + n * RUN  # and n runs backward
+
+    least: float = math.inf
+    best: tuple[int, Callable[[int], Iterator[Move]]] | None = None
+    tables = []
+    for length, left in room.items():
+        n, kept = math.ceil(T / length), costs.of_kept(length)
+        most_kept = k = min(n, 1 + left // kept)
+        if k < n:  # (k - 1) kept + (n - k - 1) checkpoints have to fit
+            k = min(k, (left + kept - (n - 1) * costs.checkpoint) // max(1, kept - costs.checkpoint))
+        if k > 0 and cost(length, 2 * n - k) < least:
+            least, best = cost(length, 2 * n - k), (length, partial(two_sweeps, kept=k))
+        if n <= FINEST:
+            tables.append((cost(length, 2 * n - most_kept), length))
+    sums = 0
+    for bound, length in sorted(tables):
+        n = math.ceil(T / length)
+        if bound >= least or sums >= OF_A_PLAN:
+            break
+        slots, kept = _slots(n, room[length], costs.of_kept(length), costs.checkpoint)
+        sums += n**2 * (slots + 1)
+        table = Reversals(n, slots, kept)
+        if cost(length, table.runs()) < least:
+            least, best = cost(length, table.runs()), (length, table.moves)
+    assert best is not None
+    return best
+
+
+def _slots(n: int, room: int, kept: int, checkpoint: int) -> tuple[int, int]:
+    """Slots for the dynamic programming, and how many a kept segment takes: a slot is one checkpoint, or larger."""
+    most = max(1, OF_A_TABLE // n**2)
+    slot = max(checkpoint, math.ceil(room / most), 1)
+    of_kept = math.ceil(kept / slot)
+    return min(room // slot, (n - 1) * of_kept), of_kept

@@ -19,39 +19,49 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self._left: list[list[Array]] = []  # one list of arrays, or none while a step has it
+        # One list of arrays and the budget they were made within, or nothing while a step has it.
+        self._left: list[tuple[int | None, list[Array]]] = []
 
     @property
     def arrays(self) -> list[Array]:
         """What is there to be taken."""
-        return [array for left in self._left for array in left]
+        return [array for _, left in self._left for array in left]
 
-    def take(self) -> list[Array]:
-        """What was left, for one caller alone: a pop is atomic, whatever other threads do."""
+    def take(self, budget: int | None) -> list[Array]:
+        """What was left, for one caller alone: a pop is atomic, whatever other threads do.
+
+        Within a budget of bytes what a step left that had another one is too much, and let go of.
+        """
         try:
-            return self._left.pop()
+            of_budget, arrays = self._left.pop()
         except IndexError:
             return []
+        return arrays if budget is None or budget == of_budget else []
 
-    def leave(self, arrays: list[Array]) -> None:
+    def leave(self, arrays: list[Array], budget: int | None) -> None:
         """Leave arrays in place of those that are there."""
-        self._left[:] = [arrays]
+        self._left[:] = [(budget, arrays)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Workspace:
         return Workspace()
 
 
 class Loan:
-    """The arrays of one step. What they hold at first does not matter; none may outlive the step."""
+    """The arrays of one step. What they hold at first does not matter; none may outlive the step.
 
-    def __init__(self, backend: Backend, workspace: Workspace | None = None) -> None:
+    ``budget``: the step has to make do with so many bytes. Of arrays that are given back one of each shape is then
+    held, and not all of them.
+    """
+
+    def __init__(self, backend: Backend, workspace: Workspace | None = None, budget: int | None = None) -> None:
         self.backend = backend
         self.workspace = workspace
+        self.budget = budget
         self._used: list[Array] = []
         self._given_back: list[Array] = []
         self._left: list[Array] = []  # by the step before
         if workspace is not None and backend.keeps_arrays:
-            self._left = workspace.take()
+            self._left = workspace.take(budget)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An array to write to; one that is free, if it has this shape and dtype."""
@@ -69,7 +79,10 @@ class Loan:
         """Let the same step use the array again."""
         for k, used in enumerate(self._used):
             if used is array:
-                self._given_back.append(self._used.pop(k))
+                self._used.pop(k)
+                alike = [one for one in self._given_back if one.shape == array.shape and one.dtype == array.dtype]
+                if self.budget is None or not alike:
+                    self._given_back.append(array)
                 return
 
     def let_go(self, array: Array) -> None:
@@ -79,21 +92,25 @@ class Loan:
     def end(self) -> None:
         """Leave the arrays to the next step."""
         if self.workspace is not None and self.backend.keeps_arrays:
-            self.workspace.leave(self._used + self._given_back)
+            self.workspace.leave(self._used + self._given_back, self.budget)
 
 
 class Scratch:
-    """Arrays over time that segments use one after the other, by name; what they hold is left over."""
+    """Arrays over time that segments use one after the other, by name; what they hold is left over.
 
-    def __init__(self, arrays: Loan) -> None:
+    ``longest``: steps of the longest segment; there may be one row more, for the state before it.
+    """
+
+    def __init__(self, arrays: Loan, longest: int) -> None:
         self.arrays = arrays
+        self.longest = longest
         self._buffers: dict[tuple[str, tuple[int, ...]], Array] = {}
 
     def __call__(self, name: str, steps: int, row: tuple[int, ...], dtype: Any) -> Array:
-        """``(steps, *row)``: the first rows of the one array of that name and shape, made anew if it is too short."""
+        """``(steps, *row)``: the first rows of the one array of that name and shape."""
         buffer = self._buffers.get((name, row))
-        if buffer is None or buffer.shape[0] < steps:
-            buffer = self._buffers[name, row] = self.arrays.empty((steps, *row), dtype)
+        if buffer is None:
+            buffer = self._buffers[name, row] = self.arrays.empty((self.longest + 1, *row), dtype)
         return buffer[:steps, ...]
 
     def clear(self) -> None:

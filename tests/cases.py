@@ -360,7 +360,7 @@ def make(ba, case, params, dtype="float64", backend=None):
     """The network of a case with given parameters, running in segments of ``case.segment`` steps."""
     backend = ba.backend.NumpyBackend() if backend is None else backend
     step = case.N * case.H * np.dtype(dtype).itemsize
-    backend.segment_bytes = case.segment * step * (1 if case.members is None else case.members * ba.passes.STACKED)
+    backend.segment_bytes = case.segment * step * (1 if case.members is None else case.members * ba.instructions.STACKED)
     rnn = ba.RNN(**case.network, dtype=dtype, device=backend)
     assert {name: value.shape for name, value in params.items()} == {k: tuple(v.shape) for k, v in rnn.params.items()}
     rnn.params = {name: rnn.asarray(value.astype(dtype)) for name, value in params.items()}

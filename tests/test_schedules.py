@@ -1,0 +1,572 @@
+"""Schedules: which steps run when, how often, and how much is in memory at once. And the networks that run by them."""
+
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
+from math import comb
+
+import numpy as np
+import pytest
+from cases import Case, draw, flat_gradients, make, options
+from conftest import backends_and_dtypes
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import bptt_array as ba
+from bptt_array import layer, sizes
+from bptt_array.checkpointing import Back, Forget, Load, Reversals, Run, Save, two_sweeps
+from bptt_array.instructions import Backward, Checkpoint, Discard, Forward, Restore, overlapping
+from bptt_array.schedules import Costs, plan
+
+
+def revolve(n, snapshots):
+    """Griewank & Walther (2000): steps run forward again to reverse n of them, ``r n - C(c + r, c + 1)``."""
+    r = 0
+    while comb(snapshots + r, snapshots) < n:
+        r += 1
+    return r * n - comb(snapshots + r, snapshots + 1)
+
+
+@given(n=st.integers(1, 120), slots=st.integers(0, 20))
+@example(n=1000, slots=49)
+def test_with_checkpoints_alone_the_dynamic_programming_finds_the_closed_form_of_revolve(n, slots):
+    assert Reversals(n, slots, kept=10**6).runs() - n == revolve(n, slots + 1)
+
+
+def test_a_thousand_steps_with_fifty_snapshots_are_run_1_95_times_before_they_are_run_to_be_kept():
+    assert Reversals(1000, 49, kept=10**6).runs() == 1948 + 1000
+
+
+def fewest(n, slots, kept, saved=True, known=None):
+    """The recursion of :class:`Reversals` once more, from the top and without tables."""
+    known = {} if known is None else known
+    at = n, slots, saved
+    if at not in known:
+        choices = [1] if n == 1 else []
+        if n > 1 and saved:
+            choices += [
+                y + fewest(n - y, slots, kept, False, known) + fewest(y, slots, kept, True, known) for y in range(1, n)
+            ]
+        if n > 1 and slots >= kept:
+            choices.append(1 + fewest(n - 1, slots - kept, kept, False, known))
+        if n > 1 and not saved and slots:
+            choices.append(fewest(n, slots - 1, kept, True, known))
+        known[at] = min(choices, default=10**9)
+    return known[at]
+
+
+@settings(max_examples=60)
+@given(n=st.integers(1, 14), slots=st.integers(0, 12), kept=st.integers(1, 6))
+def test_kept_segments_and_checkpoints_are_traded_for_the_fewest_runs(n, slots, kept):
+    assert Reversals(n, slots, kept).runs() == fewest(n, slots, kept)
+
+
+def walk(moves, n):
+    """Runs forward, and slots in use at most, where a checkpoint takes one and a kept segment beyond the first k."""
+    present, saved, kept, runs, most, back = 0, {0}, set(), 0, Counter(), []
+    for move in moves:
+        match move:
+            case Run(first, last, keep):
+                assert present == first
+                assert not keep or last == first + 1
+                present, runs = last, runs + last - first
+                kept |= {first} if keep else set()
+            case Back(segment):
+                kept.remove(segment)
+                back.append(segment)
+            case Save(segment):
+                assert present == segment
+                saved.add(segment)
+            case Load(segment):
+                assert segment in saved
+                present = segment
+            case Forget(segment):
+                saved.remove(segment)
+        most[len(kept)] = max(most[len(kept)], len(saved) - 1)
+    assert back == list(range(n))[::-1]
+    assert (saved, kept) == ({0}, set())
+    return runs, most
+
+
+@given(n=st.integers(1, 60), slots=st.integers(0, 30), kept=st.integers(1, 20))
+def test_the_moves_do_what_the_tables_say(n, slots, kept):
+    table = Reversals(n, slots, kept)
+    runs, most = walk(table.moves(), n)
+    assert runs == table.runs()
+    assert max(saved + kept * max(0, segments - 1) for segments, saved in most.items()) <= slots
+    runs, _ = walk(table.moves(max(1, n // 2)), max(1, n // 2))
+    assert runs == table.runs(max(1, n // 2))
+
+
+@given(n=st.integers(1, 60), kept=st.integers(1, 70))
+def test_two_sweeps_run_every_segment_once_and_once_more_where_it_was_not_kept(n, kept):
+    runs, most = walk(two_sweeps(n, kept), n)
+    assert runs == n + max(0, n - kept)
+    assert max(most) == min(n, kept)
+    assert max(most.values()) == max(0, n - kept - 1)
+
+
+def simulate(plan):
+    """What a schedule does, checked step by step: forward steps and bytes at most."""
+    costs, T, longest = plan.costs, plan.T, plan.longest
+    present, stored, kept, forward, peak, room = 0, set(), {}, Counter(), 0, 0
+    back, cuts, carried = Counter(), set(), None
+    for instruction in plan.schedule():
+        match instruction:
+            case Forward(start, stop, keep):
+                assert start == present
+                assert 1 <= stop - start <= longest
+                present, room = stop, 1 - keep
+                forward.update(range(start, stop))
+                if keep:
+                    kept[start] = stop
+            case Backward(start, stop, cut, loss, keep):
+                assert kept[start] == stop
+                assert cut or carried == stop
+                back.update(range(start, stop) if loss else ())
+                carried, room = start, 1 - keep
+                if cut:
+                    cuts.add(stop)
+                if not keep:
+                    del kept[start]
+            case Checkpoint(start):
+                assert start == present
+                stored.add(start)
+            case Restore(start):
+                assert start in stored
+                present = start
+            case Discard(start):
+                stored.remove(start)
+        segments = len(kept) + room
+        peak = max(peak, segments * costs.of_kept(longest) + len(stored) * costs.checkpoint)
+    assert back == Counter(range(T))
+    assert (stored, kept) == (set(), {})
+    window = T if plan.truncate is None else plan.truncate
+    if not isinstance(window, tuple):
+        assert cuts == {min(begin + window, T) for begin in range(0, T, window)}
+    return sum(forward.values()), costs.fixed + costs.of_work(longest) + peak
+
+
+SOME_COSTS = st.builds(
+    Costs, st.integers(0, 1000), st.integers(1, 50), st.integers(1, 50), st.integers(0, 50), st.integers(0, 20)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    T=st.integers(1, 80),
+    costs=SOME_COSTS,
+    longest=st.integers(1, 80),
+    part=st.floats(0, 1.2),
+    truncate=st.none()
+    | st.integers(1, 90)
+    | st.tuples(st.integers(1, 30), st.integers(0, 30)).map(lambda k: (k[0], sum(k))),
+)
+def test_a_plan_costs_what_it_says_and_fits(T, costs, longest, part, truncate):
+    everything = plan(T, costs=costs, longest=longest, truncate=truncate)
+    assert simulate(everything) == (T, everything.peak)
+    least = smallest(lambda memory: plan(T, memory, costs=costs, longest=longest, truncate=truncate))
+    memory = max(least, int(least + part * (everything.peak - least)))
+    found = plan(T, memory, costs=costs, longest=longest, truncate=truncate)
+    assert simulate(found) == (found.forward_steps, found.peak)
+    assert found.peak <= memory
+    assert found.forward_steps >= T
+    if memory >= everything.peak + 2 * costs.checkpoint:
+        assert found.forward_steps == T
+
+
+def smallest(call):
+    """The smallest budget that works, from the error for too small a one; and it does."""
+    with pytest.raises(ValueError, match="too small") as error:
+        call(1)
+    least = int(str(error.value).rpartition("memory=")[2].split()[0])
+    call(least)
+    with pytest.raises(ValueError, match="too small"):
+        call(least - 1)
+    return least
+
+
+def test_the_more_memory_the_fewer_runs():
+    costs = Costs(fixed=1000, checkpoint=100, kept=100, work=300)
+    budgets = [2000, 4000, 8000, 16000, 32000, 64000, 128000]
+    steps = [plan(1000, budget, costs=costs, longest=100).forward_steps for budget in budgets]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-1] == 1000
+    assert steps[3] <= 2000 < steps[2]  # a sixth of the memory for one more run forward
+
+
+@pytest.mark.parametrize("T", [10**6, 10**5 + 3])
+def test_time_may_be_longer_than_the_finest_cut(T):
+    costs = Costs(fixed=0, checkpoint=2000, kept=2000, work=4000)
+    for longest in (1, 50, 2000):
+        least = smallest(lambda memory, longest=longest: plan(T, memory, costs=costs, longest=longest))
+        found = plan(T, 40 * least, costs=costs, longest=longest)
+        assert found.peak <= 40 * least
+        assert found.forward_steps <= 2 * T
+
+
+@given(T=st.integers(1, 60), k1=st.integers(1, 20), more=st.integers(0, 40), length=st.integers(1, 30))
+def test_with_two_periods_each_loss_goes_back_through_the_second_one(T, k1, more, length):
+    k2 = k1 + more
+    reached, present = {}, None
+    for instruction in overlapping(T, k1, k2, length):
+        if isinstance(instruction, Backward):
+            if instruction.cut:
+                present = instruction.stop
+                reached[present] = [present, None]
+            reached[present][0] = instruction.start
+            if instruction.loss:
+                reached[present][1] = instruction.start
+    ends = [*range(k1, T, k1), T]
+    assert reached == {end: [max(0, end - k2), begin] for begin, end in zip([0, *ends], ends, strict=False)}
+
+
+@pytest.mark.parametrize(
+    ("memory", "error", "says"),
+    [
+        ("64 MiBs", ValueError, "memory='64 MiBs' is no size"),
+        ("", ValueError, "'64MiB'"),
+        ("-1MB", ValueError, "no size"),
+        (0, ValueError, "memory=0 is too small"),
+        (-5, ValueError, "too small"),
+        ("0.0001B", ValueError, "too small"),
+        (1.5, TypeError, "memory=1.5 is a float"),
+        (True, TypeError, "bool"),
+        (None, TypeError, "NoneType"),
+        ("nan", ValueError, "no size"),
+        ("1e9", ValueError, "no size"),
+    ],
+)
+def test_a_size_that_is_none_is_refused(memory, error, says):
+    with pytest.raises(error) as raised:
+        sizes.parse("memory", memory)
+    assert says in str(raised.value)
+
+
+def test_sizes_are_read_in_any_unit():
+    assert [sizes.parse("memory", size) for size in ("1", "2B", "1kB", "1 KB", "1KiB", "1.5mib", " 2 GB ", "1TiB")] == [
+        1, 2, 1000, 1000, 1024, 3 * 2**19, 2 * 10**9, 2**40,
+    ]  # fmt: skip
+    assert sizes.parse("memory", np.int64(7)) == 7
+
+
+# ---- networks -----------------------------------------------------------------------------------------
+
+BUDGETED = [
+    Case(T=40, N=3),
+    Case(T=40, cell="relu", weights=True, lengths=(40, 0, 17, 3)),
+    Case(T=40, cell="lstm", layers=2, dropout=0.3, recurrent_dropout=0.3, lengths=(40, 0, 17, 3)),
+    Case(T=40, cell="gru", tokens=True, output="softmax", loss="cross_entropy", target="classes"),
+    Case(T=40, readout="last", lengths=(40, 0, 17, 3)),
+    Case(T=40, members=2, layers=2),
+    Case(T=40, truncate=13),
+    Case(T=40, truncate=(7, 18), lengths=(40, 0, 17, 3)),
+]
+
+
+def gradients(rnn, case, arrays, **more):
+    keywords = options(ba, rnn, case, arrays) | {"truncate": case.truncate, "input_grad": not case.tokens} | more
+    loss, grads, state = rnn.loss_and_grad(arrays["x"], arrays["target"], **keywords)
+    return {"loss": loss, "state": state.h, **flat_gradients(rnn, grads)}
+
+
+@pytest.mark.parametrize("case", BUDGETED, ids=str)
+def test_a_budget_changes_no_gradient(case):
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"])
+    expected = gradients(rnn, case, arrays)
+    kind = {"loss": case.loss, "tokens": case.tokens, "lengths": case.lengths is not None, "weights": case.weights}
+    kind |= {"truncate": case.truncate, "input_grad": not case.tokens, "dropout": case.dropout_seed is not None}
+    plans = set()
+    least = smallest(lambda memory: rnn.plan(arrays["x"].shape, memory, **kind))
+    most = rnn.plan(arrays["x"].shape, **kind).peak
+    for part in np.linspace(0, 1, 9):
+        memory = int(least + part * (most - least))
+        planned = rnn.plan(arrays["x"].shape, memory, **kind)
+        plans.add((planned.longest, planned.kept, planned.checkpoints, planned.forward_steps))
+        found = gradients(rnn, case, arrays, memory=memory)
+        for name, value in expected.items():
+            assert np.allclose(found[name], value, rtol=1e-11, atol=1e-13), (memory, name)
+    assert len(plans) >= 2
+
+
+@pytest.mark.parametrize("truncate", [None, 60])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 1.0])
+def test_forward_runs_as_many_steps_as_the_plan_says(part, truncate, monkeypatch):
+    T, steps = 150, []
+    rnn = ba.RNN(3, 8, 2, num_layers=1)
+    x, target = np.ones((T, 4, 3), "float32"), np.ones((T, 4, 2), "float32")
+    least = smallest(lambda memory: rnn.plan(x.shape, memory, truncate=truncate))
+    memory = int(least + part * (rnn.plan(x.shape, truncate=truncate).peak + 1000 - least))
+    run = layer.forward_
+    monkeypatch.setattr(layer, "forward_", lambda *a: (steps.append(len(a[4].h)), run(*a)))
+    rnn.loss_and_grad(x, target, memory=memory, truncate=truncate)
+    planned = rnn.plan(x.shape, memory, truncate=truncate)
+    assert sum(steps) == planned.forward_steps
+    assert max(steps) == planned.longest
+    assert planned.forward_steps == T if part == 1 else part == 0.5 or planned.forward_steps > T
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_budget_gives_the_same_bits_in_the_same_segments(dtype):
+    rng = np.random.default_rng(0)
+    rnn = ba.RNN(3, 8, 2, cell="lstm", dtype=dtype)
+    rnn.backend = ba.backend.NumpyBackend()
+    x, target = rnn.asarray(rng.standard_normal((60, 4, 3))), rnn.asarray(rng.standard_normal((60, 4, 2)))
+    planned = rnn.plan(x.shape, smallest(lambda memory: rnn.plan(x.shape, memory)) + 3000)
+    assert planned.forward_steps > 60
+    rnn.backend.segment_bytes = planned.longest * 4 * 8 * np.dtype(dtype).itemsize
+    _, expected, _ = rnn.loss_and_grad(x, target)
+    _, found, _ = rnn.loss_and_grad(x, target, memory=planned.memory)
+    assert all(np.array_equal(found.params[name], expected.params[name]) for name in expected.params)
+
+
+KINDS = [
+    {},
+    {"cell": "relu", "call": {"input_grad": True}},
+    {"cell": "lstm", "num_layers": 2},
+    {"cell": "gru"},
+    {"cell": "lstm", "lengths": True},
+    {"cell": "gru", "members": 3},
+    {"cell": "gru", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
+    {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": True},
+    {"output": "sigmoid", "call": {"loss": "binary_cross_entropy"}, "weights": True},
+    {"readout": "last", "lengths": True},
+    {"call": {"truncate": 100}},
+    {"call": {"truncate": (50, 120)}},
+    {"call": {"backward": "parallel"}},
+    {"time_major": False},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
+    kind = dict(kind)
+    call, tokens = kind.pop("call", {}), kind.pop("tokens", False)
+    with_lengths, with_weights = kind.pop("lengths", False), kind.pop("weights", False)
+    T, N, I, H, O = 500, 32, 20, 48, 24  # noqa: E741
+    rng, rnn = np.random.default_rng(0), ba.RNN(I, H, O, **kind)
+    lead = (T, N) if rnn.architecture.time_major else (N, T)
+    x = rng.integers(0, I, lead) if tokens else rng.standard_normal((*lead, I)).astype("float32")
+    lead_y = lead if rnn.readout == "every" else (N,)
+    target = rng.random((*lead_y, O)).astype("float32")
+    call = call | {
+        "lengths": rng.integers(0, T + 1, N) if with_lengths else None,
+        "weights": rng.random(lead_y).astype("float32") if with_weights else None,
+    }
+    planned = {"loss": call.get("loss", "mse"), "lengths": with_lengths, "weights": with_weights}
+    planned |= {name: call[name] for name in ("input_grad", "truncate", "backward") if name in call}
+    planned |= {"dropout": "dropout_seed" in call}
+    least = smallest(lambda memory: rnn.plan(x.shape, memory, **planned))
+    most = rnn.plan(x.shape, **planned).peak
+    rnn.loss_and_grad(x, target, **call)  # whatever else is left by a step with all the memory in the world
+    for memory in (int(least + part * (most - least)) for part in (0.04, 0.3, 1.0)):
+        plan = rnn.plan(x.shape, memory, **planned)
+        peaks = []
+        for _ in range(2):  # the second one begins with the arrays of the first
+            tracemalloc.start()
+            rnn.loss_and_grad(x, target, **call, memory=memory)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert max(peaks) <= 1.05 * memory
+        assert peaks[0] >= 0.4 * plan.peak  # or the figure means nothing
+
+
+def test_two_directions_fit_or_do_not():
+    rnn = ba.RNN(3, 8, 2, bidirectional=True)
+    least = smallest(lambda memory: rnn.plan((100, 4, 3), memory))
+    assert rnn.plan((100, 4, 3), least).longest == 100
+    assert rnn.plan((100, 4, 3), least).forward_steps == 100
+
+
+def test_too_small_a_budget_is_refused_before_anything_runs():
+    rnn = ba.RNN(3, 8, 2)
+    before = {name: value.copy() for name, value in rnn.params.items()}
+    x, target = np.ones((100, 4, 3), "float32"), np.ones((100, 4, 2), "float32")
+    with pytest.raises(ValueError, match=r"memory=1024 \(1.00 KiB\) is too small; the smallest budget that works"):
+        rnn.loss_and_grad(x, target, memory="1KiB")
+    assert all(np.array_equal(before[name], rnn.params[name]) for name in before)
+
+
+def test_a_plan_reads_well():
+    costs = Costs(fixed=1000, checkpoint=100, kept=100, work=300)
+    text = str(plan(1000, "12kB", costs=costs, longest=100))
+    assert text.startswith("1,000 steps: ")
+    assert "of 11.7 KiB" in text
+    assert f"{plan(1000, '12kB', costs=costs, longest=100).forward_steps:,} steps forward" in text
+    assert "truncate=(3, 5)" in str(plan(100, costs=costs, truncate=(3, 5)))
+
+
+@pytest.mark.parametrize("x_shape", [(5,), (5, 4, 3, 2), (0, 4, 3), (5, -1, 3), (5.0, 4, 3)])
+def test_the_shape_of_a_plan_is_checked(x_shape):
+    with pytest.raises((ValueError, TypeError), match="x_shape"):
+        ba.RNN(3, 8, 2).plan(x_shape)
+
+
+# ---- truncated with two periods -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(T=11, truncate=(2, 3)),
+        Case(T=11, truncate=(3, 8), segment=4),
+        Case(T=11, truncate=(4, 100), weights=True),
+        Case(T=11, truncate=(1, 2), cell="lstm", layers=2),
+        Case(T=11, truncate=(3, 5), cell="gru", members=2, recurrent_dropout=0.3),
+        Case(T=11, truncate=(3, 7), tokens=True, output="softmax", loss="cross_entropy", target="classes"),
+    ],
+    ids=str,
+)
+def test_two_periods_are_the_sum_of_windows_that_begin_at_states_held_constant(case):
+    """Every k1 steps the loss of these is differentiated by the library itself through a copy of the last k2 steps."""
+    k1, k2 = case.truncate
+    arrays = draw(case)
+    if arrays["weights"] is None:
+        arrays["weights"] = np.ones(arrays["target"].shape[:2])
+    one = replace(case, truncate=None, reduction="sum")
+    rnn = make(ba, one, arrays["params"])
+    keywords = options(ba, rnn, one, arrays)
+    input_grad = not case.tokens
+    found_loss, found, last = rnn.loss_and_grad(
+        arrays["x"], arrays["target"], **keywords, truncate=(k1, k2), input_grad=input_grad
+    )
+    total, loss = {}, 0
+    ends = [*range(k1, case.T, k1), case.T]
+    for begin, end in zip([0, *ends], ends, strict=False):
+        first = max(0, end - k2)
+        start = keywords["state"]
+        if first:
+            _, start = rnn(arrays["x"][:first], start, dropout_seed=keywords["dropout_seed"])
+        weights = np.where(np.arange(first, end)[:, None] >= begin, keywords["weights"][first:end], 0)
+        value, grads, _ = rnn.loss_and_grad(
+            arrays["x"][first:end], arrays["target"][first:end], **keywords | {"state": start, "weights": weights},
+            input_grad=input_grad,
+        )  # fmt: skip
+        loss = loss + value
+        for name, gradient in flat_gradients(rnn, grads).items():
+            if name == "x":
+                whole = np.zeros((case.T, *gradient.shape[1:]))
+                whole[first:end] = gradient
+                gradient = whole
+            if name in ("h_0", "c_0") and first:
+                continue  # of a state that is held constant
+            total[name] = total.get(name, 0) + gradient
+    assert np.allclose(found_loss, loss)
+    for name, gradient in flat_gradients(rnn, found).items():
+        assert np.allclose(gradient, total[name], rtol=1e-9, atol=1e-12), name
+    assert np.allclose(last.h, rnn(arrays["x"], keywords["state"], dropout_seed=keywords["dropout_seed"])[1].h)
+
+
+def test_the_second_period_beyond_the_end_is_full_bptt():
+    case = Case(T=12, lengths=(12, 0, 5, 9), segment=5)
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"])
+    full, through_all = gradients(rnn, case, arrays), gradients(rnn, case, arrays, truncate=(4, 12))
+    assert all(np.allclose(full[name], through_all[name], rtol=1e-10, atol=1e-13) for name in full)
+    one, other = gradients(rnn, case, arrays, truncate=(4, 4)), gradients(rnn, case, arrays, truncate=4)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert not np.allclose(one["l0.W_hh"], full["l0.W_hh"], rtol=1e-3)
+
+
+# ---- streams ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+@pytest.mark.parametrize("cell", ["tanh", "lstm"])
+def test_reset_rows_begin_at_zero_whatever_their_state_was(make_backend, dtype, cell):
+    backend = make_backend()
+    rng = np.random.default_rng(0)
+    rnn = ba.RNN(3, 5, 2, cell=cell, num_layers=2, dtype=dtype, device=backend)
+    x, target = rnn.asarray(rng.standard_normal((6, 4, 3))), rnn.asarray(rng.standard_normal((6, 4, 2)))
+    reset = [False, True, False, True]
+    given, zeroed = rng.standard_normal((2, 2, 1, 4, 5)).astype(dtype), None
+    given[..., 1, :] = np.nan
+    zeroed = np.where(np.asarray(reset)[:, None], 0, given)
+    names = ("h", "c") if cell == "lstm" else ("h",)
+
+    def state(values):
+        return ba.State(**{name: rnn.asarray(value) for name, value in zip(names, values, strict=False)})
+
+    host = backend.to_host
+    mask = backend.from_host(np.asarray(reset))
+    for rows in (reset, np.asarray(reset), mask):
+        loss, grads, last = rnn.loss_and_grad(x, target, state=state(given), reset=rows)
+        expected_loss, expected, expected_last = rnn.loss_and_grad(x, target, state=state(zeroed))
+        assert host(loss) == host(expected_loss)
+        assert np.array_equal(host(last.h), host(expected_last.h))
+        for name, gradient in expected.params.items():
+            assert np.array_equal(host(grads.params[name]), host(gradient))
+        d_initial = np.where(np.asarray(reset)[:, None], 0, host(expected.state.h))
+        assert np.array_equal(host(grads.state.h), d_initial)
+        assert np.array_equal(host(rnn(x, state(given), reset=rows)[0]), host(rnn(x, state(zeroed))[0]))
+        assert host(rnn.loss(x, target, state=state(given), reset=rows)[0]) == host(expected_loss)
+        y, _, backward = rnn.forward(x, state(given), reset=rows)
+        assert np.isfinite(host(backward(y).state.h)).all()
+
+
+@pytest.mark.parametrize(
+    ("reset", "error", "says"),
+    [
+        ([0, 1, 0, 1], TypeError, "reset has dtype int64; expected bool"),
+        ([True], ValueError, r"reset has shape \(1,\); expected \(N,\) = \(4,\)"),
+        (np.ones((4, 1), bool), ValueError, "reset has shape"),
+        (True, TypeError, "reset is a bool"),
+        ("all", TypeError, "reset is a str"),
+    ],
+)
+def test_a_reset_that_is_no_mask_of_rows_is_refused(reset, error, says):
+    rnn = ba.RNN(3, 5, 2)
+    with pytest.raises(error, match=says):
+        rnn(np.ones((6, 4, 3), "float32"), reset=reset)
+
+
+def test_a_stream_in_pieces_is_truncated_bptt_of_the_whole():
+    """State from call to call, and a sequence that ends in between: as one call with two sequences in its place."""
+    rng = np.random.default_rng(0)
+    rnn = ba.RNN(3, 5, 2, cell="lstm", dtype="float64")
+    x, target = rng.standard_normal((12, 2, 3)), rng.standard_normal((12, 2, 2))
+    state, total = None, {}
+    for k in range(3):
+        part = slice(4 * k, 4 * k + 4)
+        reset = [False, k == 1]
+        _, grads, state = rnn.loss_and_grad(x[part], target[part], state=state, reset=reset, reduction="sum")
+        for name, gradient in grads.params.items():
+            total[name] = total.get(name, 0) + gradient
+    apart = [(x[:, :1], target[:, :1]), (x[:4, 1:], target[:4, 1:]), (x[4:, 1:], target[4:, 1:])]
+    for name, gradient in total.items():
+        parts = [rnn.loss_and_grad(*part, truncate=4, reduction="sum")[1].params[name] for part in apart]
+        assert np.allclose(gradient, sum(parts))
+
+
+# ---- longer than memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_inputs_may_be_files_mapped_into_memory(tmp_path, tokens):
+    T, N = 3000, 2
+    rng = np.random.default_rng(0)
+    rnn = ba.RNN(5, 8, 5, output="softmax")
+    values = rng.integers(0, 5, (T, N)).astype("uint8") if tokens else rng.standard_normal((T, N, 5)).astype("float32")
+    classes = rng.integers(0, 5, (T, N)).astype("uint8")
+    for name, array in (("x", values), ("target", classes)):
+        array.tofile(tmp_path / name)
+    x = np.memmap(tmp_path / "x", values.dtype, "r", shape=values.shape)
+    target = np.memmap(tmp_path / "target", "uint8", "r", shape=classes.shape)
+    _, expected, _ = rnn.loss_and_grad(values, classes, "cross_entropy")
+    budget = smallest(lambda memory: rnn.plan(x.shape, memory, tokens=tokens, loss="cross_entropy")) + 10_000
+    _, found, _ = rnn.loss_and_grad(x, target, "cross_entropy", memory=budget)
+    for name, gradient in expected.params.items():
+        assert np.allclose(found.params[name], gradient, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"expected 0 to 4"):
+        rnn.loss_and_grad(x, np.where(np.arange(T)[:, None] == T - 1, 9, target), "cross_entropy", memory=budget)
+
+
+def test_checking_classes_takes_no_memory_that_grows_with_time():
+    T = 2_000_000
+    target = np.broadcast_to(np.uint8(3), (T, 1))
+    tracemalloc.start()
+    ba.checks.check_range("target", target, 5, "classes", ba.backend.NumpyBackend(), None, read=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < T
