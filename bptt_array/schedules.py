@@ -250,31 +250,35 @@ def plan(
 @lru_cache(maxsize=64)
 def _within(T: int, memory: int, costs: Costs, window: int, longest: int, truncate: Truncate, whole: bool) -> Plan:
     lengths = [window] if whole else _lengths(window, longest)
-    if isinstance(truncate, tuple):
-        plans = (Plan(T, memory, truncate, costs, length, None) for length in lengths)
-        least = 0
-        for found in plans:
-            if found.peak <= memory:
-                return found
-            least = min(least or found.peak, found.peak)
-        raise _too_small(memory, least)
-    ends = costs.checkpoint * (1 if window == T else 2)  # states at both ends of a window
-    room = {S: memory - costs.fixed - costs.of_work(S) - costs.of_kept(S) - ends for S in lengths}
-    for S, left in room.items():
-        checkpoints = (math.ceil(window / S) - 2) * costs.checkpoint
-        if window > FINEST * S and left < checkpoints:  # without tables all of them have to fit
-            room[S] = left - checkpoints
-    if max(room.values()) < 0:
-        raise _too_small(memory, memory - max(room.values()))
-    length, moves = _fewest_runs(window, costs, {S: left for S, left in room.items() if left >= 0})
+    of_all = {S: _keeping_all(T, costs, window, S, truncate) for S in lengths}
+    least, fitting = min(of_all.values()), next((S for S, peak in of_all.items() if peak <= memory), None)
+    room = {}
+    if not isinstance(truncate, tuple):
+        ends = costs.checkpoint * (1 if window == T else 2)  # states at both ends of a window
+        for S in lengths:
+            left = memory - costs.fixed - costs.of_work(S) - costs.of_kept(S) - ends
+            checkpoints = (math.ceil(window / S) - 2) * costs.checkpoint
+            if window > FINEST * S and left < checkpoints:  # without tables all of them have to fit
+                left -= checkpoints
+            least = min(least, memory - left)
+            if left >= 0:
+                room[S] = left
+    if memory < least:
+        raise ValueError(
+            f"memory={memory} ({sizes.in_words(memory)}) is too small; the smallest budget that works here is "
+            f"memory={least} ({sizes.in_words(least)})"
+        )
+    most = math.inf if fitting is None else _cost(window, fitting, math.ceil(window / fitting))
+    length, moves = _fewest_runs(window, costs, room, most) or (fitting, None)
+    assert length is not None  # or memory would be less than the least
     return Plan(T, memory, truncate, costs, length, moves)
 
 
-def _too_small(memory: int, least: int) -> ValueError:
-    return ValueError(
-        f"memory={memory} ({sizes.in_words(memory)}) is too small; the smallest budget that works here is "
-        f"memory={least} ({sizes.in_words(least)})"
-    )
+def _keeping_all(T: int, costs: Costs, window: int, S: int, truncate: Truncate) -> int:
+    """The peak where every segment of a window is kept."""
+    if isinstance(truncate, tuple):
+        return Plan(T, None, truncate, costs, S, None).peak
+    return costs.fixed + costs.of_work(S) + math.ceil(window / S) * costs.of_kept(S)
 
 
 def _lengths(window: int, longest: int) -> list[int]:
@@ -288,17 +292,19 @@ def _lengths(window: int, longest: int) -> list[int]:
     return sorted({math.ceil(window / n) for n in parts}, reverse=True)
 
 
-def _fewest_runs(T: int, costs: Costs, room: dict[int, int]) -> tuple[int, Callable[[int], Iterator[Move]]]:
-    """The length of segments, of those in ``room``, and the strategy with which T steps cost least.
+def _cost(T: int, length: int, runs: int) -> float:
+    """In steps: n segments run forward ``runs`` times, and backward."""
+    n = math.ceil(T / length)
+    return runs * (T / n + RUN) + n * RUN
+
+
+def _fewest_runs(
+    T: int, costs: Costs, room: dict[int, int], least: float
+) -> tuple[int, Callable[[int], Iterator[Move]]] | None:
+    """The length of segments, of those in ``room``, and the strategy with which T steps cost least, if below ``least``.
 
     ``room``: bytes for checkpoints and for kept segments beyond the one whose turn it is.
     """
-
-    def cost(length: int, runs: float) -> float:
-        n = math.ceil(T / length)
-        return runs * (T / n + RUN) + n * RUN  # and n runs backward
-
-    least: float = math.inf
     best: tuple[int, Callable[[int], Iterator[Move]]] | None = None
     tables = []
     for length, left in room.items():
@@ -306,10 +312,10 @@ def _fewest_runs(T: int, costs: Costs, room: dict[int, int]) -> tuple[int, Calla
         most_kept = k = min(n, 1 + left // kept)
         if k < n:  # (k - 1) kept + (n - k - 1) checkpoints have to fit
             k = min(k, (left + kept - (n - 1) * costs.checkpoint) // max(1, kept - costs.checkpoint))
-        if k > 0 and cost(length, 2 * n - k) < least:
-            least, best = cost(length, 2 * n - k), (length, partial(two_sweeps, kept=k))
+        if k > 0 and _cost(T, length, 2 * n - k) < least:
+            least, best = _cost(T, length, 2 * n - k), (length, partial(two_sweeps, kept=k))
         if n <= FINEST:
-            tables.append((cost(length, 2 * n - most_kept), length))
+            tables.append((_cost(T, length, 2 * n - most_kept), length))
     sums = 0
     for bound, length in sorted(tables):
         n = math.ceil(T / length)
@@ -318,9 +324,8 @@ def _fewest_runs(T: int, costs: Costs, room: dict[int, int]) -> tuple[int, Calla
         slots, kept = _slots(n, room[length], costs.of_kept(length), costs.checkpoint)
         sums += n**2 * (slots + 1)
         table = Reversals(n, slots, kept)
-        if cost(length, table.runs()) < least:
-            least, best = cost(length, table.runs()), (length, table.moves)
-    assert best is not None
+        if _cost(T, length, table.runs()) < least:
+            least, best = _cost(T, length, table.runs()), (length, table.moves)
     return best
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 import reference
 from array_api_compat import array_namespace
 from hypothesis import strategies as st
@@ -32,6 +33,8 @@ class Case:
     weights: bool = False
     reduction: str = "mean"
     truncate: int | None = None
+    backward: str = "sequential"
+    budget: float | None = None  # between the smallest one, 0, and that which keeps everything
     state: bool = True
     segment: int = 2  # steps per segment
     T: int = SIZES["T"]
@@ -146,6 +149,21 @@ CASES = [
         seed=208,
     ),
 ]
+#: Segments that are run again, and time in chunks: both need more steps than a segment has.
+SCHEDULED = [
+    Case(T=30, budget=0.0),
+    Case(T=30, budget=0.3, lengths=(30, 0, 4, 21)),
+    Case(T=30, budget=0.1, cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.4, lengths=(30, 0, 4, 21)),
+    Case(T=30, budget=0.2, cell="gru", members=2, tokens=True, readout="last", lengths=(30, 0, 4, 21)),
+    Case(T=30, budget=0.1, truncate=11, weights=True),
+    Case(T=45, segment=100, backward="parallel"),
+    Case(T=45, segment=30, backward="parallel", cell="relu", lengths=(45, 0, 4, 31)),
+    Case(T=45, segment=100, backward="parallel", recurrent_dropout=0.4, layers=2),
+    Case(T=45, segment=100, backward="parallel", members=2, bidirectional=True, lengths=(45, 0, 4, 31)),
+    Case(T=45, segment=100, backward="parallel", members=2, readout="last", recurrent_dropout=0.4),
+    Case(T=45, segment=100, backward="parallel", truncate=21, budget=1.0),
+    Case(T=45, segment=100, backward="auto", N=1, H=1),
+]
 GATED = [
     Case(cell=cell, **more)
     for cell in ("lstm", "gru")
@@ -235,6 +253,7 @@ def any_case(draw_):
         weights=draw_(st.booleans()),
         reduction=draw_(st.sampled_from(["mean", "sum"])),
         truncate=None if bidirectional else draw_(st.none() | st.integers(1, T + 1)),
+        budget=draw_(st.none() | st.floats(0, 1.1)),
         state=draw_(st.booleans()),
         segment=draw_(st.integers(1, T)),
         T=T,
@@ -360,7 +379,9 @@ def make(ba, case, params, dtype="float64", backend=None):
     """The network of a case with given parameters, running in segments of ``case.segment`` steps."""
     backend = ba.backend.NumpyBackend() if backend is None else backend
     step = case.N * case.H * np.dtype(dtype).itemsize
-    backend.segment_bytes = case.segment * step * (1 if case.members is None else case.members * ba.instructions.STACKED)
+    backend.segment_bytes = (
+        case.segment * step * (1 if case.members is None else case.members * ba.instructions.STACKED)
+    )
     rnn = ba.RNN(**case.network, dtype=dtype, device=backend)
     assert {name: value.shape for name, value in params.items()} == {k: tuple(v.shape) for k, v in rnn.params.items()}
     rnn.params = {name: rnn.asarray(value.astype(dtype)) for name, value in params.items()}
@@ -388,6 +409,46 @@ def options(ba, rnn, case, arrays):
         "loss": cubic if case.loss == "cubic" else case.loss,
         "weights": None if arrays["weights"] is None else rnn.asarray(arrays["weights"]),
         "reduction": case.reduction,
+    }
+
+
+def smallest_budget(call):
+    """The smallest budget that works, as the error for too small a one says it, and it does."""
+    with pytest.raises(ValueError, match="too small") as error:
+        call(1)
+    least = int(str(error.value).rpartition("memory=")[2].split()[0])
+    call(least)
+    with pytest.raises(ValueError, match="too small"):
+        call(least - 1)
+    return least
+
+
+def plan_options(case):
+    """Keyword arguments of ``rnn.plan`` besides the shape of x and the budget."""
+    return {
+        "loss": cubic if case.loss == "cubic" else case.loss,
+        "tokens": case.tokens,
+        "lengths": case.lengths is not None,
+        "weights": case.weights,
+        "truncate": case.truncate,
+        "input_grad": not case.tokens,
+        "dropout": case.dropout_seed is not None,
+        "backward": case.backward,
+    }
+
+
+def backward_options(rnn, case, arrays):
+    """Keyword arguments of loss_and_grad that :meth:`RNN.loss` has not."""
+    memory = None
+    if case.budget is not None:
+        shape, planned = arrays["x"].shape, plan_options(case)
+        least = smallest_budget(lambda memory: rnn.plan(shape, memory, **planned))
+        memory = least + int(case.budget * (rnn.plan(shape, **planned).peak - least))
+    return {
+        "truncate": case.truncate,
+        "memory": memory,
+        "backward": case.backward,
+        "input_grad": not case.tokens,
     }
 
 

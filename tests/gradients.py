@@ -3,10 +3,13 @@
 It takes the package as an argument, so that the same check runs on mutated copies of it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import reference
 from cases import (
     Case,
+    backward_options,
     call_options,
     draw,
     draw_off_the_kink,
@@ -34,8 +37,7 @@ def check_loss_gradient(ba, case):
         arrays["x"],
         arrays["target"],
         **options(ba, rnn, case, arrays),
-        truncate=case.truncate,
-        input_grad=not case.tokens,
+        **backward_options(rnn, case, arrays),
     )
     at = variables(case, arrays)
     if not case.state:
@@ -64,7 +66,7 @@ def check_given_gradient(ba, case, dy=True, dstate=True):
     rnn = make(ba, case, arrays["params"])
     given = {"dy": arrays["dy"] if dy else None}
     given["dstate"] = state_of(ba, rnn, arrays, "d{}_last") if dstate else None
-    _, _, backward = rnn.forward(arrays["x"], **given_options(ba, rnn, case, arrays))
+    _, _, backward = rnn.forward(arrays["x"], **given_options(ba, rnn, case, arrays), backward=case.backward)
     found = of_the_sum(case, flat_gradients(rnn, backward(**given, input_grad=not case.tokens)))
 
     def probe(values):
@@ -80,6 +82,46 @@ def check_given_gradient(ba, case, dy=True, dstate=True):
         return float(total)
 
     ba.check_gradients(probe, variables(case, arrays), found, tolerance=1e-6, step=case.step)
+
+
+def check_two_periods(ba, case):
+    """Truncation with k1 and k2: every k1 steps their loss, differentiated by the library from k2 steps back."""
+    k1, k2 = case.truncate
+    arrays = draw(case)
+    if arrays["weights"] is None:
+        arrays["weights"] = np.ones(arrays["target"].shape[:2])
+    one = replace(case, truncate=None, reduction="sum")
+    rnn = make(ba, one, arrays["params"])
+    keywords = options(ba, rnn, one, arrays)
+    input_grad = not case.tokens
+    found_loss, found, last = rnn.loss_and_grad(
+        arrays["x"], arrays["target"], **keywords, truncate=(k1, k2), input_grad=input_grad
+    )
+    total, loss = {}, 0
+    ends = [*range(k1, case.T, k1), case.T]
+    for begin, end in zip([0, *ends], ends, strict=False):
+        first = max(0, end - k2)
+        start = keywords["state"]
+        if first:
+            _, start = rnn(arrays["x"][:first], start, dropout_seed=keywords["dropout_seed"])
+        weights = np.where(np.arange(first, end)[:, None] >= begin, keywords["weights"][first:end], 0)
+        value, grads, _ = rnn.loss_and_grad(
+            arrays["x"][first:end], arrays["target"][first:end], **keywords | {"state": start, "weights": weights},
+            input_grad=input_grad,
+        )  # fmt: skip
+        loss = loss + value
+        for name, gradient in flat_gradients(rnn, grads).items():
+            if name == "x":
+                whole = np.zeros((case.T, *gradient.shape[1:]))
+                whole[first:end] = gradient
+                gradient = whole
+            if name in ("h_0", "c_0") and first:
+                continue  # of a state that is held constant
+            total[name] = total.get(name, 0) + gradient
+    assert np.allclose(found_loss, loss)
+    for name, gradient in flat_gradients(rnn, found).items():
+        assert np.allclose(gradient, total[name], rtol=1e-9, atol=1e-12), name
+    assert np.allclose(last.h, rnn(arrays["x"], keywords["state"], dropout_seed=keywords["dropout_seed"])[1].h)
 
 
 def given_options(ba, rnn, case, arrays):
@@ -134,6 +176,14 @@ def check_explosion_in_the_padding(ba):
     arrays["params"]["l0.b_h"] = np.abs(arrays["params"]["l0.b_h"])
     arrays["h_0"] *= 1e-200
     _check_finite(ba, case, arrays)
+    # Past the end of a sequence tanh' is 1, and a product of Jacobians one of W_hh alone
+    case = Case(T=45, lengths=(30, 1, 0, 2), segment=100, backward="parallel")
+    arrays = draw(case)
+    arrays["params"]["l0.W_hh"] *= 1e40
+    arrays["params"]["l0.b_h"] *= 1e3  # so that tanh' is 0 where there are steps
+    arrays["params"]["l0.W_xh"] *= 0
+    arrays["h_0"] *= 0
+    _check_finite(ba, case, arrays)
     # The states of a GRU are bounded, but r (W_hn h + b_hn) is 0 times infinity where r is closed and its sum overflows
     case = Case(cell="gru", lengths=(1, 0, 1, 1), segment=3)
     arrays = draw(case)
@@ -156,8 +206,9 @@ def _everything(ba, case, arrays):
     rnn = make(ba, case, arrays["params"])
     keywords = options(ba, rnn, case, arrays)
     input_grad = not case.tokens
-    loss, grads, state = rnn.loss_and_grad(arrays["x"], arrays["target"], **keywords, input_grad=input_grad)
-    y, _, backward = rnn.forward(arrays["x"], **call_options(ba, rnn, case, arrays))
+    backward = {"backward": case.backward}
+    loss, grads, state = rnn.loss_and_grad(arrays["x"], arrays["target"], **keywords, **backward, input_grad=input_grad)
+    y, _, backward = rnn.forward(arrays["x"], **call_options(ba, rnn, case, arrays), **backward)
     given = backward(arrays["dy"], state_of(ba, rnn, arrays, "d{}_last"), input_grad=input_grad)
     named = {"loss": loss, "y": y, "state": state.h} | ({} if state.c is None else {"c": state.c})
     named |= flat_gradients(rnn, grads)

@@ -11,10 +11,12 @@ from cases import (
     CASES,
     DROPPED,
     GATED,
+    SCHEDULED,
     STACKED,
     TRUNCATED,
     Case,
     any_case,
+    backward_options,
     call_options,
     draw,
     flat_gradients,
@@ -33,7 +35,7 @@ from hypothesis import given, settings
 
 import bptt_array as ba
 
-ALL = CASES + GATED + STACKED + DROPPED
+ALL = CASES + GATED + STACKED + DROPPED + SCHEDULED
 
 
 @pytest.mark.parametrize("case", ALL + TRUNCATED, ids=str)
@@ -67,7 +69,7 @@ def test_values_and_gradients_match_the_naive_reference_and_its_autograd(case):
     rnn = make(ba, case, arrays["params"])
     keywords = options(ba, rnn, case, arrays)
     value, grads, state = rnn.loss_and_grad(
-        arrays["x"], arrays["target"], **keywords, truncate=case.truncate, input_grad=not case.tokens
+        arrays["x"], arrays["target"], **keywords, **backward_options(rnn, case, arrays)
     )
 
     def loss(values):

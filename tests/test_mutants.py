@@ -17,6 +17,7 @@ from gradients import (
     check_given_gradient,
     check_loss_gradient,
     check_padding,
+    check_two_periods,
     check_weights_of_zero,
 )
 
@@ -48,6 +49,12 @@ CHECKS = [
     Case(members=3, lengths=LENGTHS, recurrent_dropout=0.4),
     Case(members=2, shared=False, tokens=True, bidirectional=True, readout="last"),
     Case(members=2, output="softmax", loss="cross_entropy", target="classes", weights=True),
+    Case(T=30, budget=0.0),
+    Case(T=30, budget=0.3, truncate=11),
+    Case(T=20, N=2, budget=0.0, layers=2, dropout=0.4),
+    Case(T=45, N=2, segment=100, backward="parallel"),
+    Case(T=45, N=2, segment=100, backward="parallel", recurrent_dropout=0.4),
+    Case(T=46, N=2, segment=100, backward="parallel", lengths=(46, 20)),
 ]
 
 MUTANTS = {
@@ -61,7 +68,7 @@ MUTANTS = {
     "skipped last step backward": ("recurrence.py", "for rows in zip(*arguments):  # noqa: B905 (after", "for rows in list(zip(*arguments))[1:]:  # noqa: B905 (after"),
     "skipped first step of the sums": ("layer.py", "ndim = params[\"W_hh\"].ndim", "dz[0, ...] *= start != 0; ndim = params[\"W_hh\"].ndim"),
     "transposed W_hh backward": ("cells.py", "dz *= dh", "dz *= dh; product.W = product.W.mT; add_product = product.adding()"),
-    "dh_0 without W_hh": ("layer.py", "self.d_initial = self._initial_gradients(self._carried)", "self.d_initial = self._initial_gradients(tuple([d[1, ...].copy() for d in dstates]))"),
+    "dh_0 without W_hh": ("layer.py", "d_initial = self._initial_gradients(self._carried)", "d_initial = self._initial_gradients(tuple([d[1, ...].copy() for d in dstates]))"),
     "f' forgotten": ("cells.py", "dz *= dh", "dz[...] = dh"),
     "f' of the step before": ("cells.py", "derivative_(backend, dz, tape.h)", "derivative_(backend, dz, tape.h_before)"),
     "tanh' without the square": ("backend.py", "np.multiply(y[k : k + steps], y[k : k + steps], out=block)", "np.multiply(y[k : k + steps], 1, out=block)"),
@@ -142,6 +149,29 @@ MUTANTS = {
     "the mask of the state forgotten in dW_hh": ("layer.py", "if self.forward.mask is None else tape.h_before * self.forward.mask", "if True else None"),
     "the same mask of the state in every layer": ("dropout.py", "2 * layer + 1", "1"),
     "the mask of the state from that between layers": ("dropout.py", "2 * layer + 1", "2 * layer"),
+    # schedules
+    "last state of a segment that ran again": ("layer.py", "if self.padding is None and stop == self.T:", "if self.padding is None:"),
+    "gone back to another state": ("bptt.py", "            layer.state = state", "            layer.state = state if start else tuple(1.5 * a for a in state)"),
+    "gradient cut between segments of a budget": ("schedules.py", "yield Backward(start, stop, cut=stop == end)", "yield Backward(start, stop, cut=True)"),
+    "gradient not cut between windows of a budget": ("schedules.py", "yield Backward(start, stop, cut=stop == end)", "yield Backward(start, stop, cut=stop == self.T)"),
+    "windows of a budget go on from where they last were": ("schedules.py", "            yield Restore(end)", "            pass"),
+    "a loss in every window that passes it": ("bptt.py", "direct = self.direct if loss else nothing_direct", "direct = self.direct"),
+    "no loss of the first part of a window": ("instructions.py", "loss=start >= new", "loss=start > new"),
+    "windows that do not overlap": ("instructions.py", "if end - k2 <= part[0] < end]", "if max(new, end - k2) <= part[0] < end]"),
+    "dx of the last window only": ("bptt.py", "            target += dx", "            target[...] = dx"),
+    "dh_0 of the last window only": ("layer.py", "self.d_initial = d_initial if before is None else tuple(map(add, before, d_initial))", "self.d_initial = d_initial"),
+    "dropout of another place when it runs again": ("bptt.py", "mask = self.mask(k, start, stop)", "mask = self.mask(k, start if start not in self._checkpoints else 0, stop if start not in self._checkpoints else stop - start)"),
+    # parallel over time
+    "own gradient of a chunk lost": ("parallel.py", "ops.add_(own, product, direct)", "ops.add_(own, product, 0 * direct)"),
+    "f' of a chunk's last step forgotten": ("parallel.py", "xp.moveaxis(slopes[L - 1, ...], -1, -3)[..., None], W", "xp.moveaxis(slopes[L - 1, ...] * 0 + 1, -1, -3)[..., None], W"),
+    "Jacobians transposed": ("parallel.py", "xp.moveaxis(by_unit, (-3, -4), (0, -2))", "xp.moveaxis(by_unit, (-3, -4), (0, -1))"),
+    "carries that are not joined": ("parallel.py", "        add_both_(dh_before, sent_row, out)", "        add_both_(dh_before, sent_row * 0, out)") ,
+    "mask of the state forgotten in the Jacobians": ("parallel.py", "            factor *= along", "            pass"),
+    "mask of the state forgotten between chunks": ("parallel.py", "            sent_row *= mask", "            pass"),
+    "mask of the state forgotten in chunks": ("parallel.py", "            sent *= along", "            pass"),
+    "dh_0 of chunks lost": ("parallel.py", "    first += sent[..., 0, :, :]", "    first += 0"),
+    "the steps that chunks leave over forgotten": ("parallel.py", "        row *= dh\n", "        pass\n"),
+    "padding in the product of Jacobians": ("layer.py", "dz[...] = self.forward.padding.zeroed(dz, start, stop)", "pass"),
     # members
     "members mixed": ("layer.py", "x = x + I * xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))", "x = x + 0 * xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))"),
     "members mixed in the readout": ("readout.py", "v = xp.matmul(h, self.W_hy.mT)", "v = xp.matmul(h, xp.flip(self.W_hy, axis=0).mT)"),
@@ -182,6 +212,7 @@ def check_everything(package):
             check_given_gradient(package, case)
         if case.lengths:
             check_padding(package, case)
+    check_two_periods(package, Case(T=11, truncate=(3, 8), segment=4))
     check_explosion_in_the_padding(package)
     check_weights_of_zero(package)
     check_loss_gradient(package, replace(CHECKS[0], target_scale=1e6))

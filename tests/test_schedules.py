@@ -2,13 +2,13 @@
 
 import tracemalloc
 from collections import Counter
-from dataclasses import replace
 from math import comb
 
 import numpy as np
 import pytest
-from cases import Case, draw, flat_gradients, make, options
+from cases import Case, backward_options, draw, flat_gradients, make, options, plan_options, smallest_budget
 from conftest import backends_and_dtypes
+from gradients import check_two_periods
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -165,7 +165,7 @@ SOME_COSTS = st.builds(
 def test_a_plan_costs_what_it_says_and_fits(T, costs, longest, part, truncate):
     everything = plan(T, costs=costs, longest=longest, truncate=truncate)
     assert simulate(everything) == (T, everything.peak)
-    least = smallest(lambda memory: plan(T, memory, costs=costs, longest=longest, truncate=truncate))
+    least = smallest_budget(lambda memory: plan(T, memory, costs=costs, longest=longest, truncate=truncate))
     memory = max(least, int(least + part * (everything.peak - least)))
     found = plan(T, memory, costs=costs, longest=longest, truncate=truncate)
     assert simulate(found) == (found.forward_steps, found.peak)
@@ -173,17 +173,6 @@ def test_a_plan_costs_what_it_says_and_fits(T, costs, longest, part, truncate):
     assert found.forward_steps >= T
     if memory >= everything.peak + 2 * costs.checkpoint:
         assert found.forward_steps == T
-
-
-def smallest(call):
-    """The smallest budget that works, from the error for too small a one; and it does."""
-    with pytest.raises(ValueError, match="too small") as error:
-        call(1)
-    least = int(str(error.value).rpartition("memory=")[2].split()[0])
-    call(least)
-    with pytest.raises(ValueError, match="too small"):
-        call(least - 1)
-    return least
 
 
 def test_the_more_memory_the_fewer_runs():
@@ -199,7 +188,7 @@ def test_the_more_memory_the_fewer_runs():
 def test_time_may_be_longer_than_the_finest_cut(T):
     costs = Costs(fixed=0, checkpoint=2000, kept=2000, work=4000)
     for longest in (1, 50, 2000):
-        least = smallest(lambda memory, longest=longest: plan(T, memory, costs=costs, longest=longest))
+        least = smallest_budget(lambda memory, longest=longest: plan(T, memory, costs=costs, longest=longest))
         found = plan(T, 40 * least, costs=costs, longest=longest)
         assert found.peak <= 40 * least
         assert found.forward_steps <= 2 * T
@@ -265,7 +254,7 @@ BUDGETED = [
 
 
 def gradients(rnn, case, arrays, **more):
-    keywords = options(ba, rnn, case, arrays) | {"truncate": case.truncate, "input_grad": not case.tokens} | more
+    keywords = options(ba, rnn, case, arrays) | backward_options(rnn, case, arrays) | more
     loss, grads, state = rnn.loss_and_grad(arrays["x"], arrays["target"], **keywords)
     return {"loss": loss, "state": state.h, **flat_gradients(rnn, grads)}
 
@@ -275,10 +264,9 @@ def test_a_budget_changes_no_gradient(case):
     arrays = draw(case)
     rnn = make(ba, case, arrays["params"])
     expected = gradients(rnn, case, arrays)
-    kind = {"loss": case.loss, "tokens": case.tokens, "lengths": case.lengths is not None, "weights": case.weights}
-    kind |= {"truncate": case.truncate, "input_grad": not case.tokens, "dropout": case.dropout_seed is not None}
+    kind = plan_options(case)
     plans = set()
-    least = smallest(lambda memory: rnn.plan(arrays["x"].shape, memory, **kind))
+    least = smallest_budget(lambda memory: rnn.plan(arrays["x"].shape, memory, **kind))
     most = rnn.plan(arrays["x"].shape, **kind).peak
     for part in np.linspace(0, 1, 9):
         memory = int(least + part * (most - least))
@@ -296,7 +284,7 @@ def test_forward_runs_as_many_steps_as_the_plan_says(part, truncate, monkeypatch
     T, steps = 150, []
     rnn = ba.RNN(3, 8, 2, num_layers=1)
     x, target = np.ones((T, 4, 3), "float32"), np.ones((T, 4, 2), "float32")
-    least = smallest(lambda memory: rnn.plan(x.shape, memory, truncate=truncate))
+    least = smallest_budget(lambda memory: rnn.plan(x.shape, memory, truncate=truncate))
     memory = int(least + part * (rnn.plan(x.shape, truncate=truncate).peak + 1000 - least))
     run = layer.forward_
     monkeypatch.setattr(layer, "forward_", lambda *a: (steps.append(len(a[4].h)), run(*a)))
@@ -313,7 +301,7 @@ def test_a_budget_gives_the_same_bits_in_the_same_segments(dtype):
     rnn = ba.RNN(3, 8, 2, cell="lstm", dtype=dtype)
     rnn.backend = ba.backend.NumpyBackend()
     x, target = rnn.asarray(rng.standard_normal((60, 4, 3))), rnn.asarray(rng.standard_normal((60, 4, 2)))
-    planned = rnn.plan(x.shape, smallest(lambda memory: rnn.plan(x.shape, memory)) + 3000)
+    planned = rnn.plan(x.shape, smallest_budget(lambda memory: rnn.plan(x.shape, memory)) + 3000)
     assert planned.forward_steps > 60
     rnn.backend.segment_bytes = planned.longest * 4 * 8 * np.dtype(dtype).itemsize
     _, expected, _ = rnn.loss_and_grad(x, target)
@@ -357,7 +345,7 @@ def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
     planned = {"loss": call.get("loss", "mse"), "lengths": with_lengths, "weights": with_weights}
     planned |= {name: call[name] for name in ("input_grad", "truncate", "backward") if name in call}
     planned |= {"dropout": "dropout_seed" in call}
-    least = smallest(lambda memory: rnn.plan(x.shape, memory, **planned))
+    least = smallest_budget(lambda memory: rnn.plan(x.shape, memory, **planned))
     most = rnn.plan(x.shape, **planned).peak
     rnn.loss_and_grad(x, target, **call)  # whatever else is left by a step with all the memory in the world
     for memory in (int(least + part * (most - least)) for part in (0.04, 0.3, 1.0)):
@@ -374,7 +362,7 @@ def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
 
 def test_two_directions_fit_or_do_not():
     rnn = ba.RNN(3, 8, 2, bidirectional=True)
-    least = smallest(lambda memory: rnn.plan((100, 4, 3), memory))
+    least = smallest_budget(lambda memory: rnn.plan((100, 4, 3), memory))
     assert rnn.plan((100, 4, 3), least).longest == 100
     assert rnn.plan((100, 4, 3), least).forward_steps == 100
 
@@ -419,43 +407,7 @@ def test_the_shape_of_a_plan_is_checked(x_shape):
     ids=str,
 )
 def test_two_periods_are_the_sum_of_windows_that_begin_at_states_held_constant(case):
-    """Every k1 steps the loss of these is differentiated by the library itself through a copy of the last k2 steps."""
-    k1, k2 = case.truncate
-    arrays = draw(case)
-    if arrays["weights"] is None:
-        arrays["weights"] = np.ones(arrays["target"].shape[:2])
-    one = replace(case, truncate=None, reduction="sum")
-    rnn = make(ba, one, arrays["params"])
-    keywords = options(ba, rnn, one, arrays)
-    input_grad = not case.tokens
-    found_loss, found, last = rnn.loss_and_grad(
-        arrays["x"], arrays["target"], **keywords, truncate=(k1, k2), input_grad=input_grad
-    )
-    total, loss = {}, 0
-    ends = [*range(k1, case.T, k1), case.T]
-    for begin, end in zip([0, *ends], ends, strict=False):
-        first = max(0, end - k2)
-        start = keywords["state"]
-        if first:
-            _, start = rnn(arrays["x"][:first], start, dropout_seed=keywords["dropout_seed"])
-        weights = np.where(np.arange(first, end)[:, None] >= begin, keywords["weights"][first:end], 0)
-        value, grads, _ = rnn.loss_and_grad(
-            arrays["x"][first:end], arrays["target"][first:end], **keywords | {"state": start, "weights": weights},
-            input_grad=input_grad,
-        )  # fmt: skip
-        loss = loss + value
-        for name, gradient in flat_gradients(rnn, grads).items():
-            if name == "x":
-                whole = np.zeros((case.T, *gradient.shape[1:]))
-                whole[first:end] = gradient
-                gradient = whole
-            if name in ("h_0", "c_0") and first:
-                continue  # of a state that is held constant
-            total[name] = total.get(name, 0) + gradient
-    assert np.allclose(found_loss, loss)
-    for name, gradient in flat_gradients(rnn, found).items():
-        assert np.allclose(gradient, total[name], rtol=1e-9, atol=1e-12), name
-    assert np.allclose(last.h, rnn(arrays["x"], keywords["state"], dropout_seed=keywords["dropout_seed"])[1].h)
+    check_two_periods(ba, case)
 
 
 def test_the_second_period_beyond_the_end_is_full_bptt():
@@ -554,7 +506,7 @@ def test_inputs_may_be_files_mapped_into_memory(tmp_path, tokens):
     x = np.memmap(tmp_path / "x", values.dtype, "r", shape=values.shape)
     target = np.memmap(tmp_path / "target", "uint8", "r", shape=classes.shape)
     _, expected, _ = rnn.loss_and_grad(values, classes, "cross_entropy")
-    budget = smallest(lambda memory: rnn.plan(x.shape, memory, tokens=tokens, loss="cross_entropy")) + 10_000
+    budget = smallest_budget(lambda memory: rnn.plan(x.shape, memory, tokens=tokens, loss="cross_entropy")) + 10_000
     _, found, _ = rnn.loss_and_grad(x, target, "cross_entropy", memory=budget)
     for name, gradient in expected.params.items():
         assert np.allclose(found.params[name], gradient, rtol=1e-4, atol=1e-6)
