@@ -9,6 +9,7 @@ from conftest import cuda, needs_cuda
 
 import bptt_array as ba
 from bptt_array import cli
+from bptt_array.instructions import Backward, Forward
 
 T, N, V, H = 12, 4, 7, 8
 
@@ -103,6 +104,57 @@ def test_a_training_step_copies_the_batch_in_and_never_waits(device, more, lengt
     with rnn.backend.active():
         assert pool.used_bytes() == in_use  # nothing grows from step to step,
     assert gc.collect() == 0  # and nothing waits for the garbage collector
+
+
+@needs_counters
+@pytest.mark.parametrize("device", cuda)
+def test_within_a_budget_the_batch_travels_as_often_as_it_runs_and_nothing_waits(device):
+    import gpuemu
+
+    steps, N, I = 120, 4, 3  # noqa: E741
+    rnn = ba.RNN(I, 8, 2, device=device)
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((steps, N, I)).astype("f"), rng.standard_normal((steps, N, 2)).astype("f")
+    with pytest.raises(ValueError, match="too small") as error:
+        rnn.plan(x.shape, 1, from_host=True)
+    memory = int(str(error.value).rpartition("memory=")[2].split()[0]) + 2000
+    plan = rnn.plan(x.shape, memory, from_host=True)
+    assert plan.forward_steps > steps
+    rnn.loss_and_grad(x, target, memory=memory)
+    forward = [i for i in plan.schedule() if isinstance(i, Forward)]
+    backward = [i for i in plan.schedule() if isinstance(i, Backward)]
+    with gpuemu.count() as counted:
+        _, grads, _ = rnn.loss_and_grad(x, target, memory=memory)
+    assert counted.syncs == counted.implicit_syncs == counted.d2h == 0
+    assert counted.h2d == len(forward) + len(backward)
+    assert counted.h2d_bytes == plan.forward_steps * N * I * 4 + steps * N * 2 * 4
+    _, expected, _ = ba.RNN(I, 8, 2).loss_and_grad(x, target)
+    for name, gradient in expected.params.items():
+        assert np.allclose(rnn.backend.to_host(grads.params[name]), gradient, rtol=1e-4, atol=1e-6)
+
+
+@needs_counters
+@pytest.mark.parametrize("device", cuda)
+@pytest.mark.parametrize("backward", ["parallel", "auto"])
+def test_in_parallel_over_time_a_step_takes_fewer_launches_and_never_waits(device, backward):
+    import gpuemu
+
+    steps = 400
+    rnn, rng = ba.RNN(3, 8, 2, device=device), np.random.default_rng(0)
+    x, target = (rnn.asarray(rng.standard_normal((steps, 1, size))) for size in (3, 2))
+    reset = rnn.backend.from_host(np.asarray([True]))
+    state = ba.State(rnn.asarray(np.ones((1, 1, 1, 8))))
+
+    def launches(backward):
+        rnn.loss_and_grad(x, target, state=state, reset=reset, backward=backward)  # measured, compiled
+        with gpuemu.count() as counted:
+            rnn.loss_and_grad(x, target, state=state, reset=reset, backward=backward)
+        assert counted.syncs == counted.implicit_syncs == counted.d2h == counted.h2d == 0
+        return counted.launches + counted.gemms
+
+    sequential, other = launches("sequential"), launches(backward)
+    if backward == "parallel":  # of a loop of 2 a step each way
+        assert other < sequential - 1.2 * steps
 
 
 @pytest.mark.parametrize("device", cuda)

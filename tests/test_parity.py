@@ -6,7 +6,7 @@ from dataclasses import replace
 import array_api_strict
 import numpy as np
 import pytest
-from cases import Case, any_case, call_options, draw, flat_gradients, make, options, state_of
+from cases import Case, any_case, backward_options, call_options, draw, flat_gradients, make, options, state_of
 from conftest import backends_and_dtypes, cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +30,9 @@ CHOSEN = [
     Case(cell="gru", bidirectional=True, layers=2, dropout=0.4, lengths=(7, 0, 4, 1), readout="last"),
     Case(cell="gru", members=2, tokens=True, output="softmax", loss="cross_entropy", target="classes", truncate=3),
     Case(cell="lstm", members=2, shared=False, bidirectional=True, recurrent_dropout=0.3, weights=True),
+    Case(T=20, N=2, segment=3, budget=0.1, lengths=(20, 9)),
+    Case(T=20, N=2, segment=3, budget=0.2, cell="lstm", layers=2, truncate=9, dropout=0.4),
+    Case(T=20, N=2, segment=100, backward="parallel", recurrent_dropout=0.3, members=2, lengths=(20, 9)),
 ]
 
 
@@ -53,10 +56,10 @@ def results(case, dtype, backend, rounded_to):
     input_grad = not case.tokens
     with backend.active():
         loss, grads, state = rnn.loss_and_grad(
-            on_device["x"], on_device["target"], **keywords, truncate=case.truncate, input_grad=input_grad
+            on_device["x"], on_device["target"], **keywords, **backward_options(rnn, case, rounded)
         )
         alone, _ = rnn.loss(on_device["x"], on_device["target"], **keywords)
-        y, _, backward = rnn.forward(on_device["x"], **call_options(ba, rnn, case, rounded))
+        y, _, backward = rnn.forward(on_device["x"], **call_options(ba, rnn, case, rounded), backward=case.backward)
         again, _ = rnn(on_device["x"], **call_options(ba, rnn, case, rounded))
         dstate = state_of(ba, rnn, on_device, "d{}_last")
         given = backward(on_device["dy"], dstate, input_grad=input_grad)
