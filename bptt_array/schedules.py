@@ -98,15 +98,20 @@ class Plan:
     longest: int
     moves: Callable[[int], Iterator[Move]] | None
 
-    def schedule(self) -> Iterator[Instruction]:
+    def schedule(self) -> Iterable[Instruction]:
         """The instructions, one after the other."""
+        return self._keeping_all if self.moves is None else self._budgeted(self.moves)
+
+    @cached_property
+    def _keeping_all(self) -> list[Instruction]:
         if isinstance(self.truncate, tuple):
-            yield from overlapping(self.T, *self.truncate, self.longest)
-        elif self.moves is None:
-            yield from truncated(self.T, self.truncate or self.T, self.longest)
-        else:
-            for begin, end in windows(self.T, self.truncate or self.T):
-                yield from self._window(begin, end, self.moves)
+            return overlapping(self.T, *self.truncate, self.longest)
+        return truncated(self.T, self.truncate or self.T, self.longest)
+
+    def _budgeted(self, moves: Callable[[int], Iterator[Move]]) -> Iterator[Instruction]:
+        window = self.T if self.truncate is None or isinstance(self.truncate, tuple) else self.truncate
+        for begin, end in windows(self.T, window):
+            yield from self._window(begin, end, moves)
 
     def _window(self, begin: int, end: int, moves: Callable[[int], Iterator[Move]]) -> Iterator[Instruction]:
         """One window within the budget; the states at both of its ends are remembered."""
@@ -242,9 +247,13 @@ def plan(
     window = min(T, truncate[0] if isinstance(truncate, tuple) else truncate or T)
     longest = window if longest is None else min(window, longest)
     if memory is None:
-        longest = math.ceil(window / math.ceil(window / longest))  # parts are as equal as they can be
-        return Plan(T, None, truncate, costs, longest, None)
+        return _unlimited(T, costs, math.ceil(window / math.ceil(window / longest)), truncate)
     return _within(T, sizes.parse("memory", memory), costs, window, longest, truncate, whole)
+
+
+@lru_cache(maxsize=64)
+def _unlimited(T: int, costs: Costs, longest: int, truncate: Truncate) -> Plan:
+    return Plan(T, None, truncate, costs, longest, None)
 
 
 @lru_cache(maxsize=64)

@@ -36,6 +36,16 @@ def test_readme_examples_run(tmp_path, monkeypatch):
         exec(compile(example, str(README), "exec"), namespace)
 
 
+def test_the_plans_of_the_readme_are_what_is_printed(capsys):
+    (example,) = [block for block in blocks("python") if "rnn.plan(" in block]
+    lines = example.splitlines()
+    import numpy as np
+
+    namespace = {"np": np, "ba": bptt_array, "rng": np.random.default_rng(0)}
+    exec("\n".join(line for line in lines if not line.startswith("_,") and "assert" not in line), namespace)
+    assert capsys.readouterr().out.splitlines() == [line[2:] for line in lines if line.startswith("# ")]
+
+
 def test_commands_of_the_readme_are_commands():
     lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
     calls = [line.split("python -m bptt_array ", 1)[1] for line in lines if "python -m bptt_array " in line]

@@ -1,8 +1,10 @@
 """The fourth oracle, where PyTorch is installed; weights that move there and back; and its meta device."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -410,3 +412,33 @@ def test_a_whole_training_step_runs_on_the_meta_device(network, readout, tokens,
     assert loss.device.type == "meta"
     with pytest.raises(RuntimeError):
         loss.sum().item()
+
+
+def test_the_truncations_of_the_readme_are_those_of_the_torch_code_beside_them():
+    import torch
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- in torch -->\n```py\n(.*?)```", readme, re.DOTALL)[1]
+    T, N, H = 65, 3, 5
+    rng = np.random.default_rng(0)
+    rnn = ba.RNN(2, H, 2, dtype="float64")
+    x, target = rng.standard_normal((T, N, 2)), rng.standard_normal((T, N, 2))
+    layer, linear = torch.nn.RNN(2, H).double(), torch.nn.Linear(H, 2).double()
+    state = {name: torch.from_numpy(value) for name, value in rnn.to_torch_state_dict("0.", "1.").items()}
+    torch.nn.ModuleList([layer, linear]).load_state_dict(state)
+    names = {"x": torch.from_numpy(x), "target": torch.from_numpy(target), "layer": layer, "linear": linear}
+    names |= {"torch": torch, "T": T, "N": N, "H": H, "ended": [False] * N}
+    names["squared_error"] = lambda y, target: 0.5 * ((y - target) ** 2).sum()
+    torch.set_default_dtype(torch.float64)
+    try:
+        for part, truncate in zip(code.split("\n\n"), (20, (5, 20)), strict=True):
+            layer.zero_grad()
+            linear.zero_grad()
+            exec(part, names)
+            _, grads, _ = rnn.loss_and_grad(x, target, reduction="sum", truncate=truncate)
+            theirs = {"l0.W_xh": layer.weight_ih_l0, "l0.W_hh": layer.weight_hh_l0, "l0.b_h": layer.bias_ih_l0}
+            theirs |= {"W_hy": linear.weight, "b_y": linear.bias}
+            for name, parameter in theirs.items():
+                assert np.allclose(grads.params[name], parameter.grad.numpy(), rtol=1e-9, atol=1e-12), (truncate, name)
+    finally:
+        torch.set_default_dtype(torch.float32)
