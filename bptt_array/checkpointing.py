@@ -102,7 +102,7 @@ class Reversals:
         self.kept = kept
         F = np.full((n + 1, slots + 1), _NEVER, np.int32)
         G = F.copy()
-        self._split: np.ndarray[Any, Any] = np.zeros((n + 1, slots + 1), np.int32)  # y, or 0: keep the first one
+        self._split: np.ndarray[Any, Any] = np.zeros((n + 1, slots + 1), np.int16)  # y, or 0: keep the first one
         self._save: np.ndarray[Any, Any] = np.zeros((n + 1, slots + 1), bool)
         F[:2] = G[:2] = [[0], [1]]
         for m in range(2, n + 1):
@@ -116,11 +116,11 @@ class Reversals:
             if slots:
                 self._save[m, 1:] = F[m, :-1] <= G[m, 1:]
                 G[m, 1:] = np.minimum(F[m, :-1], G[m, 1:])
-        self._F = F
+        self._runs = F[:, -1].copy()
 
-    def runs(self, n: int | None = None, slots: int | None = None) -> int:
-        """F(n, s): runs of a segment forward."""
-        return int(self._F[self.n if n is None else n, self.slots if slots is None else slots])
+    def runs(self, n: int | None = None) -> int:
+        """F(n, s) with all slots: runs of a segment forward."""
+        return int(self._runs[self.n if n is None else n])
 
     def moves(self, n: int | None = None) -> Iterator[Move]:
         """How to run n segments backward with all slots in :meth:`runs` runs."""

@@ -232,6 +232,36 @@ def check_x(
     return T, N
 
 
+def check_x_shape(x_shape: Any, architecture: Architecture, tokens: bool | None) -> tuple[int, int, bool, bool]:
+    """T, N, whether it is one of tokens, and whether members share it, of the shape of a future ``x``."""
+    if not isinstance(x_shape, (tuple, list)):
+        raise TypeError(f"x_shape={x_shape!r} is a {type(x_shape).__name__}; expected the shape of x, a tuple")
+    shape = tuple(check_count("x_shape", size) for size in x_shape)
+    if tokens is None:
+        tokens = len(shape) == 2
+    check_flag("tokens", tokens)
+    E, I = architecture.members, architecture.input_size  # noqa: E741
+    lead = shape if tokens else shape[:-1]
+    per_member = E is not None and len(lead) == 3
+    first = lead[1 if architecture.time_major else 0] if per_member else E
+    if not (len(lead) == 2 or per_member) or first != E or (not tokens and shape[-1] != I):
+        time_first = architecture.time_major
+        axes = ("T, N" if time_first else "N, T"), ("T, E, N" if time_first else "E, N, T")
+        more = "" if E is None else f", or ({axes[1]}, I) with E = members = {E}"
+        raise ValueError(
+            f"x_shape={x_shape!r}; expected ({axes[0]}, I) with I = input_size = {I}{more}; of tokens without I"
+        )
+    T, N = (lead[0], lead[-1]) if architecture.time_major else (lead[-1], lead[-2])
+    return T, N, bool(tokens), not per_member
+
+
+def in_order(array: Any) -> bool:
+    """Whether products can read an array as it is: its steps in one piece, one after the other, in native bytes."""
+    if not isinstance(array, np.ndarray):
+        return True
+    return bool(array.flags.c_contiguous and array.dtype.isnative)
+
+
 def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
     """``lengths (N,)`` as int64 on the host, or None where every sequence has T steps."""
     if lengths is None:
@@ -259,7 +289,12 @@ def check_reset(reset: Any, N: int, backend: Backend) -> Any:
     if reset is None:
         return None
     if isinstance(reset, (list, tuple)):
-        reset = np.asarray(reset)
+        try:
+            reset = np.asarray(reset)
+        except ValueError:
+            raise ValueError(f"reset={reset!r} is ragged; expected N={N} bools") from None
+    if not array_api_compat.is_array_api_obj(reset):
+        raise TypeError(f"reset is a {type(reset).__name__}; expected a list or array of N={N} bools")
     check_place("reset", reset, backend, host=True)
     if dtype_name(reset) != "bool":
         raise TypeError(f"reset has dtype {dtype_name(reset)}; expected bool: True for the sequences that begin anew")

@@ -14,6 +14,8 @@ segments run forward more than once, are those of ``schedules.py``.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,7 +94,7 @@ def segments(start: int, stop: int, length: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def full(T: int, length: int) -> list[Instruction]:
+def full(T: int, length: int) -> Iterator[Instruction]:
     """Full backpropagation through time over ``T`` steps in segments of at most ``length``.
 
     >>> for instruction in full(4, 2):
@@ -105,26 +107,26 @@ def full(T: int, length: int) -> list[Instruction]:
     return truncated(T, T, length)
 
 
-def truncated(T: int, k: int, length: int) -> list[Instruction]:
+def truncated(T: int, k: int, length: int) -> Iterator[Instruction]:
     """Truncated BPTT: the state goes on through all ``T`` steps, the gradient is cut every ``k`` steps.
 
     A window of k steps runs forward and backward before the next one begins, so no more than k steps of
     states are alive at once.
     """
-    schedule: list[Instruction] = []
     for begin, end in windows(T, k):
         window = segments(begin, end, length)
-        schedule += [Forward(*segment) for segment in window]
-        schedule += [Backward(start, stop, cut=stop == end) for start, stop in reversed(window)]
-    return schedule
+        for segment in window:
+            yield Forward(*segment)
+        for start, stop in reversed(window):
+            yield Backward(start, stop, cut=stop == end)
 
 
-def windows(T: int, k: int) -> list[tuple[int, int]]:
+def windows(T: int, k: int) -> Iterator[tuple[int, int]]:
     """``[0, k), [k, 2k), …`` up to ``T``."""
-    return [(begin, min(begin + k, T)) for begin in range(0, T, k)]
+    return ((begin, min(begin + k, T)) for begin in range(0, T, k))
 
 
-def overlapping(T: int, k1: int, k2: int, length: int) -> list[Instruction]:
+def overlapping(T: int, k1: int, k2: int, length: int) -> Iterator[Instruction]:
     """Truncated BPTT with two periods, k1 <= k2 (Williams & Peng, 1990): every k1 steps, back through k2.
 
     Each loss is propagated once: that of ``[t - k1, t)`` goes back to step ``t - k2``, through states that earlier
@@ -140,15 +142,14 @@ def overlapping(T: int, k1: int, k2: int, length: int) -> list[Instruction]:
     Backward(start=2, stop=4, cut=True, loss=True, keep=False)
     Backward(start=1, stop=2, cut=False, loss=False, keep=False)
     """
-    steps = windows(T, k1)
-    edges = sorted({0, T} | {begin for begin, _ in steps} | {max(0, end - k2) for _, end in steps})
-    parts = [part for edge in pairwise(edges) for part in segments(*edge, length)]
-    schedule: list[Instruction] = []
-    for new, end in steps:
-        window = [part for part in parts if end - k2 <= part[0] < end]
-        next_end = min(end + k1, T)
-        schedule += [Forward(*part) for part in window if part[0] >= new]
+    begins = sorted({max(0, end - k2) for _, end in windows(T, k1)})  # where the gradient of a window stops
+    window: list[tuple[int, int]] = []
+    for new, end in windows(T, k1):
+        inside = begins[bisect_right(begins, new) : bisect_left(begins, end)]
+        added = [part for edge in pairwise([new, *inside, end]) for part in segments(*edge, length)]
+        window = [part for part in window if part[0] >= end - k2] + added
+        for part in added:
+            yield Forward(*part)
+        kept_from = T if end == T else min(end + k1, T) - k2
         for start, stop in reversed(window):
-            again = end < T and start >= next_end - k2
-            schedule.append(Backward(start, stop, cut=stop == end, loss=start >= new, keep=again))
-    return schedule
+            yield Backward(start, stop, cut=stop == end, loss=start >= new, keep=start >= kept_from)

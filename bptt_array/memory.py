@@ -38,6 +38,8 @@ class Workload:
         Inputs have no axis of members.
     copied : bool
         Inputs and targets are copied to the device, or to another dtype, segment by segment.
+    unordered : bool
+        Inputs are not in one piece, in the order of time, or not in this machine's byte order: products copy them.
     padded : bool
         There are ``lengths``.
     weights, input_grad, dropout : bool
@@ -50,6 +52,7 @@ class Workload:
     tokens: bool = False
     shared: bool = True
     copied: bool = False
+    unordered: bool = False
     padded: bool = False
     weights: bool = False
     input_grad: bool = False
@@ -131,7 +134,8 @@ class _OfAStep:
         if self.work.padded:
             count += 4 * self.layers * len(self.cell.states) * self.row
         if self.work.input_grad:
-            count += self.work.T * self.sequences * self.network.input_size
+            dx = self.work.T * self.sequences * self.network.input_size
+            count += dx if self.network.time_major else 2 * dx  # and turned for the caller
         if self.network.readout == "last":
             count += self._of_loss() + 2 * self.row
         return count
@@ -158,8 +162,8 @@ class _OfAStep:
         count: float = 0
         if self.work.padded:
             count += max(1, self.cell.keeps) * self.row + self.of_bytes(17 * self.work.N)
-        if not self.network.time_major:
-            count += self._copy_of_x()
+        if self.work.unordered or not self.network.time_major:
+            count += 2 * self._copy_of_x()  # in order, and in this machine's bytes
         if self.work.tokens:
             count += self.of_bytes(8 * self.sequences)
         return count + self._mask() + self._turned()
@@ -182,8 +186,8 @@ class _OfAStep:
             count += self.row
         if self.work.tokens:
             count += self.sides * self.inputs + self.of_bytes(17 * self.inputs / self.network.input_size)
-        if not self.network.time_major:
-            count += self._copy_of_x()
+        if self.work.unordered or not self.network.time_major:
+            count += 2 * self._copy_of_x()  # in order, and in this machine's bytes
         if self.work.input_grad:
             count += self.sequences * self.network.input_size * (3 if self.sides == 2 else 1)
         return count + self._mask() + self._turned()

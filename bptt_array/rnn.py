@@ -36,13 +36,15 @@ from .checks import (
     check_place,
     check_target,
     check_truncate,
+    check_x_shape,
+    in_order,
     is_integer,
 )
 from .dropout import Dropout
 from .initializers import INITIALIZERS
 from .layer import Layer
 from .layout import BatchFirst, TimeFirst
-from .losses import Objective, UserLoss
+from .losses import LOSSES, Objective, UserLoss
 from .memory import Workload, plan_for
 from .readout import Readout
 from .schedules import Plan
@@ -576,6 +578,7 @@ class RNN:
                     tokens=batch.tokens,
                     shared=self.members is None or batch.x.shape[1] == 1,
                     copied=batch.tokens or not (self.backend.owns(batch.x) and self.backend.owns(targets.target)),
+                    unordered=not in_order(batch.x),
                     padded=batch.padding is not None,
                     weights=targets.weights is not None,
                     input_grad=input_grad,
@@ -602,6 +605,7 @@ class RNN:
         dropout: bool = True,
         backward: str = "sequential",
         from_host: bool = False,
+        unordered: bool = False,
     ) -> Plan:
         """What :meth:`loss_and_grad` within ``memory`` will do and take, before anything runs; ``print`` it.
 
@@ -622,6 +626,9 @@ class RNN:
             Whether there will be lengths, weights, a ``dropout_seed``.
         from_host : bool
             Whether ``x`` and ``target`` are NumPy arrays for a network on another device.
+        unordered : bool
+            Whether ``x`` is a view whose steps are not in one piece, as of a transposed array, or in a foreign byte
+            order: products then copy it.
 
         Raises
         ------
@@ -636,20 +643,29 @@ class RNN:
         10,000 steps: 16.0 MiB of 16.0 MiB, 18,571 steps forward (1.86 T)
         42 segments of at most 239 steps; at most 6 of them kept and 19 states remembered at once
         """
-        shape = tuple(check_count("x_shape", size) for size in x_shape)
-        tokens = len(shape) == 2 if tokens is None else tokens
-        axes = len(shape) + tokens  # with features
-        if axes not in ((3,) if self.members is None else (3, 4)):
-            raise ValueError(f"x_shape={x_shape!r} has {len(shape)} axes; expected (T, N, I), or (T, N) of tokens")
-        lead = shape if tokens else shape[:-1]
-        T, N = (lead[0], lead[-1]) if self.architecture.time_major else (lead[-1], lead[-2])
+        flags = {
+            "lengths": lengths,
+            "weights": weights,
+            "input_grad": input_grad,
+            "dropout": dropout,
+            "from_host": from_host,
+            "unordered": unordered,
+        }
+        for name, flag in flags.items():
+            check_flag(name, flag)
+        if not callable(loss):
+            check_option("loss", loss, LOSSES)
         check_backward(backward, self.architecture.cell)
+        T, N, tokens, shared = check_x_shape(x_shape, self.architecture, tokens)
+        if tokens and input_grad:
+            raise ValueError("input_grad=True, but tokens have no gradient; leave input_grad=False")
         work = Workload(
             T,
             N,
             tokens=tokens,
-            shared=axes == 3,
+            shared=shared,
             copied=from_host or tokens,
+            unordered=unordered,
             padded=lengths,
             weights=weights,
             input_grad=input_grad,

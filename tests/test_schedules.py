@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
-from bptt_array import layer, sizes
+from bptt_array import layer, schedules, sizes
 from bptt_array.checkpointing import Back, Forget, Load, Reversals, Run, Save, two_sweeps
 from bptt_array.instructions import Backward, Checkpoint, Discard, Forward, Restore, overlapping
 from bptt_array.schedules import Costs, plan
@@ -324,18 +324,25 @@ KINDS = [
     {"call": {"truncate": (50, 120)}},
     {"call": {"backward": "parallel"}},
     {"time_major": False},
+    {"time_major": False, "call": {"input_grad": True}},
+    {"unordered": "transposed"},
+    {"unordered": "swapped"},
 ]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
     kind = dict(kind)
-    call, tokens = kind.pop("call", {}), kind.pop("tokens", False)
+    call, tokens, unordered = kind.pop("call", {}), kind.pop("tokens", False), kind.pop("unordered", None)
     with_lengths, with_weights = kind.pop("lengths", False), kind.pop("weights", False)
     T, N, I, H, O = 500, 32, 20, 48, 24  # noqa: E741
     rng, rnn = np.random.default_rng(0), ba.RNN(I, H, O, **kind)
     lead = (T, N) if rnn.architecture.time_major else (N, T)
     x = rng.integers(0, I, lead) if tokens else rng.standard_normal((*lead, I)).astype("float32")
+    if unordered == "transposed":
+        x = np.ascontiguousarray(x.transpose(2, 1, 0)).transpose(2, 1, 0)
+    elif unordered:
+        x = x.astype(x.dtype.newbyteorder())
     lead_y = lead if rnn.readout == "every" else (N,)
     target = rng.random((*lead_y, O)).astype("float32")
     call = call | {
@@ -344,12 +351,13 @@ def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
     }
     planned = {"loss": call.get("loss", "mse"), "lengths": with_lengths, "weights": with_weights}
     planned |= {name: call[name] for name in ("input_grad", "truncate", "backward") if name in call}
-    planned |= {"dropout": "dropout_seed" in call}
+    planned |= {"dropout": "dropout_seed" in call, "unordered": unordered is not None}
     least = smallest_budget(lambda memory: rnn.plan(x.shape, memory, **planned))
     most = rnn.plan(x.shape, **planned).peak
     rnn.loss_and_grad(x, target, **call)  # whatever else is left by a step with all the memory in the world
     for memory in (int(least + part * (most - least)) for part in (0.04, 0.3, 1.0)):
         plan = rnn.plan(x.shape, memory, **planned)
+        schedules._within.cache_clear()  # planning is within the budget too
         peaks = []
         for _ in range(2):  # the second one begins with the arrays of the first
             tracemalloc.start()
@@ -385,10 +393,58 @@ def test_a_plan_reads_well():
     assert "truncate=(3, 5)" in str(plan(100, costs=costs, truncate=(3, 5)))
 
 
-@pytest.mark.parametrize("x_shape", [(5,), (5, 4, 3, 2), (0, 4, 3), (5, -1, 3), (5.0, 4, 3)])
+@pytest.mark.parametrize("x_shape", [(5,), (5, 4, 3, 2), (0, 4, 3), (5, -1, 3), (5.0, 4, 3), (5, 4, 7), 5, "543"])
 def test_the_shape_of_a_plan_is_checked(x_shape):
     with pytest.raises((ValueError, TypeError), match="x_shape"):
         ba.RNN(3, 8, 2).plan(x_shape)
+
+
+def test_the_shape_of_a_plan_is_that_of_x_in_every_layout():
+    single, ensemble = ba.RNN(3, 8, 2), ba.RNN(3, 8, 2, members=5)
+    turned, turned_ensemble = ba.RNN(3, 8, 2, time_major=False), ba.RNN(3, 8, 2, members=5, time_major=False)
+    assert single.plan((70, 4, 3)).T == single.plan((70, 4)).T == 70
+    assert turned.plan((4, 70, 3)).T == turned.plan((4, 70)).T == 70
+    assert ensemble.plan((70, 4, 3)).T == ensemble.plan((70, 5, 4, 3)).T == ensemble.plan((70, 4)).T == 70
+    assert ensemble.plan((70, 5, 4), tokens=True).T == turned_ensemble.plan((5, 4, 70), tokens=True).T == 70
+    with pytest.raises(ValueError, match="E = members = 5"):
+        ensemble.plan((70, 6, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "says"),
+    [
+        ({"loss": "hinge"}, ValueError, "loss='hinge' is unknown"),
+        ({"lengths": [1, 2]}, TypeError, r"lengths=\[1, 2\] is a list; expected True or False"),
+        ({"input_grad": "no"}, TypeError, "input_grad='no'"),
+        ({"tokens": 1}, TypeError, "tokens=1"),
+        ({"truncate": (3, 2)}, ValueError, "k1 <= k2"),
+        ({"backward": "both"}, ValueError, "backward='both'"),
+    ],
+)
+def test_what_a_plan_is_told_is_checked(more, error, says):
+    with pytest.raises(error, match=says):
+        ba.RNN(3, 8, 2).plan((5, 4, 3), **more)
+    with pytest.raises(ValueError, match="tokens have no gradient"):
+        ba.RNN(3, 8, 2).plan((5, 4), input_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("T", "more", "error", "says"),
+    [
+        (0, {}, ValueError, "T=0 is too small"),
+        (10.5, {}, TypeError, "T=10.5"),
+        (10, {"longest": 0}, ValueError, "longest=0 is too small"),
+        (10, {"truncate": 0}, ValueError, "truncate=0 is too small"),
+        (10, {"truncate": [3, 2]}, ValueError, "k1 <= k2"),
+        (10, {"truncate": 3, "whole": True}, ValueError, "truncate=3"),
+        (10, {"memory": 100}, ValueError, "costs is missing"),
+    ],
+)
+def test_what_the_pure_function_is_told_is_checked(T, more, error, says):
+    with pytest.raises(error, match=says):
+        plan(T, **more)
+    assert plan(10, truncate=[2, 3]).truncate == (2, 3)
+    assert plan(10, whole=True, longest=3).longest == 10
 
 
 # ---- truncated with two periods -----------------------------------------------------------------------
@@ -463,8 +519,9 @@ def test_reset_rows_begin_at_zero_whatever_their_state_was(make_backend, dtype, 
         ([0, 1, 0, 1], TypeError, "reset has dtype int64; expected bool"),
         ([True], ValueError, r"reset has shape \(1,\); expected \(N,\) = \(4,\)"),
         (np.ones((4, 1), bool), ValueError, "reset has shape"),
-        (True, TypeError, "reset is a bool"),
+        (True, TypeError, "reset is a bool; expected a list or array of N=4 bools"),
         ("all", TypeError, "reset is a str"),
+        ([[True], []], ValueError, "reset=.* is ragged"),
     ],
 )
 def test_a_reset_that_is_no_mask_of_rows_is_refused(reset, error, says):
