@@ -44,15 +44,15 @@ def _bind(to):
 
 
 @contextlib.contextmanager
-def threads(count):
-    """The same number of threads for every library. Enter before torch or JAX is imported."""
+def threads(count, *, peers=True):
+    """The same number of threads for every library. Enter before torch or JAX is imported; ``peers``: they will be."""
     available = cores()
     if count > len(available):
         raise SystemExit(f"--threads {count}: this process may use {len(available)} cores")
     _bind(available[:count])
     from threadpoolctl import threadpool_limits
 
-    if "torch" in installed_versions():
+    if peers and "torch" in installed_versions():
         import torch
 
         torch.set_num_threads(count)
@@ -131,19 +131,26 @@ def _resident(field):
     raise OSError(f"/proc/self/status has no {field}")
 
 
+def peak_of_process():
+    """The peak of this process's resident memory in bytes, since it began or the mark was set anew."""
+    try:
+        return _resident("VmHWM")
+    except OSError:  # no /proc
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _memory_of_a_step(prepare, arguments, count):
     with threads(count):
         run = prepare(*arguments)
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
-            before, peak, since = _resident("VmRSS"), lambda: _resident("VmHWM"), "the step"
+            before, since = _resident("VmRSS"), "the step"
         except OSError:  # no /proc: the mark since the process began
-            unit = 1 if sys.platform == "darwin" else 1024
-            before, since = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "the process"
-            peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit  # noqa: E731
+            before, since = peak_of_process(), "the process"
         run()
         run()
-        return {"bytes": peak() - before, "since": since}
+        return {"bytes": peak_of_process() - before, "since": since}
 
 
 def peak_memory(prepare, arguments, count):

@@ -19,7 +19,10 @@ import char_rnn
 import compare
 import ensembles
 import gpu
+import longest
 import measure
+import memory
+import parallel
 import parts
 import peers
 import scaling
@@ -42,6 +45,9 @@ REPORTS = {
     "ensembles-float32": (["ensembles.py"], ensembles.tables),
     "parts": (["parts.py"], parts.tables),
     "scaling-float32": (["scaling.py"], scaling.tables),
+    "memory-float32": (["memory.py"], memory.tables),
+    "longest": (["longest.py"], longest.tables),
+    "parallel-float32": (["parallel.py"], parallel.tables),
     "char_rnn-32": (["char_rnn.py"], char_rnn.tables),
     "char_rnn-64": (["char_rnn.py", "--seq-len", "64", "--updates", "400"], char_rnn.tables),
     "train": (["train.py"], train.tables),

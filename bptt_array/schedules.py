@@ -34,8 +34,8 @@ from .instructions import (
 FINEST, OF_A_TABLE, OF_A_PLAN = 1024, 2 * 10**7, 5 * 10**7
 
 #: What a run of a segment takes beside its steps, in steps forward (on two CPU cores 0.1 at N = 32, H = 256, 3 of an
-#: LSTM at N = 8, H = 64, 17 at N = 1, H = 8): segments are no shorter than pays.
-RUN = 4
+#: LSTM at N = 8, H = 64, 9 of tanh there, 17 at N = 1, H = 8): segments are no shorter than pays.
+RUN = 8
 
 #: Schedules of about so many segments are written down once; longer ones are made as they run.
 FEW = 64
@@ -221,7 +221,7 @@ def plan(
     Everything is kept where that fits. Otherwise segments at the beginning are run forward once more, from checkpoints
     between them; and where those do not fit either, as often as the dynamic programming of
     :class:`~bptt_array.checkpointing.Reversals` says. Of the lengths of segments tried, about a tenth apart, that one
-    is taken with which this costs least, where every run of a segment counts as 4 steps more than it has: shorter
+    is taken with which this costs least, where every run of a segment counts as 8 steps more than it has: shorter
     segments would save steps forward and lose more time between them.
 
     Parameters

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cells
@@ -13,8 +14,11 @@ import char_rnn
 import compare
 import ensembles
 import gpu
+import longest
 import measure
+import memory
 import numpy as np
+import parallel
 import parts
 import peers
 import pytest
@@ -268,6 +272,94 @@ def test_a_line_is_fitted_and_its_distance_told():
     assert scaling.line([1, 2, 3], [0, 3, 0])["distance"] == pytest.approx(2 / 3)
 
 
+@needs_torch
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("T", [2, 9, 23], ids=lambda T: f"T={T}")
+def test_torch_with_checkpoints_computes_the_same_gradients(T, dtype):
+    problem = Problem(Shape(T, 3, 4, 6, 2), dtype)
+    found = memory.Checkpointed(problem).gradients()
+    assert peers.gradient_difference(found, peers.Ours(problem).gradients()) < 50 * np.finfo(dtype).eps
+
+
+def test_budgets_reach_from_few_steps_forward_to_everything_kept():
+    shape = Shape(400, 2, 3, 8, 2)
+    plan = partial(Problem(shape).network.plan, (shape.T, shape.N, shape.I))
+    tried = memory.budgets(plan, shape.T, 4)
+    assert tried == sorted(tried)
+    assert tried[0] >= memory.smallest(plan)
+    assert 1 < plan(memory=tried[0]).forward_steps / shape.T <= memory.MOST
+    assert tried[-1] == plan().peak
+    assert plan(memory=tried[-1]).forward_steps == shape.T
+
+
+def test_a_line_through_times_is_fitted_to_their_ratios():
+    points = [{"cost": cost, "median_ms": 10 * (2 * cost + 3)} for cost in (1, 2, 5)]
+    assert memory.fit(points, full_ms=10) == {
+        "a": pytest.approx(2),
+        "b": pytest.approx(3),
+        "distance": pytest.approx(0, abs=1e-12),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_memory_prints_and_writes_what_it_measured(tmp_path, capsys):
+    result = memory.main(["--quick", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for row in result["rows"]:
+        found = row["peers"]
+        within = [entry for entry in found.values() if entry.get("budget")]
+        assert len(within) == 2
+        for entry in within:
+            assert entry["traced_bytes"] <= 1.05 * entry["budget"]
+            assert entry["plan_bytes"] <= entry["budget"]
+            assert f"memory={entry['budget'] / 2**20:.2f} MiB" in printed
+        assert all(entry["gradient_difference"] < 1e-5 for name, entry in found.items() if name != memory.ALL)
+        assert all(entry["peak_bytes"] >= 0 for entry in found.values())
+        assert (memory.CHECKPOINTED in found) == (memory.CHECKPOINTED not in result["missing"])
+        assert len(row["curve"]) == memory.OF_THE_CURVE
+    assert re.search(r"\| steps forward / T \| +ms, median \(p10-p90\) \| time / all kept \|", printed)
+    assert json.loads((tmp_path / "results" / "memory-float32.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "images" / "memory-float32.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_longest_reads_files_and_keeps_within_its_memory(tmp_path, capsys):
+    result = longest.main(["--quick", "--out", str(tmp_path)])
+    within, cut = result["rows"]
+    assert (within["options"], cut["options"]) == ({"memory": "1MiB"}, {"truncate": 100})
+    assert within["plan_bytes"] <= 2**20 < result["full_bytes"]
+    assert within["loss"] == pytest.approx(cut["loss"], rel=1e-6)
+    assert within["forward_steps"] > cut["forward_steps"] == longest.QUICK.T
+    assert 0 < within["resident_bytes"] < 2**30
+    printed = capsys.readouterr().out
+    assert re.search(r"\| `memory='1MiB'` +\| +[\d.]+ \| +[\d,]+ \|", printed)
+    assert within["plan"] in printed
+    assert json.loads((tmp_path / "results" / "longest.json").read_text()) == json.loads(json.dumps(result))
+
+
+def test_a_segment_alone_has_the_gradients_of_the_loop_in_chunks_too():
+    segment = parallel.Segment(Problem(Shape(60, 2, 3, 5, 1), "float64"), 60)
+    expected = segment.gradients(segment.loop)
+    assert peers.gradient_difference(segment.gradients(partial(segment.chunks, 7)), expected) < 1e-13
+
+
+def test_parallel_prints_and_writes_what_it_measured(tmp_path, capsys):
+    result = parallel.main(["--quick", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for row in result["rows"]:
+        found, segment = row["peers"], row["segment"]
+        assert list(found)[:3] == list(parallel.HOW)
+        assert (parallel.TORCH in found) == (parallel.TORCH not in result["missing"])
+        assert all(entry["gradient_difference"] < 1e-5 for name, entry in found.items() if name != "sequential")
+        assert segment["gradient_difference"] < 1e-5
+        assert segment["count"] > 1
+        assert segment["auto"] in (1, segment["count"])
+        ratio = found["parallel"]["median_ms"] / found["sequential"]["median_ms"]
+        shape = re.escape(str(Shape(*row["shape"])))
+        assert re.search(rf"{shape} +\| +{ratio:.2f} \|", printed)
+        assert re.search(rf"{shape} +\| +1 of {segment['steps']} \| +{segment['count']} \|", printed)
+    assert json.loads((tmp_path / "results" / "parallel-float32.json").read_text()) == json.loads(json.dumps(result))
+
+
 @pytest.mark.parametrize("device", ["cpu", *cuda])
 def test_the_gpu_script_runs_but_for_its_timers(device, tmp_path, capsys):
     result = gpu.main(["--quick", "--device", device, "--out", str(tmp_path)])
@@ -361,7 +453,7 @@ def test_the_training_run_is_measured(tmp_path, capsys):
 
 
 def test_a_first_look_does_not_touch_the_results_that_are_kept():
-    for script in (compare, cells, ensembles, scaling, gpu, parts, char_rnn, train):
+    for script in (compare, cells, ensembles, scaling, memory, longest, parallel, gpu, parts, char_rnn, train):
         assert "default: runs/benchmarks" in help_of(script)
     assert Path("runs") / "benchmarks" == measure.OUT
 
