@@ -157,7 +157,7 @@ MUTANTS = {
     "windows of a budget go on from where they last were": ("schedules.py", "            yield Restore(end)", "            pass"),
     "a loss in every window that passes it": ("bptt.py", "direct = self.direct if loss else nothing_direct", "direct = self.direct"),
     "no loss of the first part of a window": ("instructions.py", "loss=start >= new", "loss=start > new"),
-    "windows that do not overlap": ("instructions.py", "if end - k2 <= part[0] < end]", "if max(new, end - k2) <= part[0] < end]"),
+    "windows that do not overlap": ("instructions.py", "window = [part for part in window if part[0] >= end - k2] + added", "window = added"),
     "dx of the last window only": ("bptt.py", "            target += dx", "            target[...] = dx"),
     "dh_0 of the last window only": ("layer.py", "self.d_initial = d_initial if before is None else tuple(map(add, before, d_initial))", "self.d_initial = d_initial"),
     # parallel over time
