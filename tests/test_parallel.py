@@ -232,7 +232,8 @@ def allocated(S, row, chunks, masked=False, dtype="float32"):
 )
 def test_the_memory_it_takes_is_what_it_says(S, row, chunks, masked):
     expected = extra_bytes(S, row, 4, chunks)
-    buffers = 4 * 8192 * 4  # NumPy reads through them what has gaps, one for every operand, however much it is
+    # NumPy reads through buffers what has gaps, however much it is; before 2.4 through one more, and more objects
+    buffers = 2 * 8192 * 4 + (0 if np.lib.NumpyVersion(np.__version__) >= "2.4.0" else 8192 * 4 + 1024)
     assert expected > 400_000
     assert expected <= allocated(S, row, chunks, masked) <= 1.01 * expected + buffers
 
@@ -241,13 +242,15 @@ def test_a_loop_takes_no_memory_of_its_own():
     assert extra_bytes(100, (2, 8), 4, 1) == extra_bytes(1, (2, 8), 4, 5) == 0
 
 
-def test_nothing_is_allocated_per_step_or_chunk_on_numpy():
+def test_nothing_is_allocated_per_step_or_chunk_on_numpy(monkeypatch):
+    monkeypatch.setattr(NumpyBackend, "one_thread_multiply_adds", None)  # or there is a view for every product
+
     def beside(L, C):
         return allocated(L * C, (2, 32), C) - extra_bytes(L * C, (2, 32), 4, C)
 
     row = 2 * 32 * 4
     assert abs(beside(40, 20) - beside(4, 20)) < 36 / 2 * row
-    assert abs(beside(10, 40) - beside(10, 20)) < 20 * row
+    assert abs(beside(10, 40) - beside(10, 20)) < 20 / 2 * row
 
 
 @pytest.mark.parametrize("device", cuda)
