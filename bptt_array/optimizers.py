@@ -64,6 +64,25 @@ def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]
                 )
 
 
+def _checked_state(state_dict: Any, slots: int) -> tuple[dict[str, int], dict[str, list[Array]]]:
+    """Both parts of a state_dict, of an optimizer that keeps ``slots`` arrays a parameter."""
+    if not isinstance(state_dict, Mapping) or set(state_dict) != {"updates", "kept"}:
+        raise TypeError("state_dict is none that state_dict() returned; expected a dictionary of updates and kept")
+    updates, kept = state_dict["updates"], state_dict["kept"]
+    if not isinstance(updates, Mapping) or not isinstance(kept, Mapping) or set(updates) != set(kept):
+        raise ValueError("state_dict has other parameters under 'updates' than under 'kept'; expected the same")
+    for name, arrays in kept.items():
+        check_count(f"state_dict['updates'][{name!r}]", updates[name])
+        if not isinstance(arrays, list) or len(arrays) != slots:
+            raise ValueError(
+                f"state_dict['kept'][{name!r}] is not a list of {slots} arrays, as this optimizer keeps; expected the "
+                "state of one of the same kind"
+            )
+        if arrays:
+            _check_arrays(f"state_dict['kept'][{name!r}]", dict(enumerate(arrays)))
+    return {name: int(count) for name, count in updates.items()}, {name: list(arrays) for name, arrays in kept.items()}
+
+
 class _Optimizer(ABC):
     """A learning rate, and arrays kept per parameter."""
 
@@ -101,6 +120,32 @@ class _Optimizer(ABC):
                     self._kept[name] = [backend.xp.zeros_like(param) for _ in range(self.slots)]
                 self._updates[name] = self._updates.get(name, 0) + 1
                 self._update(backend, self._updates[name], param, grads[name], *self._kept[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next update depends on beside the settings, for :meth:`load_state_dict`.
+
+        Returns
+        -------
+        dict
+            ``"updates"``: how often each parameter was updated; ``"kept"``: copies of the arrays kept for each (of
+            :class:`Adam` m and v, of momentum the velocity), on their device.
+        """
+        return {
+            "updates": dict(self._updates),
+            "kept": {name: [backend_of(a).copy(a) for a in kept] for name, kept in self._kept.items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned; the arrays have to be where the parameters are.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is no such dictionary, or of another kind of optimizer; nothing is changed then.
+        """
+        updates, kept = _checked_state(state_dict, self.slots)
+        self._updates = updates
+        self._kept = {name: [backend_of(a).copy(a) for a in arrays] for name, arrays in kept.items()}
 
     @abstractmethod
     def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
@@ -238,22 +283,56 @@ def _beside(values: Array, ndim: int) -> Array:
     return values[(..., *(None,) * (ndim - 1))] if values.ndim else values
 
 
-def _scaled_norm(grads: Arrays, members: int | None, least: float | None = None) -> tuple[Array, Array]:
+def _rows(grads: Arrays, members: int | None) -> dict[str, Array]:
+    """Every gradient as one row, of an ensemble as one for each member."""
+    shape = (-1,) if members is None else (members, -1)
+    return {name: backend_of(grad).xp.reshape(grad, shape) for name, grad in grads.items()}
+
+
+def largest_entries(grads: Arrays, members: int | None = None) -> dict[str, Array]:
+    """The largest absolute value of every gradient, on the device: no number where the gradient has one that is none.
+
+    Parameters
+    ----------
+    grads : dict of str to array
+    members : int, optional
+        E of an ensemble, whose arrays have it as their first axis.
+
+    Returns
+    -------
+    dict of str to array
+        0-d; of an ensemble (E,).
+    """
+    members = _check_clipped(grads, members)
+    with backend_of(next(iter(grads.values()))).active():
+        return _largest(_rows(grads, members))
+
+
+def _largest(rows: Mapping[str, Array]) -> dict[str, Array]:
+    found = {}
+    for name, row in rows.items():
+        xp = backend_of(row).xp
+        found[name] = xp.maximum(xp.max(row, axis=-1), -xp.min(row, axis=-1))
+    return found
+
+
+def _scaled_norm(
+    rows: Mapping[str, Array], largest_of: Mapping[str, Array], least: float | None = None
+) -> tuple[Array, Array]:
     """``(scale, root)``, 0-d or ``(E,)``, with norm = scale * root; squares of gradients / scale do not overflow.
 
     ``scale`` is the largest entry, and at least ``least`` (the smallest normal number, if left out).
     """
-    first = next(iter(grads.values()))
+    first, *others = largest_of.values()
     xp = backend_of(first).xp
     limits = xp.finfo(first.dtype)
-    rows = [xp.reshape(grad, (-1,) if members is None else (members, -1)) for grad in grads.values()]
-    largest = xp.zeros_like(xp.max(rows[0], axis=-1))
-    for row in rows:
-        largest = xp.maximum(largest, xp.maximum(xp.max(row, axis=-1), -xp.min(row, axis=-1)))
+    largest = first
+    for entry in others:
+        largest = xp.maximum(largest, entry)
     least = float(limits.smallest_normal) if least is None else least
     scale = xp.minimum(xp.maximum(largest, xp.full_like(largest, least)), xp.full_like(largest, float(limits.max)))
     total = xp.zeros_like(scale)
-    for row in rows:
+    for row in rows.values():
         part = row / _beside(scale, row.ndim)
         total = total + xp.vecdot(part, part)
     return scale, xp.sqrt(total)
@@ -276,11 +355,14 @@ def global_norm(grads: Arrays, members: int | None = None) -> Array:
     """
     members = _check_clipped(grads, members)
     with backend_of(next(iter(grads.values()))).active():
-        scale, root = _scaled_norm(grads, members)
+        rows = _rows(grads, members)
+        scale, root = _scaled_norm(rows, _largest(rows))
         return scale * root
 
 
-def clip_by_global_norm(grads: Arrays, max_norm: float, members: int | None = None) -> dict[str, Array]:
+def clip_by_global_norm(
+    grads: Arrays, max_norm: float, members: int | None = None, *, largest: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
     """Gradients scaled by ``min(1, max_norm / norm)``, as new arrays; no branch, no synchronisation.
 
     Parameters
@@ -291,6 +373,8 @@ def clip_by_global_norm(grads: Arrays, max_norm: float, members: int | None = No
     members : int, optional
         E of an ensemble, whose arrays have it as their first axis: every member is scaled by its own norm, as the
         single network would be.
+    largest : dict of str to array, optional
+        What :func:`largest_entries` says of these gradients, where that is known already.
 
     Examples
     --------
@@ -305,11 +389,15 @@ def clip_by_global_norm(grads: Arrays, max_norm: float, members: int | None = No
     if not max_norm:
         raise ValueError("max_norm=0; expected a positive number (0 would stop all learning)")
     members = _check_clipped(grads, members)
+    if largest is not None and set(largest) != set(grads):
+        raise ValueError(f"largest has keys {_names(largest)}; expected those of grads, {_names(grads)}")
     backend = backend_of(next(iter(grads.values())))
     with backend.active():
+        rows = _rows(grads, members)
         limits = backend.xp.finfo(next(iter(grads.values())).dtype)
         max_norm = max(min(max_norm, float(limits.max)), float(limits.smallest_normal))
-        scale, root = _scaled_norm(grads, members, least=min(1.0, max_norm))  # such that bound does not overflow
+        largest = _largest(rows) if largest is None else largest
+        scale, root = _scaled_norm(rows, largest, least=min(1.0, max_norm))  # such that bound does not overflow
         bound = max_norm / scale
         # max_norm / max(norm, max_norm), both divided by the scale; exactly 1 where nothing is to be clipped
         factor = bound / backend.xp.maximum(root, bound)

@@ -13,17 +13,16 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from . import passes, schedules, serialization, torch_weights
+from . import models, passes, schedules, torch_weights
 from .activations import OUTPUT_ACTIVATIONS
 from .architecture import Architecture
 from .backend import Array, Backend, backend_of, resolve
 from .backward import BackwardFunction
 from .batch import Batch, for_members, make_batch
 from .bptt import Stack
-from .cells import CELLS, Cell
+from .cells import Cell
 from .checks import (
     check_backward,
-    check_cell,
     check_count,
     check_dropout_seed,
     check_flag,
@@ -283,7 +282,7 @@ class RNN:
         """
         self._check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
-        serialization.write_model(path, values, self.config, metadata or {})
+        models.write_model(path, values, self.config, {} if metadata is None else metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | Backend = "cpu", *, cell: Cell | None = None) -> RNN:
@@ -308,28 +307,7 @@ class RNN:
             says; if it needs another cell.
         """
         backend = resolve(device)
-        params, config, metadata = serialization.read_model(path)
-        if cell is not None:
-            cell = check_cell(cell)
-            if config.get("cell") != cell.name:
-                written = config.get("cell")
-                raise ValueError(f"cell={cell.name!r}, but path={str(path)!r} was written with cell={written!r}")
-            config["cell"] = cell
-        elif isinstance(config.get("cell"), str) and config["cell"] not in CELLS:
-            raise ValueError(
-                f"path={str(path)!r} was written with the cell {config['cell']!r}, which is not in the library; "
-                "give it: cell=…"
-            )
-        try:
-            architecture = Architecture.checked(**config)
-            if architecture.num_layers > len(params):
-                raise ValueError(f"num_layers={architecture.num_layers}, but there are {len(params)} parameters")
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"path={str(path)!r} has an unusable configuration: {error}") from None
-        found = {name: (value.shape, value.dtype.name) for name, value in params.items()}
-        expected = {name: (shape, architecture.dtype) for name, shape in architecture.shapes.items()}
-        if found != expected:
-            raise ValueError(f"path={str(path)!r} holds parameters {found}; its configuration needs {expected}")
+        architecture, params, metadata = models.read_model(path, cell)
         return cls._with(architecture, params, backend), metadata
 
     def to_torch_state_dict(

@@ -1,39 +1,87 @@
-"""Models as safetensors files: weights and configuration, no pickle, written whole or not at all."""
+"""Arrays and what is to be said of them as safetensors files: no pickle, written whole or not at all.
+
+What is read is not trusted. The header is checked before anything is allocated: its size, every name, dtype, shape and
+place; then the caller compares it with what it expects; then the bytes are read and their checksum compared.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-FORMAT = "bptt_array.RNN"
+HostArray = np.ndarray[Any, Any]
+
+#: The one string in a file's header, and what it is called there: JSON, since the order of several is not kept.
+KEY = "bptt_array"
+#: Bytes of a header: a model's are a few thousand, those of one that knows all of Unicode five million.
+LONGEST_HEADER = 1 << 23
+DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8"}
+#: Of files that are being written; one that is left over was never finished.
+UNFINISHED = ".new"
+
+
+# ---- writing ----------------------------------------------------------------------------------------------
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to ``path`` so that at any moment the old file or the new one is there, complete."""
+    """Write ``data`` to ``path`` so that at any moment the old file or the new one is there, complete.
+
+    A new file is flushed to disk, then renamed, then the folder is flushed: after that, neither this process nor the
+    machine can lose it.
+
+    Raises
+    ------
+    OSError
+        Naming the file.
+    """
     path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
     if path.is_dir():
         raise IsADirectoryError(f"path={str(path)!r} is a folder; expected the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: the folder does not exist; make it first")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's file is private; a written file is not
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's file is private; a written file is not
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
+                os.unlink(temporary)
+            raise
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make names that were just given last, where a system can be asked to."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left of files that it was writing; nobody else may be writing there."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -42,49 +90,170 @@ def _umask() -> int:
     return mask
 
 
-def write_model(
-    path: str | os.PathLike[str],
-    params: Mapping[str, np.ndarray[Any, Any]],
-    config: Mapping[str, Any],
-    metadata: Mapping[str, str],
+def write_file(
+    path: str | os.PathLike[str], kind: str, arrays: Mapping[str, HostArray], about: Mapping[str, Any]
 ) -> None:
-    """Write parameters (on the host), the configuration (JSON) and further strings to one file."""
-    for key, value in metadata.items():
-        if key in ("format", "config") or not (isinstance(key, str) and isinstance(value, str)):
-            raise ValueError(
-                f"metadata[{key!r}]={value!r}; expected a string under a string other than 'format' and 'config'"
-            )
-    header = {**metadata, "format": FORMAT, "config": json.dumps(config)}
-    contiguous = {name: np.ascontiguousarray(value) for name, value in params.items()}
-    write_atomically(path, save(contiguous, metadata=header))
+    """Write arrays and ``about`` (what JSON holds) to one file, which is the same bytes for the same contents.
+
+    ``kind`` says what the file is, so that none is taken for another.
+    """
+    plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    said = {"kind": kind, "about": dict(about)}
+    said["sha256"] = _checksum(said, plain)
+    text = json.dumps(said, sort_keys=True)
+    if len(text) > LONGEST_HEADER // 2:
+        raise ValueError(f"metadata takes {len(text):,} bytes; expected at most {LONGEST_HEADER // 2:,}")
+    write_atomically(path, save(plain, metadata={KEY: text}))
 
 
-def read_model(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any], dict[str, str]]:
-    """Parameters, configuration and further strings of a file that :func:`write_model` wrote.
+def _checksum(said: Mapping[str, Any], arrays: Mapping[str, HostArray]) -> str:
+    """SHA-256 of all that a file holds, in whatever order it stands there."""
+    digest = hashlib.sha256(json.dumps({k: said.get(k) for k in ("kind", "about")}, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+# ---- reading ----------------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """What a header says of an array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {short(list(self.shape))}"
+
+
+class File:
+    """A file that is open: what its header says, checked; :meth:`arrays` reads the rest.
+
+    Attributes
+    ----------
+    entries : dict of str to Entry
+        Of every array.
+    strings : dict of str to str
+        All that the header says besides.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
+        self.path = path
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self._length = int.from_bytes(file.read(8), "little")
+        if self.size < 8 or self._length > min(LONGEST_HEADER, self.size - 8):
+            self.refuse(f"its header would be of {self._length:,} bytes in a file of {self.size:,}")
+        try:
+            header = json.loads(file.read(self._length).decode("utf-8"), object_pairs_hook=_no_name_twice)
+        except (RecursionError, ValueError) as error:
+            self.refuse(f"its header is no JSON ({error})")
+        if not isinstance(header, dict):
+            self.refuse("its header is no JSON object")
+        self.strings = header.pop("__metadata__", {})
+        if not isinstance(self.strings, dict) or not all(isinstance(v, str) for v in self.strings.values()):
+            self.refuse("its metadata are no strings")
+        self.entries: dict[str, Entry] = {}
+        places = []
+        for name, entry in header.items():
+            self.entries[name], place = self._entry(name, entry)
+            places.append(place)
+        end = 0
+        for begin, stop in sorted(places):
+            if begin != end:
+                self.refuse(f"byte {min(begin, end)} of its data belongs to {'none' if begin > end else 'two'} of them")
+            end = stop
+        if end != self.size - 8 - self._length:
+            self.refuse(f"it has {self.size - 8 - self._length:,} bytes of data; its header says {end:,}")
+
+    def _entry(self, name: str, entry: Any) -> tuple[Entry, tuple[int, int]]:
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            self.refuse(f"its header says no dtype, shape and data_offsets of {short(name)}")
+        dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            self.refuse(f"{short(name)} has dtype {short(dtype)}; expected one of {', '.join(DTYPES)}")
+        if not _is_counts(shape) or not _is_counts(place) or len(place) != 2 or len(shape) > 16:
+            self.refuse(f"{short(name)} has shape {short(shape)} and data_offsets {short(place)}")
+        begin, end = place
+        if end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+            self.refuse(f"{short(name)} of shape {short(shape)} cannot have {short(end - begin)} bytes")
+        return Entry(DTYPES[dtype], tuple(shape)), (begin, end)
+
+    def refuse(self, why: str) -> NoReturn:
+        """Say why this file is not read."""
+        raise ValueError(f"path={str(self.path)!r} is damaged or no safetensors file: {why}")
+
+    def about(self, kind: str) -> dict[str, Any]:
+        """What :func:`write_file` was given under this kind.
+
+        Raises
+        ------
+        ValueError
+            If the file was not written by it, or is of another kind.
+        """
+        try:
+            said = json.loads(self.strings[KEY])
+            found, about = said["kind"], dict(said["about"].items())
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            raise ValueError(f"path={str(self.path)!r} was not written by bptt_array") from None
+        if found != kind:
+            raise ValueError(f"path={str(self.path)!r} is a {short(found)} of bptt_array; expected a {kind}")
+        return about
+
+    def arrays(self) -> dict[str, HostArray]:
+        """All of them, with the checksum compared (of a file that has one: the oldest models have none)."""
+        self._file.seek(0)
+        data = self._file.read(self.size)
+        try:
+            arrays: dict[str, HostArray] = load(data)
+        except SafetensorError as error:
+            self.refuse(str(error))
+        found = {name: Entry(array.dtype.name, array.shape) for name, array in arrays.items()}
+        if found != self.entries:
+            self.refuse("it changed while it was read")
+        if KEY in self.strings:
+            said = json.loads(self.strings[KEY])
+            if _checksum(said, arrays) != said.get("sha256"):
+                self.refuse("its checksum is not that of what it holds")
+        return arrays
+
+
+def _is_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(made := dict(pairs)) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return made
+
+
+def short(value: Any) -> str:
+    """``repr(value)``, or its beginning: what a file says may be long."""
+    if isinstance(value, int) and abs(value) > 1 << 64:
+        return "a huge number"
+    if isinstance(value, list):
+        text = f"[{', '.join(map(short, value[:8]))}{', …' if len(value) > 8 else ''}]"
+    else:
+        text = repr(value[:100] if isinstance(value, str) else value)
+    return text if len(text) <= 120 else f"{text[:120]}…"
+
+
+@contextlib.contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[File]:
+    """A safetensors file with its header checked.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is cut short, no safetensors file, or none of ours.
+        If the file is cut short, damaged, or no safetensors file.
     """
-    if not Path(path).is_file():
+    if not Path(path).is_file():  # nor a pipe, which would be waited for
         raise FileNotFoundError(f"path={str(path)!r}: no such file")
-    with open(path, "rb"):  # what the system has against reading it, in its own words
-        pass
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy has not
-        raise ValueError(f"path={str(path)!r} is damaged or no safetensors file: {error}") from None
-    if metadata.pop("format", None) != FORMAT:
-        raise ValueError(f"path={str(path)!r} was not written by bptt_array (no format={FORMAT!r} in its header)")
-    try:
-        config = dict(json.loads(metadata.pop("config")).items())
-    except (AttributeError, KeyError, RecursionError, ValueError):
-        raise ValueError(f"path={str(path)!r} has no readable configuration in its header") from None
-    return params, config, metadata
+    with open(path, "rb") as file:
+        yield File(path, file)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import bptt_array as ba
-from bptt_array import serialization
+from bptt_array import models, serialization
 from bptt_array.initializers import initial_parameters
 from bptt_array.instructions import Backward, Forward, full, segment_length, segments, truncated
 
@@ -164,7 +164,7 @@ def test_a_saved_network_comes_back_the_same(saved):
     back = ba.RNN.load(path)
     assert back.config == rnn.config
     assert all(np.array_equal(back.params[name], rnn.params[name]) for name in rnn.params)
-    assert serialization.read_model(path)[2] == {"note": "ö"}
+    assert models.read_model(path)[2] == {"note": "ö"}
     assert set(load_file(path)) == set(rnn.params)  # any safetensors reader can
     assert "cell='relu'" in repr(back)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -188,8 +188,12 @@ def test_saving_says_what_is_wrong_and_follows_links(saved, tmp_path):
     rnn, path = saved
     with pytest.raises(FileNotFoundError, match="the folder does not exist"):
         rnn.save(tmp_path / "none" / "model")
-    for metadata in ({"config": "x"}, {"note": 1}):
-        with pytest.raises(ValueError, match="expected a string under a string other than"):
+    for metadata, message in (
+        ({"note": 1}, r"metadata\['note'\]=1; expected strings under strings"),
+        ({2: "x"}, r"metadata\[2\]='x'; expected strings"),
+        (["note"], "metadata is a list; expected a dictionary of strings"),
+    ):
+        with pytest.raises(TypeError, match=message):
             rnn.save(path, metadata)
     with pytest.raises(IsADirectoryError, match="is a folder"):
         rnn.save(tmp_path)
@@ -216,7 +220,13 @@ def test_files_that_are_no_model_say_so(saved, tmp_path):
         ba.RNN.load(tmp_path / "none")
 
     def write(params=rnn.params, **header):
-        save_file(params, bad, metadata={"format": serialization.FORMAT, "config": json.dumps(rnn.config)} | header)
+        """As models were written before they had a checksum."""
+        save_file(params, bad, metadata={"format": "bptt_array.RNN", "config": json.dumps(rnn.config)} | header)
+
+    write(note="old")
+    old, metadata = ba.RNN.load_with_metadata(bad)
+    assert metadata == {"note": "old"}
+    assert all(np.array_equal(old.params[name], rnn.params[name]) for name in rnn.params)
 
     for header, message in [
         ({"format": "pt"}, "was not written by bptt_array"),
@@ -237,8 +247,7 @@ def test_files_that_are_no_model_say_so(saved, tmp_path):
             ba.RNN.load(bad)
     name = json.dumps({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
     bad.write_bytes(len(name).to_bytes(8, "little") + name + b"\0\0")
-    # Whether NumPy knows bfloat16 depends on what else is imported (JAX brings it).
-    with pytest.raises(ValueError, match=r"is damaged or no safetensors file|was not written by bptt_array"):
+    with pytest.raises(ValueError, match=r"is damaged or no safetensors file: 'a' has dtype 'BF16'"):
         ba.RNN.load(bad)
     write({name: value for name, value in rnn.params.items() if name != "b_y"})
     with pytest.raises(ValueError, match="its configuration needs"):

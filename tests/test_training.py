@@ -14,9 +14,10 @@ import pytest
 from conftest import backends_and_dtypes, needs_torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import bptt_array as ba
-from bptt_array import cli, training
+from bptt_array import cli, models, training
 from bptt_array.backend import NumpyBackend
 from bptt_array.sampling import sample
 from bptt_array.text import Streams, Vocabulary, language_reference, read_texts
@@ -380,14 +381,15 @@ def test_every_kind_of_network_is_trained_saved_and_sampled(options, built, text
 
 def test_a_run_folder_of_the_time_before_layers_and_members_is_read(run_folder, capsys):
     model = run_folder / "model.safetensors"
-    params, config, metadata = training.serialization.read_model(model)
+    architecture, params, metadata = models.read_model(model)
     old = ("input_size", "hidden_size", "output_size", "cell", "output", "readout", "dtype", "seed")
     options = json.loads(metadata["options"])
     for name in ("layers", "members", "bidirectional", "dropout", "recurrent_dropout", "forget_bias"):
         del options[name]
     before = sample(*training.load(run_folder), length=20)
-    config = {name: config[name] for name in old}
-    training.serialization.write_model(model, params, config, metadata | {"options": json.dumps(options)})
+    config = json.dumps({name: architecture.config[name] for name in old})
+    metadata = {"format": "bptt_array.RNN", "config": config, "options": json.dumps(options)} | metadata
+    save_file(params, model, metadata)
     assert cli.main(["sample", str(run_folder), "--length", "20"]) == 0
     assert capsys.readouterr().out == before + "\n"
 
