@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,8 +14,18 @@ import numpy as np
 
 from .activations import OUTPUT_ACTIVATIONS
 from .cells import CELLS, Cell
-from .checks import check_cell, check_count, check_dtype, check_flag, check_number, check_option
+from .checks import (
+    LARGEST_SEED,
+    MOST,
+    check_cell,
+    check_count,
+    check_dtype,
+    check_flag,
+    check_number,
+    check_option,
+)
 from .initializers import initial_parameters
+from .wording import said
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -76,7 +89,7 @@ class Architecture:
             readout=made.readout,
             time_major=bool(made.time_major),
             dtype=check_dtype(made.dtype),
-            seed=check_count("seed", made.seed, least=0),
+            seed=check_count("seed", made.seed, least=0, most=LARGEST_SEED),
         )
 
     @property
@@ -133,6 +146,24 @@ class Architecture:
 
     # ---- parameters -----------------------------------------------------------------------------------
 
+    def _check_fits(self) -> None:
+        """Refuse sizes with which the parameters alone are larger than the memory of this machine."""
+        one, two, three = (self._numbers(layers) for layers in (1, 2, 3))
+        numbers = one + (two - one) * (self.num_layers > 1) + (three - two) * max(0, self.num_layers - 2)
+        # Drawn in float64 on the host, each layer as several arrays, which are objects.
+        needed = (self.members or 1) * (8 * numbers + 3 * sys.getsizeof(np.empty(0)) * self.num_layers)
+        if needed > (there := _memory_of_this_machine()):
+            sizes = ("input_size", "hidden_size", "output_size", "num_layers", "members")
+            given = ", ".join(f"{name}={said(size)}" for name in sizes if (size := getattr(self, name)) is not None)
+            raise ValueError(
+                f"{given}: the parameters take {said(needed)} bytes, but this machine has {there}; expected smaller "
+                "sizes"
+            )
+
+    def _numbers(self, num_layers: int) -> int:
+        """Of the parameters of one member with so many layers."""
+        return sum(map(math.prod, replace(self, num_layers=num_layers)._shapes_of_one().values()))
+
     @cached_property
     def shapes(self) -> Shapes:
         """Names and shapes of all parameters."""
@@ -153,7 +184,14 @@ class Architecture:
         return shapes
 
     def initial_parameters(self, init: str, forget_bias: float) -> dict[str, np.ndarray[Any, Any]]:
-        """Float64 values on the host; those of member k are those of the single network with seed + k."""
+        """Float64 values on the host; those of member k are those of the single network with seed + k.
+
+        Raises
+        ------
+        ValueError
+            Before anything is made, if this machine has not the memory for them.
+        """
+        self._check_fits()
         drawn = [
             initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size)
             for k in range(self.members or 1)
@@ -178,3 +216,11 @@ class Architecture:
     def of_layer(self, k: int, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of layer k by their names in it."""
         return {name: params[full] for name, full in self._names[k].items()}
+
+
+def _memory_of_this_machine() -> int:
+    """Bytes, where the system says how many there are."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return MOST

@@ -21,6 +21,8 @@ import array_api_compat
 import array_api_compat.numpy
 import numpy as np
 
+from .wording import said
+
 Array = Any  # an array of the backend's namespace
 DTYPES = ("float32", "float64")
 
@@ -578,7 +580,7 @@ def resolve(device: str | Backend) -> Backend:
         return device
     if not isinstance(device, str):
         raise TypeError(
-            f"device={device!r} is a {type(device).__name__}; expected 'cpu', 'cuda', 'cuda:1', 'auto' "
+            f"device={said(device)} is a {type(device).__name__}; expected 'cpu', 'cuda', 'cuda:1', 'auto' "
             "or a bptt_array.Backend"
         )
     if device == "auto":
@@ -587,19 +589,21 @@ def resolve(device: str | Backend) -> Backend:
         return _numpy_backend()
     kind, colon, index = device.partition(":")
     if kind != "cuda" or (colon and not (index.isascii() and index.isdigit())):
-        raise ValueError(f"device={device!r} is unknown; expected 'cpu', 'cuda', 'cuda:1', … or 'auto'")
+        raise ValueError(f"device={said(device)} is unknown; expected 'cpu', 'cuda', 'cuda:1', … or 'auto'")
     if importlib.util.find_spec("cupy") is None:
-        raise ValueError(f"device={device!r} needs CuPy, which is not installed: {_INSTALL_CUPY}")
+        raise ValueError(f"device={said(device)} needs CuPy, which is not installed: {_INSTALL_CUPY}")
     if problem := cupy_import_error():
-        raise ValueError(f"device={device!r}: the installed CuPy cannot be imported ({problem}): {_INSTALL_CUPY}")
+        raise ValueError(f"device={said(device)}: the installed CuPy cannot be imported ({problem}): {_INSTALL_CUPY}")
     count = cuda_device_count()
     if count == 0:
         raise ValueError(
-            f"device={device!r}: CuPy finds no CUDA device; check that nvidia-smi lists a GPU and that the driver "
+            f"device={said(device)}: CuPy finds no CUDA device; check that nvidia-smi lists a GPU and that the driver "
             "is recent enough for the installed CuPy, or use device='cpu'"
         )
     if int(index or 0) >= count:
-        raise ValueError(f"device={device!r} does not exist: CuPy finds {count} of them, cuda:0 to cuda:{count - 1}")
+        raise ValueError(
+            f"device={said(device)} does not exist: CuPy finds {count} of them, cuda:0 to cuda:{count - 1}"
+        )
     return _cupy_backend(int(index or 0))
 
 

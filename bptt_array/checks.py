@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat
 import numpy as np
 
-from .backend import DTYPES, Backend
+from .backend import DTYPES, Backend, backend_of
 from .cells import CELLS, Cell
 from .losses import FUSED_LOSSES, LOSSES
 from .state import State
+from .wording import said
 
 if TYPE_CHECKING:
     from .architecture import Architecture
@@ -21,6 +25,12 @@ if TYPE_CHECKING:
 
 #: Entries that are checked at a time.
 _BLOCK = 1 << 18
+
+#: As large as a seed may be: NumPy's own have 128 bits.
+LARGEST_SEED = (1 << 128) - 1
+
+#: Entries of the largest array that there can be.
+MOST = sys.maxsize
 
 
 @cache  # NumPy makes the name anew each time, in microseconds
@@ -33,6 +43,11 @@ def dtype_name(array: Any) -> str:
     return _numpy_name(array.dtype) if isinstance(array.dtype, np.dtype) else str(array.dtype).rpartition(".")[2]
 
 
+def is_array(value: Any) -> bool:
+    """An array of any namespace; some things only say that they are."""
+    return bool(array_api_compat.is_array_api_obj(value)) and hasattr(value, "dtype") and hasattr(value, "ndim")
+
+
 def is_integer(array: Any) -> bool:
     return dtype_name(array).startswith(("int", "uint"))
 
@@ -40,22 +55,27 @@ def is_integer(array: Any) -> bool:
 def check_option(name: str, value: Any, options: Iterable[str]) -> None:
     options = tuple(options)
     if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{name}={value!r} is unknown; expected one of {', '.join(map(repr, options))}")
+        raise ValueError(f"{name}={said(value)} is unknown; expected one of {', '.join(map(repr, options))}")
 
 
-def check_count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a whole number of at least {least}")
-    if value < least:
-        raise ValueError(f"{name}={value} is too small; expected a whole number of at least {least}")
-    return int(value)
+def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
+    """A whole number from ``least`` to ``most``."""
+    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"{name}={said(value)} is a {type(value).__name__}; expected a whole number of at least {least}"
+        )
+    number = int(value)
+    if number < least:
+        raise ValueError(f"{name}={said(number)} is too small; expected a whole number of at least {least}")
+    if number > most:
+        raise ValueError(f"{name}={said(number)} is too large; expected a whole number of at most {most}")
+    return number
 
 
 def check_number(name: str, value: Any, least: float = 0.0, below: float = math.inf) -> float:
     """A finite real number in ``[least, below)``, as a Python float (which never widens an array's dtype)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a real number")
+    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}={said(value)} is a {type(value).__name__}; expected a real number")
     try:
         number = float(value)
     except OverflowError:
@@ -63,13 +83,26 @@ def check_number(name: str, value: Any, least: float = 0.0, below: float = math.
     if not (math.isfinite(number) and least <= number < below):
         lower = "" if math.isinf(least) else f" of at least {least:g}"
         upper = "" if math.isinf(below) else f" and below {below:g}"
-        raise ValueError(f"{name}={value!r}; expected a finite number{lower}{upper}")
+        raise ValueError(f"{name}={said(value)}; expected a finite number{lower}{upper}")
     return number
+
+
+def check_path(name: str, path: Any) -> Path:
+    """The name of a file, which it may not have yet."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(text := os.fspath(path), str):
+        raise TypeError(f"{name}={said(path)} is a {type(path).__name__}; expected a string or a pathlib.Path")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}={said(text)} has characters that no name of a file has; expected another") from None
+    if "\0" in text:
+        raise ValueError(f"{name}={said(text)} has a null character; expected a name of a file")
+    return Path(text)
 
 
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected True or False")
+        raise TypeError(f"{name}={said(value)} is a {type(value).__name__}; expected True or False")
 
 
 def check_cell(cell: Any) -> Cell:
@@ -100,19 +133,40 @@ def check_dropout_seed(seed: Any) -> int | str | None:
     if seed is None or (isinstance(seed, str) and seed == "off"):
         return seed
     if isinstance(seed, str):
-        raise ValueError(f"dropout_seed={seed!r} is unknown; expected a whole number of at least 0, or 'off'")
-    return check_count("dropout_seed", seed, least=0)
+        raise ValueError(f"dropout_seed={said(seed)} is unknown; expected a whole number of at least 0, or 'off'")
+    return check_count("dropout_seed", seed, least=0, most=LARGEST_SEED)
 
 
-def check_dtype(dtype: Any) -> str:
+def check_dtype(dtype: Any, argument: str = "dtype") -> str:
     """``"float32"`` or ``"float64"`` from a name or anything NumPy takes for a dtype."""
     try:
         name = dtype if dtype is None or isinstance(dtype, str) else np.dtype(dtype).name
-    except TypeError:
+    except Exception:  # noqa: BLE001 (NumPy raises many kinds for what is no dtype)
         name = None
     if name not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not supported; expected 'float32' or 'float64'")
+        raise ValueError(f"{argument}={said(dtype)} is not supported; expected 'float32' or 'float64'")
     return name
+
+
+def host_array(name: str, value: Any, expected: str) -> np.ndarray[Any, Any]:
+    """A NumPy array of anything that NumPy makes one of."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name}={said(value)} is ragged; expected {expected}") from None
+    except Exception as error:  # noqa: BLE001 (raised by what there is inside, which may be anything)
+        kind = type(value).__name__
+        raise TypeError(f"{name} is a {kind} that cannot be read as an array ({error}); expected {expected}") from None
+
+
+def on_host(name: str, array: Any) -> np.ndarray[Any, Any]:
+    """A NumPy copy of an array of any namespace."""
+    check_plain(name, array)
+    try:
+        return backend_of(array).to_host(array)
+    except Exception as error:  # noqa: BLE001 (other libraries raise what they like for what they cannot export)
+        kind = type(array).__name__
+        raise TypeError(f"{name} is a {kind} that cannot be read as a NumPy array ({error})") from None
 
 
 def check_plain(name: str, array: Any) -> None:
@@ -138,8 +192,8 @@ def check_place(name: str, array: Any, backend: Backend, *, host: bool) -> None:
     if backend.owns(array) or (host and array_api_compat.is_numpy_array(array)):
         return
     kind = f"{type(array).__module__.partition('.')[0]}.{type(array).__name__}".removeprefix("builtins.")
-    if array_api_compat.is_array_api_obj(array):
-        kind += f" on {array_api_compat.device(array)}"
+    if hasattr(array, "device"):
+        kind += f" on {array.device}"
     expected = f"{backend.xp.__name__.rpartition('.')[2]} array on {backend.name}"
     if host and backend.name != "cpu":
         expected += " or a NumPy array"
@@ -235,8 +289,10 @@ def check_x(
 def check_x_shape(x_shape: Any, architecture: Architecture, tokens: bool | None) -> tuple[int, int, bool, bool]:
     """T, N, whether it is one of tokens, and whether members share it, of the shape of a future ``x``."""
     if not isinstance(x_shape, (tuple, list)):
-        raise TypeError(f"x_shape={x_shape!r} is a {type(x_shape).__name__}; expected the shape of x, a tuple")
-    shape = tuple(check_count("x_shape", size) for size in x_shape)
+        raise TypeError(f"x_shape={said(x_shape)} is a {type(x_shape).__name__}; expected the shape of x, a tuple")
+    shape = tuple(check_count(f"x_shape[{k}]", size) for k, size in enumerate(x_shape))
+    if math.prod(shape) > MOST:
+        raise ValueError(f"x_shape={said(x_shape)} has more entries than an array can have; expected at most {MOST}")
     if tokens is None:
         tokens = len(shape) == 2
     check_flag("tokens", tokens)
@@ -249,7 +305,7 @@ def check_x_shape(x_shape: Any, architecture: Architecture, tokens: bool | None)
         axes = ("T, N" if time_first else "N, T"), ("T, E, N" if time_first else "E, N, T")
         more = "" if E is None else f", or ({axes[1]}, I) with E = members = {E}"
         raise ValueError(
-            f"x_shape={x_shape!r}; expected ({axes[0]}, I) with I = input_size = {I}{more}; of tokens without I"
+            f"x_shape={said(x_shape)}; expected ({axes[0]}, I) with I = input_size = {I}{more}; of tokens without I"
         )
     T, N = (lead[0], lead[-1]) if architecture.time_major else (lead[-1], lead[-2])
     return T, N, bool(tokens), not per_member
@@ -271,10 +327,8 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
             f"lengths is a {type(lengths).__name__}; expected a list or NumPy array of N={N} integers on the host "
             "(segments are planned with them, without asking the device)"
         )
-    try:
-        array = np.asarray(lengths)
-    except ValueError:
-        raise ValueError(f"lengths={lengths!r} is ragged; expected N={N} integers") from None
+    check_plain("lengths", lengths)
+    array = host_array("lengths", lengths, f"N={N} integers")
     check_shape("lengths", array, (N,), "(N,)")
     if array.dtype.kind not in "iu":
         raise TypeError(f"lengths has dtype {array.dtype}; expected integers")
@@ -289,11 +343,8 @@ def check_reset(reset: Any, N: int, backend: Backend) -> Any:
     if reset is None:
         return None
     if isinstance(reset, (list, tuple)):
-        try:
-            reset = np.asarray(reset)
-        except ValueError:
-            raise ValueError(f"reset={reset!r} is ragged; expected N={N} bools") from None
-    if not array_api_compat.is_array_api_obj(reset):
+        reset = host_array("reset", reset, f"N={N} bools")
+    if not is_array(reset):
         raise TypeError(f"reset is a {type(reset).__name__}; expected a list or array of N={N} bools")
     check_place("reset", reset, backend, host=True)
     if dtype_name(reset) != "bool":
@@ -318,18 +369,18 @@ def check_truncate(truncate: Any, *, bidirectional: bool) -> int | tuple[int, in
         return None
     if bidirectional:
         raise ValueError(
-            f"truncate={truncate}, but bidirectional=True: the second direction begins at the end, so there is "
+            f"truncate={said(truncate)}, but bidirectional=True: the second direction begins at the end, so there is "
             "no step up to which the past alone counts; leave truncate=None"
         )
     if not isinstance(truncate, (tuple, list)):
         return check_count("truncate", truncate)
     if len(truncate) != 2:
-        raise ValueError(f"truncate={truncate!r} has {len(truncate)} numbers; expected k, or (k1, k2)")
+        raise ValueError(f"truncate={said(truncate)} has {len(truncate)} numbers; expected k, or (k1, k2)")
     k1, k2 = check_count("truncate[0]", truncate[0]), check_count("truncate[1]", truncate[1])
     if k1 > k2:
         raise ValueError(
-            f"truncate=({k1}, {k2}): every {k1} steps, back through {k2}, would leave out the loss of the others; "
-            "expected k1 <= k2"
+            f"truncate={said((k1, k2))}: every {said(k1)} steps, back through {said(k2)}, would leave out the loss of "
+            "the others; expected k1 <= k2"
         )
     return k1 if k1 == k2 else (k1, k2)
 
@@ -409,6 +460,8 @@ def check_target(
         check_option("loss", loss, LOSSES)
     check_place("target", target, backend, host=True)
     if callable(loss):
+        if not (backend.owns(target) or hasattr(backend.xp, dtype_name(target))):
+            raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
         return _check_target_of_callers_loss(target, y_shape, architecture)
     fused = FUSED_LOSSES.get(loss)
     if fused is not None and fused.output != output:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import check_number
+from .checks import LARGEST_SEED, check_count, check_number, check_plain
+from .wording import said
 
 HostArrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -85,17 +87,27 @@ def check_gradients(
     True
     """
     check_number("tolerance", tolerance)
-    check_number("step", step)
+    if not check_number("step", step):
+        raise ValueError("step=0; expected a positive number")
+    if not callable(loss):
+        raise TypeError(f"loss is a {type(loss).__name__}; expected a function of a dictionary like arrays")
+    for where, given in (("arrays", arrays), ("grads", grads)):
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise TypeError(
+                f"{where}={said(given)} is a {type(given).__name__}; expected a dictionary of arrays by name"
+            )
     if set(arrays) != set(grads):
-        raise ValueError(f"grads has keys {sorted(grads)}; expected those of arrays, {sorted(arrays)}")
+        raise ValueError(f"grads has keys {said(sorted(grads))}; expected those of arrays, {said(sorted(arrays))}")
     for where, given in (("arrays", arrays), ("grads", grads)):
         for name, array in given.items():
-            if not isinstance(array, np.ndarray) or array.dtype != np.float64 or array.shape != arrays[name].shape:
+            check_plain(f"{where}[{name!r}]", array)
+            shape = getattr(arrays[name], "shape", None)
+            if not isinstance(array, np.ndarray) or array.dtype != np.float64 or array.shape != shape:
                 raise TypeError(
-                    f"{where}[{name!r}] is a {type(array).__name__} of shape {np.shape(array)}; expected a float64 "
-                    f"NumPy array of shape {np.shape(arrays[name])}"
+                    f"{where}[{name!r}] is a {type(array).__name__} of shape {getattr(array, 'shape', None)} and dtype "
+                    f"{getattr(array, 'dtype', None)}; expected a float64 NumPy array of shape {shape}"
                 )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_count("seed", seed, least=0, most=LARGEST_SEED))
     checks = [_check(loss, arrays, name, grads[name], rng, step) for name in sorted(arrays)]
     failed = [check for check in checks if not check.error <= tolerance]
     if failed:
@@ -121,8 +133,8 @@ def _check(
     centre = arrays[name]
     direction = rng.standard_normal(centre.shape)
     size = float(np.sqrt(np.mean(centre * centre))) if centre.size else 0.0
-    h = step * (size or 1.0)
-    values = [float(loss({**arrays, name: centre + k * h * direction})) for k, _ in _STENCIL]
+    h = step * (size or 1.0) or step
+    values = [_number(loss({**arrays, name: centre + k * h * direction})) for k, _ in _STENCIL]
     numeric = sum(w * value for (_, w), value in zip(_STENCIL, values, strict=True)) / h
     analytic = float(np.sum(grad * direction))
     # |<grad, u>| is |grad| on average: a direction that happens to be flat must not inflate the error.
@@ -130,5 +142,17 @@ def _check(
     # Each value of the loss is rounded; where the gradient is zero there is nothing but that.
     rounding = 16 * float(np.finfo(np.float64).eps) * float(np.max(np.abs(values))) / h
     difference = abs(numeric - analytic)
+    if not math.isfinite(difference):  # nor would rounding be
+        return GradientCheck(name, numeric, analytic, math.nan)
     error = 0.0 if difference <= rounding else (difference - rounding) / scale
     return GradientCheck(name, numeric, analytic, error)
+
+
+def _number(value: Any) -> float:
+    """What the caller's loss returned."""
+    try:
+        if isinstance(value, (str, bytes)) or getattr(value, "ndim", 0) != 0:
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"loss returned {said(value)}, a {type(value).__name__}; expected a real number") from None

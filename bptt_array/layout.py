@@ -14,7 +14,7 @@ from typing import Any
 import array_api_compat
 
 from .backend import Array, Backend
-from .checks import has_features, is_integer
+from .checks import has_features, is_array, is_integer
 from .state import Gradients
 
 
@@ -88,7 +88,3 @@ class BatchFirst(TimeFirst):
             if "shape" in str(error) or "[" in str(error):
                 error.add_note("time_major=False: x, targets, weights and dy are checked, and told here, time first")
             raise
-
-
-def is_array(array: Any) -> bool:
-    return bool(array_api_compat.is_array_api_obj(array))

@@ -12,7 +12,8 @@ import numpy as np
 from .architecture import Architecture
 from .cells import CELLS, Cell
 from .checks import check_cell
-from .serialization import Entry, File, open_file, short, write_file
+from .serialization import Entry, File, open_file, write_file
+from .wording import short
 
 KIND = "model"
 #: What models said of themselves before they had a checksum.

@@ -12,8 +12,9 @@ from typing import Any
 import array_api_compat
 
 from .backend import DTYPES, Array, Backend, Elementwise, backend_of
-from .checks import check_count, check_number, check_plain, dtype_name, repeats_itself
+from .checks import check_count, check_number, check_plain, dtype_name, is_array, repeats_itself
 from .state import Gradients
+from .wording import said
 
 Arrays = Mapping[str, Array]
 
@@ -27,14 +28,16 @@ def _check_arrays(name: str, arrays: Any) -> None:
     if not arrays:
         raise ValueError(f"{name} is empty; expected at least one array")
     for key, array in arrays.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{name} has the key {said(key)}, a {type(key).__name__}; expected strings")
         check_plain(f"{name}[{key!r}]", array)
-        if not array_api_compat.is_array_api_obj(array) or dtype_name(array) not in DTYPES:
+        if not is_array(array) or dtype_name(array) not in DTYPES:
             kind = f"{type(array).__name__} of dtype {getattr(array, 'dtype', None)}"
             raise TypeError(f"{name}[{key!r}] is a {kind}; expected a float32 or float64 array")
 
 
-def _names(arrays: Arrays) -> list[str]:
-    return sorted(map(str, arrays))
+def _names(arrays: Arrays) -> str:
+    return said(sorted(arrays))
 
 
 def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]) -> None:
@@ -79,7 +82,7 @@ def _checked_state(state_dict: Any, slots: int) -> tuple[dict[str, int], dict[st
                 "state of one of the same kind"
             )
         if arrays:
-            _check_arrays(f"state_dict['kept'][{name!r}]", dict(enumerate(arrays)))
+            _check_arrays(f"state_dict['kept'][{name!r}]", {str(k): array for k, array in enumerate(arrays)})
     return {name: int(count) for name, count in updates.items()}, {name: list(arrays) for name, arrays in kept.items()}
 
 
@@ -267,13 +270,23 @@ class Adam(_Optimizer):
 def _check_clipped(grads: Any, members: Any) -> int | None:
     """Gradients, of an ensemble with a first axis of E."""
     _check_arrays("grads", grads)
+    first = next(iter(grads))
+    backend = backend_of(grads[first])
+    for name, grad in grads.items():
+        if not backend.owns(grad):
+            raise TypeError(
+                f"grads[{name!r}] is a {type(grad).__name__}; expected an array of {backend.name}, like "
+                f"grads[{first!r}]"
+            )
+        if 0 in tuple(grad.shape):
+            raise ValueError(f"grads[{name!r}] has shape {tuple(grad.shape)}; expected at least one number")
     if members is None:
         return None
     count = check_count("members", members)
     for name, grad in grads.items():
         if tuple(grad.shape[:1]) != (count,):
             raise ValueError(
-                f"grads[{name!r}] has shape {tuple(grad.shape)}; expected a first axis of members={members}"
+                f"grads[{name!r}] has shape {tuple(grad.shape)}; expected a first axis of members={said(count)}"
             )
     return count
 

@@ -11,6 +11,7 @@ from .backend import Backend, resolve
 from .checks import check_dtype
 from .rnn import RNN
 from .state import State
+from .wording import said
 
 T, N, I, H, O = 40, 6, 5, 32, 7  # noqa: E741
 SEGMENT = 8  # steps, in float64
@@ -102,10 +103,15 @@ def compare_devices(device: str | Backend, dtypes: tuple[str, ...] = ("float32",
     True
     """
     backend = _in_segments(resolve(device))
+    if not isinstance(dtypes, (tuple, list)):
+        raise TypeError(f"dtypes={said(dtypes)} is a {type(dtypes).__name__}; expected a tuple such as ('float32',)")
+    if not dtypes:
+        raise ValueError("dtypes is empty; expected at least one of 'float32' and 'float64'")
+    names = [check_dtype(dtype, f"dtypes[{k}]") for k, dtype in enumerate(dtypes)]
     rows = []
     for case in CASES:
-        for dtype in dtypes:
-            reference = _run(case, _in_segments(resolve("cpu")), "float64", check_dtype(dtype))
+        for dtype in names:
+            reference = _run(case, _in_segments(resolve("cpu")), "float64", dtype)
             result = _run(case, backend, dtype, dtype)
             for quantity, expected in reference.items():
                 error = _relative_difference(result[quantity], expected)

@@ -16,7 +16,7 @@ import numpy as np
 from . import models, passes, schedules, torch_weights
 from .activations import OUTPUT_ACTIVATIONS
 from .architecture import Architecture
-from .backend import Array, Backend, backend_of, resolve
+from .backend import Array, Backend, resolve
 from .backward import BackwardFunction
 from .batch import Batch, for_members, make_batch
 from .bptt import Stack
@@ -32,12 +32,15 @@ from .checks import (
     check_number,
     check_option,
     check_outputs_like,
+    check_path,
     check_place,
     check_target,
     check_truncate,
     check_x_shape,
+    host_array,
     in_order,
     is_integer,
+    on_host,
 )
 from .dropout import Dropout
 from .initializers import INITIALIZERS
@@ -48,6 +51,7 @@ from .memory import Workload, plan_for
 from .readout import Readout
 from .schedules import Plan
 from .state import Gradients, State
+from .wording import said
 from .workspace import Workspace
 
 
@@ -217,8 +221,8 @@ class RNN:
     def __repr__(self) -> str:
         defaults = Architecture(self.input_size, self.hidden_size).config
         always = ("input_size", "hidden_size", "output_size", "cell", "dtype")
-        said = {name: value for name, value in self.config.items() if name in always or value != defaults[name]}
-        arguments = ", ".join(f"{name}={value!r}" for name, value in said.items())
+        given = {name: value for name, value in self.config.items() if name in always or value != defaults[name]}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
         return f"RNN({arguments}, device={self.backend.name!r})"
 
     def member(self, k: int) -> RNN:
@@ -226,7 +230,7 @@ class RNN:
         if self.members is None:
             raise ValueError("this RNN is no ensemble; build it with members=E, or use it as it is")
         if check_count("k", k, least=0) >= self.members:
-            raise ValueError(f"k={k}; expected 0 to {self.members - 1}: this RNN has members={self.members}")
+            raise ValueError(f"k={said(k)}; expected 0 to {self.members - 1}: this RNN has members={self.members}")
         values = {name: self.backend.to_host(value[k, ...]) for name, value in self.params.items()}
         return self._with(self.architecture.single(k), values, self.backend)
 
@@ -249,7 +253,7 @@ class RNN:
                         raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
                     dtype = backend.dtype("int64" if is_integer(array) else self.dtype)
                     return backend.xp.astype(array, dtype, copy=False)
-                array = backend_of(array).to_host(array)
+                array = on_host("array", array)
             host = self._host_array(array)
             return host if backend.owns(host) else backend.from_host(host)
 
@@ -257,7 +261,7 @@ class RNN:
         """A NumPy array of int64 or of this network's dtype, from anything that NumPy takes for real numbers."""
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError("array is masked; expected a plain array (for masks see lengths and weights)")
-        array = np.asarray(array)
+        array = host_array("array", array, "real numbers")
         if array.dtype.kind not in "biuf":
             raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
         if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
@@ -280,6 +284,7 @@ class RNN:
 
         Of a cell of your own only the name is written: give the cell itself to :meth:`load`.
         """
+        path = check_path("path", path)
         self._check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
         models.write_model(path, values, self.config, {} if metadata is None else metadata)
@@ -306,7 +311,7 @@ class RNN:
             If there is no such file; if it is damaged or does not hold the weights that its configuration
             says; if it needs another cell.
         """
-        backend = resolve(device)
+        backend, path = resolve(device), check_path("path", path)
         architecture, params, metadata = models.read_model(path, cell)
         return cls._with(architecture, params, backend), metadata
 
@@ -693,9 +698,9 @@ class RNN:
         if not (rate or recurrent_rate):
             return None
         if seed is None and needed:
-            said = f"dropout={rate:g}" if rate else f"recurrent_dropout={recurrent_rate:g}"
+            given = f"dropout={rate:g}" if rate else f"recurrent_dropout={recurrent_rate:g}"
             raise ValueError(
-                f"dropout_seed is missing, but this RNN has {said}: give a whole number, another one for every "
+                f"dropout_seed is missing, but this RNN has {given}: give a whole number, another one for every "
                 "training step, or dropout_seed='off' for gradients without dropout"
             )
         if seed is None or isinstance(seed, str):

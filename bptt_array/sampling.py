@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from .checks import check_count, check_number
+from .checks import LARGEST_SEED, check_count, check_number
 from .rnn import RNN
 from .text import Vocabulary
+from .wording import said
 
 
 def sample(
@@ -51,7 +54,10 @@ def sample(
     """
     check_count("length", length, least=0)
     check_number("temperature", temperature)
-    rng = np.random.default_rng(check_count("seed", seed, least=0))
+    rng = np.random.default_rng(check_count("seed", seed, least=0, most=LARGEST_SEED))
+    _check_model(rnn, vocabulary)
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt={said(prompt)} is a {type(prompt).__name__}; expected a string")
     if member is not None:
         rnn = _member(rnn, member)
     start = prompt or ("\n" if "\n" in vocabulary.characters else vocabulary.characters[0])
@@ -66,11 +72,32 @@ def sample(
     return vocabulary.decode(written)
 
 
+def _check_model(rnn: Any, vocabulary: Any) -> None:
+    """A network that writes what it reads."""
+    if not isinstance(rnn, RNN):
+        raise TypeError(f"rnn is a {type(rnn).__name__}; expected a bptt_array.RNN")
+    if not isinstance(vocabulary, Vocabulary):
+        raise TypeError(f"vocabulary is a {type(vocabulary).__name__}; expected a bptt_array.text.Vocabulary")
+    if not len(vocabulary):
+        raise ValueError("vocabulary is empty; expected that of the text which the network has learnt")
+    sizes, forward = {len(vocabulary), rnn.input_size, rnn.output_size}, not rnn.bidirectional
+    if (
+        len(sizes) > 1
+        or rnn.output != "softmax"
+        or rnn.readout != "every"
+        or not (forward and rnn.architecture.time_major)
+    ):
+        raise ValueError(
+            f"rnn={rnn!r} does not write characters: expected as many inputs and outputs as vocabulary has, "
+            f"{len(vocabulary)}, output='softmax' at every step, one direction and time first"
+        )
+
+
 def _member(rnn: RNN, member: int) -> RNN:
     if rnn.members is None:
-        raise ValueError(f"member={member!r}, but this model is a single network, no ensemble; leave it out")
+        raise ValueError(f"member={said(member)}, but this model is a single network, no ensemble; leave it out")
     if check_count("member", member, least=0) >= rnn.members:
-        raise ValueError(f"member={member}; expected 0 to {rnn.members - 1}: the members of this model")
+        raise ValueError(f"member={said(member)}; expected 0 to {rnn.members - 1}: the members of this model")
     return rnn.member(member)
 
 

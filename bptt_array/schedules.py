@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import sizes
 from .checkpointing import Back, Forget, Load, Move, Reversals, Run, Save, two_sweeps
-from .checks import check_count, check_truncate
+from .checks import MOST, check_count, check_flag, check_truncate
 from .chunks import best_chunks
 from .instructions import (
     Backward,
@@ -39,6 +39,9 @@ RUN = 8
 
 #: Schedules of about so many segments are written down once; longer ones are made as they run.
 FEW = 64
+
+#: More than anything takes, and few enough to divide.
+MOST_BYTES = 1 << 128
 
 Truncate = int | tuple[int, int] | None
 
@@ -255,14 +258,26 @@ def plan(
     1,000 steps: 14.1 KiB of 14.6 KiB, 1,961 steps forward (1.96 T)
     26 segments of at most 39 steps; at most 1 of them kept and 25 states remembered at once
     """
-    T, truncate = check_count("T", T), check_truncate(truncate, bidirectional=whole)
+    check_flag("whole", whole)
+    T, truncate = check_count("T", T, most=MOST), check_truncate(truncate, bidirectional=bool(whole))
+    longest = None if longest is None else check_count("longest", longest)
+    if costs is not NOTHING:
+        costs = _checked(costs)
     window = min(T, truncate[0] if isinstance(truncate, tuple) else truncate or T)
-    longest = window if longest is None or whole else min(window, check_count("longest", longest))
+    longest = window if longest is None or whole else min(window, longest)
     if memory is not None and costs == NOTHING:
         raise ValueError("costs is missing, but memory is given: expected Costs(…), or use RNN.plan, which has them")
     if memory is None:
         return _unlimited(T, costs, math.ceil(window / math.ceil(window / longest)), truncate)
     return _within(T, sizes.parse("memory", memory), costs, window, longest, truncate, whole)
+
+
+def _checked(costs: Any) -> Costs:
+    """What a caller says that things take."""
+    if not isinstance(costs, Costs):
+        raise TypeError(f"costs is a {type(costs).__name__}; expected bptt_array.schedules.Costs(…)")
+    counts = costs._asdict().items()
+    return Costs(*(check_count(f"costs.{name}", count, least=0, most=MOST_BYTES) for name, count in counts))
 
 
 @lru_cache(maxsize=64)

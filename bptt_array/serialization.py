@@ -20,12 +20,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from .wording import short
+
 HostArray = np.ndarray[Any, Any]
 
 #: The one string in a file's header, and what it is called there: JSON, since the order of several is not kept.
 KEY = "bptt_array"
 #: Bytes of a header: a model's are a few thousand, those of one that knows all of Unicode five million.
 LONGEST_HEADER = 1 << 23
+#: Lists and tables in a header, which take more memory than their brackets: a thousand layers have 9000.
+MOST_LISTS = 1 << 17
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8"}
 #: Of files that are being written; one that is left over was never finished.
 UNFINISHED = ".new"
@@ -34,11 +38,11 @@ UNFINISHED = ".new"
 # ---- writing ----------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes, *, flush: bool = True) -> None:
     """Write ``data`` to ``path`` so that at any moment the old file or the new one is there, complete.
 
     A new file is flushed to disk, then renamed, then the folder is flushed: after that, neither this process nor the
-    machine can lose it.
+    machine can lose it. Without ``flush`` (some ten milliseconds) only this process cannot.
 
     Raises
     ------
@@ -55,15 +59,17 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's file is private; a written file is not
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
                 os.unlink(temporary)
             raise
-        _flush_folder(path.parent)
+        if flush:
+            _flush_folder(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
@@ -91,28 +97,41 @@ def _umask() -> int:
 
 
 def write_file(
-    path: str | os.PathLike[str], kind: str, arrays: Mapping[str, HostArray], about: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    kind: str,
+    arrays: Mapping[str, HostArray],
+    about: Mapping[str, Any],
+    *,
+    flush: bool = True,
 ) -> None:
     """Write arrays and ``about`` (what JSON holds) to one file, which is the same bytes for the same contents.
 
-    ``kind`` says what the file is, so that none is taken for another.
+    ``kind`` says what the file is, so that none is taken for another; ``flush``: see :func:`write_atomically`.
     """
-    plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    said = {"kind": kind, "about": dict(about)}
-    said["sha256"] = _checksum(said, plain)
-    text = json.dumps(said, sort_keys=True)
-    if len(text) > LONGEST_HEADER // 2:
-        raise ValueError(f"metadata takes {len(text):,} bytes; expected at most {LONGEST_HEADER // 2:,}")
-    write_atomically(path, save(plain, metadata={KEY: text}))
+    plain = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    content = {"kind": kind, "about": dict(about)}
+    content["sha256"] = _checksum(content, plain)
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > LONGEST_HEADER * 3 // 4:
+        raise ValueError(f"metadata takes {size:,} bytes; expected at most {LONGEST_HEADER * 3 // 4:,}")
+    if not _is_unicode(text):
+        text = json.dumps(content, sort_keys=True)
+    write_atomically(path, save(plain, metadata={KEY: text}), flush=flush)
 
 
-def _checksum(said: Mapping[str, Any], arrays: Mapping[str, HostArray]) -> str:
+def _is_unicode(text: str) -> bool:
+    """Whether there are no halves of surrogate pairs in it, which UTF-8 has not."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _checksum(content: Mapping[str, Any], arrays: Mapping[str, HostArray]) -> str:
     """SHA-256 of all that a file holds, in whatever order it stands there."""
-    digest = hashlib.sha256(json.dumps({k: said.get(k) for k in ("kind", "about")}, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps({k: content.get(k) for k in ("kind", "about")}, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
@@ -147,8 +166,11 @@ class File:
         self._length = int.from_bytes(file.read(8), "little")
         if self.size < 8 or self._length > min(LONGEST_HEADER, self.size - 8):
             self.refuse(f"its header would be of {self._length:,} bytes in a file of {self.size:,}")
+        text = file.read(self._length)
+        if text.count(b"[") + text.count(b"{") > MOST_LISTS:
+            self.refuse("its header has more lists and tables than any model")
         try:
-            header = json.loads(file.read(self._length).decode("utf-8"), object_pairs_hook=_no_name_twice)
+            header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_name_twice)
         except (RecursionError, ValueError) as error:
             self.refuse(f"its header is no JSON ({error})")
         if not isinstance(header, dict):
@@ -195,8 +217,8 @@ class File:
             If the file was not written by it, or is of another kind.
         """
         try:
-            said = json.loads(self.strings[KEY])
-            found, about = said["kind"], dict(said["about"].items())
+            content = json.loads(self.strings[KEY])
+            found, about = content["kind"], dict(content["about"].items())
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise ValueError(f"path={str(self.path)!r} was not written by bptt_array") from None
         if found != kind:
@@ -215,8 +237,8 @@ class File:
         if found != self.entries:
             self.refuse("it changed while it was read")
         if KEY in self.strings:
-            said = json.loads(self.strings[KEY])
-            if _checksum(said, arrays) != said.get("sha256"):
+            content = json.loads(self.strings[KEY])
+            if _checksum(content, arrays) != content.get("sha256"):
                 self.refuse("its checksum is not that of what it holds")
         return arrays
 
@@ -229,17 +251,6 @@ def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made := dict(pairs)) != len(pairs):
         raise ValueError("a name stands there twice")
     return made
-
-
-def short(value: Any) -> str:
-    """``repr(value)``, or its beginning: what a file says may be long."""
-    if isinstance(value, int) and abs(value) > 1 << 64:
-        return "a huge number"
-    if isinstance(value, list):
-        text = f"[{', '.join(map(short, value[:8]))}{', …' if len(value) > 8 else ''}]"
-    else:
-        text = repr(value[:100] if isinstance(value, str) else value)
-    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 @contextlib.contextmanager

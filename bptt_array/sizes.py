@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .checks import MOST
+from .wording import said
+
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000 ** (k + 1) for k, prefix in enumerate("kmgt")}
 _UNITS |= {f"{prefix}ib": 1024 ** (k + 1) for k, prefix in enumerate("kmgt")}
@@ -21,14 +24,16 @@ def parse(name: str, size: Any) -> int:
     """
     expected = "expected a number of bytes above zero, or a string with a unit such as '64MiB' or '1.5 GB'"
     if isinstance(size, bool) or not isinstance(size, (int, np.integer, str)):
-        raise TypeError(f"{name}={size!r} is a {type(size).__name__}; {expected}")
+        raise TypeError(f"{name}={said(size)} is a {type(size).__name__}; {expected}")
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", size, re.IGNORECASE | re.ASCII)
         if match is None or match[2].lower() not in _UNITS:
-            raise ValueError(f"{name}={size!r} is no size; {expected}")
-        size = math.floor(float(match[1]) * _UNITS[match[2].lower()])
+            raise ValueError(f"{name}={said(size)} is no size; {expected}")
+        size = math.floor(min(float(match[1]) * _UNITS[match[2].lower()], 2.0 * MOST))
     if size < 1:
-        raise ValueError(f"{name}={size} is too small; {expected}")
+        raise ValueError(f"{name}={said(int(size))} is too small; {expected}")
+    if size > MOST:
+        raise ValueError(f"{name}={said(int(size))} is more than there can be, {MOST} bytes; leave it out for no limit")
     return int(size)
 
 

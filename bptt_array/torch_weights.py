@@ -17,6 +17,7 @@ import numpy as np
 from .architecture import Architecture
 from .backend import DTYPES
 from .checks import check_option
+from .wording import said
 
 HostArray = np.ndarray[Any, Any]
 
@@ -24,7 +25,7 @@ HostArray = np.ndarray[Any, Any]
 CELLS_BY_GATES = {1: ("tanh", "relu"), 4: ("lstm",), 3: ("gru",)}
 
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(0|[1-9][0-9]*)(_reverse)?")
+_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(0|[1-9][0-9]{0,17})(_reverse)?")
 _PROJECTION = re.compile(r"weight_hr_l[0-9]+(_reverse)?")
 
 
@@ -157,24 +158,26 @@ def _cell(given: _Given, cell: str | None) -> str:
     """The cell by its number of gates, or the one asked for if it has as many."""
     rows, H = given.sizes("weight_hh_l0")
     names = CELLS_BY_GATES.get(rows // H if H and rows % H == 0 else 0)
-    said = f"state_dict[{given.names['weight_hh_l0']!r}] has shape {(rows, H)}"
+    of_this_shape = f"state_dict[{given.names['weight_hh_l0']!r}] has shape {(rows, H)}"
     if names is None:
-        raise ValueError(f"{said}; expected (G*H, H) with the G of an RNN (1), a GRU (3) or an LSTM (4)")
+        raise ValueError(f"{of_this_shape}; expected (G*H, H) with the G of an RNN (1), a GRU (3) or an LSTM (4)")
     if cell is None:
         return names[0]
     check_option("cell", cell, [name for some in CELLS_BY_GATES.values() for name in some])
     if cell not in names:
         expected = " or ".join(map(repr, names))
-        raise ValueError(f"cell={cell!r}, but {said}, (G*H, H) with G = {rows // H}; expected {expected}")
+        raise ValueError(f"cell={cell!r}, but {of_this_shape}, (G*H, H) with G = {rows // H}; expected {expected}")
     return cell
 
 
 def _check_prefixes(recurrent_prefix: Any, readout_prefix: Any) -> None:
     for name, prefix in (("recurrent_prefix", recurrent_prefix), ("readout_prefix", readout_prefix)):
         if not isinstance(prefix, str):
-            raise TypeError(f"{name}={prefix!r} is a {type(prefix).__name__}; expected a string such as 'rnn.'")
+            raise TypeError(f"{name}={said(prefix)} is a {type(prefix).__name__}; expected a string such as 'rnn.'")
         if prefix and not prefix.endswith("."):
-            raise ValueError(f"{name}={prefix!r} has no dot at its end; expected {prefix + '.'!r}, or '' for no name")
+            raise ValueError(
+                f"{name}={said(prefix)} has no dot at its end; expected {said(prefix + '.')}, or '' for no name"
+            )
 
 
 def _arrays(state_dict: Any) -> dict[str, HostArray]:
@@ -194,7 +197,7 @@ def _arrays(state_dict: Any) -> dict[str, HostArray]:
 
 def _array(name: Any, value: Any) -> HostArray:
     if not isinstance(name, str):
-        raise TypeError(f"state_dict has the key {name!r}, a {type(name).__name__}; expected strings")
+        raise TypeError(f"state_dict has the key {said(name)}, a {type(name).__name__}; expected strings")
     way_out = "expected float32 or float64 on the CPU: use module.cpu().float() or module.cpu().double()"
     if getattr(value, "requires_grad", False):
         value = value.detach()
@@ -218,7 +221,7 @@ def _sorted_out(arrays: Mapping[str, HostArray], recurrent_prefix: str, readout_
         known = in_recurrent if _NAME.fullmatch(in_recurrent) else in_readout
         if known is in_readout and known not in ("weight", "bias"):
             raise ValueError(
-                f"state_dict has {name!r}, which is none of {recurrent_prefix}weight_ih_l0 and the like, "
+                f"state_dict has {said(name)}, which is none of {recurrent_prefix}weight_ih_l0 and the like, "
                 f"{readout_prefix}weight and {readout_prefix}bias; {_what_prefix(arrays, recurrent_prefix)}"
             )
         given.arrays[known], given.names[known] = array, name
