@@ -8,7 +8,7 @@ since the second one begins at its end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from . import directions
@@ -19,6 +19,10 @@ from .dropout import Dropout
 from .layer import Layer, LayerBackward, LayerForward, States
 from .padding import Feed
 from .workspace import Loan, Scratch
+
+#: Called with layer, start, stop and the total gradients of the states after these steps, ``(S, ..., N, H)`` each: rows
+#: that are written over afterwards.
+Watch = Callable[[int, int, int, States], None]
 
 
 class Stack(NamedTuple):
@@ -177,6 +181,8 @@ class BackwardPass:
         That of ``unrolled``, if nothing else uses it at the same time.
     backward : {"sequential", "parallel", "auto"}
         How the time loops run, see :class:`~bptt_array.layer.LayerBackward`.
+    watch : Watch, optional
+        Is shown the gradients of the states of every layer and segment.
     """
 
     def __init__(
@@ -187,7 +193,9 @@ class BackwardPass:
         dx: Array | None,
         rows: Scratch | None = None,
         backward: str = "sequential",
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.unrolled = unrolled
         self.direct = direct
         self.dx: Array = dx
@@ -215,6 +223,8 @@ class BackwardPass:
         for k in reversed(range(len(self.layers))):
             self.layers[k].segment(start, stop, cut=cut, d_ending=d_ending)
             d_ending = None
+            if self.watch is not None:
+                self.watch(k, start, stop, self.layers[k].total)
             if k or self.dx is not None:
                 self._hand_down(k, start, stop, again=not loss)
 

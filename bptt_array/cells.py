@@ -8,6 +8,7 @@ forward step that it belongs to, and between the two what can be computed for al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from .activations import CELL_ACTIVATIONS, Activation
@@ -75,6 +76,9 @@ class Cell:
         :meth:`slopes_` writes to dz: then it can run in parallel over time.
     forget_gate : int or None
         Which gate ``forget_bias`` is added to.
+    activations : mapping of str to (str, int or None)
+        What :func:`bptt_array.diagnostics.saturation` looks at, by name: the function (``"tanh"``, ``"sigmoid"`` or
+        ``"relu"``) and which of the K kept numbers is its value; None for h itself.
 
     Notes
     -----
@@ -90,6 +94,7 @@ class Cell:
     in_place: bool = False
     diagonal: bool = False
     forget_gate: int | None = None
+    activations: Mapping[str, tuple[str, int | None]] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
         if cls.name == "custom":  # files say with which cell they were written
@@ -184,6 +189,7 @@ class Elman(Cell):
 
     def __init__(self, f: Activation) -> None:
         self.f, self.name = f, f.name
+        self.activations = {"h": (f.name, None)}
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         f_, add_product = self.f.bound(backend), product.adding()
@@ -222,6 +228,9 @@ class LSTM(Cell):
     forget_gate = 1
     keeps = 5  # i, f, g, o, tanh(c_t)
     slopes = 5  # of z_i, z_f, z_g by c_t; of z_o and c_t by h_t
+    activations = MappingProxyType(
+        {"i": ("sigmoid", 0), "f": ("sigmoid", 1), "g": ("tanh", 2), "o": ("sigmoid", 3), "tanh_c": ("tanh", 4)}
+    )
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         add_product = product.adding()
@@ -363,6 +372,7 @@ class GRU(Cell):
     gates = 3
     keeps = 4  # r, u, n, W_hn h_{t-1} + b_hn
     slopes = 4  # of z_r, z_u and W_hn h_{t-1} + b_hn, and of W_xn x_t + b_n, all by h_t
+    activations = MappingProxyType({"r": ("sigmoid", 0), "u": ("sigmoid", 1), "n": ("tanh", 2)})
 
     def own_parameters(self, hidden_size: int) -> dict[str, tuple[int]]:
         return {"b_hn": (hidden_size,)}

@@ -279,6 +279,11 @@ class LayerBackward:
         add_to(self.grads, "W_xh", weight_sum(backend, rows, flat(backend, x, ndim)))
         add_to(self.grads, "b_h", bias_sum(backend, rows))
 
+    @property
+    def total(self) -> States:
+        """``dh_t`` of (3.1), and ``dc_t``, of the segment that ran last, (S, ..., N, H), while its rows are its own."""
+        return tuple([dstate[1:, ...] for dstate in self._dstates])
+
     def _chunks(self, steps: int) -> int:
         """In how many chunks side by side a segment runs backward; 1: step by step."""
         if self.backward == "sequential":

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .backend import Array, Backend
 from .batch import Batch, States, as_state, without
-from .bptt import BackwardPass, DirectPart, Stack, Unrolled
+from .bptt import BackwardPass, DirectPart, Stack, Unrolled, Watch
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
 from .dropout import Dropout
 from .instructions import (
@@ -139,6 +139,7 @@ def run_loss_and_grad(
     *,
     input_grad: bool,
     backward: str = "sequential",
+    watch: Watch | None = None,
 ) -> tuple[Array, Gradients, State]:
     """Loss, gradients and last state, as planned."""
     arrays = Loan(network.backend, network.workspace, plan.memory)
@@ -146,7 +147,7 @@ def run_loss_and_grad(
     head = loss_head(network.mode, objective, *targets, batch, readout_grads)
     unrolled = Unrolled(network.backend, network.stack, batch, plan.longest, arrays, dropout)
     dx = network.empty_dx(batch) if input_grad else None
-    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward)
+    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward, watch)
     for instruction in plan.schedule():
         match instruction:
             case Forward(start, stop, keep):
