@@ -116,23 +116,24 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if importlib.util.find_spec("torch") is None:
         parser.error("torch is not installed: pip install -e '.[bench]'")
-    options = Options(hidden=arguments.hidden, seq_len=arguments.seq_len, batch=arguments.batch)
     updates = 2 * BLOCK if arguments.quick else arguments.updates
+    options = Options(hidden=arguments.hidden, seq_len=arguments.seq_len, batch=arguments.batch, steps=updates)
     text = read_texts(arguments.files) if arguments.files else language_reference()
     with measure.threads(arguments.threads):
         busy = measure.busy()
         trainer = Trainer(text, options)
         theirs = TorchTrainer(trainer.rnn, trainer.lr, options.clip)
-        batches, state = trainer.train.forever(), None
-        _, x, target = next(batches)
+        state = None
+        _, x, target = trainer.train.at(0)
         worst = compare_gradients(trainer, theirs, x, target)
         ours, their = Side(), Side()
         for begin in range(0, updates, BLOCK):
-            block = [next(batches) for _ in range(min(BLOCK, updates - begin))]
+            block = [trainer.train.at(1 + k) for k in range(begin, min(begin + BLOCK, updates))]
             for k, (first, x, target) in enumerate(block):
                 began = time.perf_counter()
-                loss, state = trainer.update(x, target, None if first else state, 1 - (begin + k) / updates)
-                ours.add(k, began, loss)
+                done = trainer.update(x, target, None if first else state, begin + k + 1)
+                state = done.state
+                ours.add(k, began, done.loss)
             for k, (first, x, target) in enumerate(block):
                 began = time.perf_counter()
                 loss = theirs.update(x, target, first, 1 - (begin + k) / updates)

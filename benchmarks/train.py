@@ -12,7 +12,7 @@ from pathlib import Path
 import measure
 
 from bptt_array import cli
-from bptt_array.training import METRICS, PLOT
+from bptt_array.runs import METRICS, PLOT, TIMES
 
 
 def tables(result):
@@ -30,9 +30,12 @@ def main(argv=None):
         run = Path(folder) / "run"
         if status := cli.main(["train", "--out", str(run), *(["--steps", "20"] if arguments.quick else [])]):
             raise SystemExit(status)
-        last = json.loads((run / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+        last, reached = (
+            json.loads((run / name).read_text(encoding="utf-8").splitlines()[-1]) for name in (METRICS, TIMES)
+        )
         about = measure.environment(arguments.threads, measure.command(__file__), [busy])
-        result = {"about": about, "steps": last["step"], "seconds": last["seconds"], "validation": last["validation"]}
+        result = {"about": about, "steps": last["step"], "seconds": reached["seconds"]}
+        result |= {"validation": last["validation"]}
         images = arguments.out / "images"
         images.mkdir(parents=True, exist_ok=True)
         if (run / PLOT).exists():

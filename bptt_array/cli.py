@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.metadata
 import importlib.util
 import io
-import itertools
 import os
-import platform
 import re
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .backend import DTYPES, cuda_description, cuda_device_count, resolve
 from .cells import CELLS
+from .divergence import DivergenceError
+from .environment import versions
 from .initializers import INITIALIZERS
-from .training import METRICS, MODEL, OPTIMIZERS, Options
+from .options import OF_THE_KEEPING, ON_DIVERGENCE, OPTIMIZERS, Options
+
+if TYPE_CHECKING:
+    from .checkpoints import Checkpoint
+    from .runs import RunFolder
+    from .training import Trainer
 
 PROGRAM = "bptt-array"
+#: Options of a run that may be others where it is resumed.
+MAY_CHANGE = ("device", *OF_THE_KEEPING)
 
 
 class CommandError(Exception):
@@ -52,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"not enough memory ({error}); use a smaller --hidden or --batch")
     except OSError as error:
+        if error.errno is None:  # in our own words
+            return _fail(str(error))
         if error.filename is None:  # standard output is closed or full: keep the interpreter from trying again
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the end of the process)
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
@@ -62,9 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    message = message.replace("\n", "\\n")
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    _say(f"error: {message}")
     return 2
+
+
+def _say(message: str) -> None:
+    """One line on standard error; what came from a file neither breaks it nor moves the cursor."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
 def _in_flags(message: str, options: argparse.Namespace) -> str:
@@ -88,10 +99,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but for None, "" and False, whose meaning is in the help text itself."""
+    """Shows defaults, but for None, "" and False, whose meaning is in the help text itself.
+
+    Options of a run have no default here, so that it shows which were given: their defaults are those of Options.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        hidden = action.default is False or action.default in (None, "", [])
+        default = action.default
+        if default is argparse.SUPPRESS and action.dest in Options.__dataclass_fields__:
+            default = getattr(Options, action.dest)
+            return action.help if default is None or default is False else f"{action.help} (default: {default})"
+        hidden = default is False or default in (None, "", [])
         return action.help if hidden else super()._get_help_string(action)
 
 
@@ -102,26 +120,31 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    add = commands.add_parser("train", help="learn a text character by character", formatter_class=formatter)
+    add = commands.add_parser(
+        "train",
+        help="learn a text character by character",
+        formatter_class=formatter,
+        argument_default=argparse.SUPPRESS,
+    )
     add.set_defaults(run=train)
     add.add_argument(
-        "files", nargs="*", metavar="FILE", help="UTF-8 texts (default: the language reference inside Python)"
+        "files",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="UTF-8 texts (default: the language reference inside Python)",
     )
-    add.add_argument("--cell", choices=CELLS, default=Options.cell, help="what a step of the recurrence computes")
-    add.add_argument("--hidden", type=int, default=Options.hidden, metavar="H", help="hidden units of a layer")
-    add.add_argument(
-        "--layers", type=int, default=Options.layers, metavar="L", help="layers, each above the states of the last"
-    )
+    add.add_argument("--cell", choices=CELLS, help="what a step of the recurrence computes")
+    add.add_argument("--hidden", type=int, metavar="H", help="hidden units of a layer")
+    add.add_argument("--layers", type=int, metavar="L", help="layers, each above the states of the last")
     add.add_argument(
         "--bidirectional",
         action="store_true",
-        default=Options.bidirectional,
         help="an error here: a second direction would read the characters to be predicted",
     )
     add.add_argument(
         "--members",
         type=int,
-        default=Options.members,
         metavar="E",
         help="train an ensemble of E networks side by side on the same text, with the seeds from SEED on (default: one "
         "network)",
@@ -129,47 +152,64 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--dropout",
         type=float,
-        default=Options.dropout,
         metavar="P",
         help="part of the states between layers that is left out of a training step",
     )
     add.add_argument(
         "--recurrent-dropout",
         type=float,
-        default=Options.recurrent_dropout,
         metavar="P",
         help="the same of the states that go on to the next time step",
     )
-    add.add_argument("--seq-len", type=int, default=Options.seq_len, metavar="T", help="time steps per update")
-    add.add_argument("--batch", type=int, default=Options.batch, metavar="N", help="streams of text read side by side")
-    add.add_argument("--steps", type=int, default=Options.steps, help="updates")
+    add.add_argument("--seq-len", type=int, metavar="T", help="time steps per update")
+    add.add_argument("--batch", type=int, metavar="N", help="streams of text read side by side")
+    add.add_argument("--steps", type=int, help="updates")
     add.add_argument("--lr", type=float, help=f"learning rate, falling linearly to zero (default: {rates})")
-    add.add_argument("--optimizer", choices=OPTIMIZERS, default=Options.optimizer, help="update rule")
+    add.add_argument("--optimizer", choices=OPTIMIZERS, help="update rule")
     add.add_argument(
         "--clip",
         type=float,
-        default=Options.clip,
         metavar="NORM",
         help="clip the global gradient norm to this; 0: do not clip",
     )
-    add.add_argument("--init", choices=INITIALIZERS, default=Options.init, help="initial W_hh")
+    add.add_argument("--init", choices=INITIALIZERS, help="initial W_hh")
     add.add_argument(
         "--forget-bias",
         type=float,
-        default=Options.forget_bias,
         metavar="B",
         help="of an lstm, added to the initial bias of its forget gate; 1 lets it begin by remembering",
     )
-    add.add_argument(
-        "--validation", type=float, default=Options.validation, metavar="PART", help="part of the text held out"
-    )
+    add.add_argument("--validation", type=float, metavar="PART", help="part of the text held out")
     add.add_argument("--eval-every", type=int, metavar="STEPS", help="validate that often (default: ten times)")
-    add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (and so on) or auto")
-    add.add_argument("--dtype", choices=DTYPES, default=Options.dtype, help="of weights, states and gradients")
     add.add_argument(
-        "--seed", type=int, default=Options.seed, help="of the initial weights, of dropout and of the sample"
+        "--checkpoint-every", type=int, metavar="STEPS", help="a checkpoint that often (default: ten times)"
     )
-    add.add_argument("--out", type=Path, metavar="RUN", help="new run folder (default: runs/DATE-TIME)")
+    add.add_argument("--keep-checkpoints", type=int, metavar="K", help="the last K checkpoints are kept")
+    add.add_argument(
+        "--on-divergence",
+        choices=ON_DIVERGENCE,
+        help="where a loss or gradient is no number: stop, or go back to the last checkpoint and on with half the "
+        "learning rate",
+    )
+    add.add_argument(
+        "--diagnose-every",
+        type=int,
+        metavar="STEPS",
+        help="write how the gradient flows through time into the run folder that often (default: never)",
+    )
+    add.add_argument("--device", help="cpu, cuda, cuda:1 (and so on) or auto (default: cpu)")
+    add.add_argument("--dtype", choices=DTYPES, help="of weights, states and gradients")
+    add.add_argument("--seed", type=int, help="of the initial weights, of dropout and of the sample")
+    where = add.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, default=None, metavar="RUN", help="new run folder (default: runs/DATE-TIME)")
+    where.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        metavar="RUN",
+        help="go on with a run that was stopped, from its last checkpoint to the same bits; files and options are its "
+        f"own, but for {', '.join(f'--{name}'.replace('_', '-') for name in MAY_CHANGE)}",
+    )
 
     add = commands.add_parser("sample", help="write text with a trained network", formatter_class=formatter)
     add.set_defaults(run=sample)
@@ -185,6 +225,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (and so on) or auto")
 
+    add = commands.add_parser("report", help="write a page about a training run", formatter_class=formatter)
+    add.set_defaults(run=report)
+    add.add_argument("folder", type=Path, metavar="RUN", help="run folder that train wrote, or is writing")
+    add.add_argument("--out", type=Path, metavar="FILE", help="the page, one HTML file (default: RUN/report.html)")
+
     add = commands.add_parser(
         "parity", help="compare a device with NumPy in float64, every gradient", formatter_class=formatter
     )
@@ -197,57 +242,95 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(options: argparse.Namespace) -> int:
-    missing = [name for name in ("tqdm", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CommandError(f"train needs {' and '.join(missing)}: pip install {' '.join(missing)} (the extra `train`)")
-    from tqdm import tqdm
-
-    from .sampling import sample as write
-    from .text import language_reference, read_texts
-    from .training import Progress, Trainer
-
+    _need("train", "tqdm", "matplotlib")
     names = Options.__dataclass_fields__
-    chosen = Options(**{name: value for name, value in vars(options).items() if name in names})
-    device = resolve(options.device)
-    text = read_texts(options.files) if options.files else language_reference()
-    trainer = Trainer(text, chosen, device)
-    with _Stop() as stop, _run_folder(options.out) as folder:
-        source = ", ".join(options.files) or "the language reference inside Python (pydoc_data.topics)"
+    given = {name: value for name, value in vars(options).items() if name in (*names, "device")}
+    for name in names:  # so that errors can name what was not given too
+        vars(options).setdefault(name, getattr(Options, name))
+    with _Stop() as stop:
+        if options.resume is None:
+            return _train_anew(options, given, stop)
+        return _resume(options, given, stop)
+
+
+def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: _Stop) -> int:
+    from .runs import new_run
+    from .training import Trainer
+
+    device = resolve(given.pop("device", "cpu"))
+    chosen = Options(**given)
+    source = [os.path.abspath(file) for file in options.files] or None
+    trainer = Trainer(_text(options.files), chosen, device, source)
+    with new_run(options.out) as folder:
         print(f"{trainer.rnn!r}")
-        print(f"learning {source}: {len(text):,} characters, {len(trainer.vocabulary)} different")
-        total = chosen.steps * chosen.batch * chosen.seq_len
-        # None: no bar where standard error is no terminal; the lines on standard output are there anyway.
-        no_bar = True if sys.stderr is None else None
-        with tqdm(total=total, unit="char", unit_scale=True, dynamic_ncols=True, disable=no_bar) as bar:
+        print(f"learning {_described(options.files)}: {_size(trainer)}")
+        return _run(trainer, folder, stop)
 
-            def report(progress: Progress) -> None:
-                bar.set_postfix_str(f"loss {progress.loss:.3f}", refresh=False)
-                bar.update(chosen.batch * chosen.seq_len * (progress.step - trainer.reported))
-                if progress.step % trainer.eval_every == 0 or not (folder / MODEL).exists():
-                    trainer.save_model(folder)  # before anything that may fail, such as writing to a closed pipe
-                if progress.validation is not None:
-                    bar.write(
-                        f"step {progress.step:>6}  loss {progress.loss:.3f}  validation {progress.validation:.4f} nats "
-                        f"per character  {progress.characters / progress.seconds:,.0f} characters per second",
-                        file=sys.stdout,
-                    )
 
-            try:
-                trainer.run(report, stop=lambda: stop.signal is not None)
-                trainer.save_model(folder)
-            except BaseException:
-                if trainer.metrics:
-                    with contextlib.suppress(OSError):  # what went wrong first is what has to be said
-                        trainer.save_metrics(folder)
-                raise
-            trainer.save_metrics(folder)
-    if stop.signal is not None:
-        step = trainer.metrics[-1].step
-        print(f"{PROGRAM}: interrupted after step {step}; what was learnt is in {folder}", file=sys.stderr)
+def _resume(options: argparse.Namespace, given: dict[str, Any], stop: _Stop) -> int:
+    from .runs import resumed_run
+    from .training import Trainer
+
+    if options.files:
+        raise ValueError(f"files={options.files}, but --resume goes on with those of the run; leave them out")
+    for name in given:
+        if name not in MAY_CHANGE:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} belongs to the run from its beginning; leave it out with --resume")
+    with resumed_run(options.resume, _say) as (folder, checkpoint):
+        device = resolve(given.pop("device", checkpoint.device))
+        trainer = Trainer(_text(checkpoint.source or []), _options_of(checkpoint, given), device, checkpoint.source)
+        trainer.restore(checkpoint)
+        folder.save_results(trainer)  # the run may have been killed between a checkpoint and what follows from it
+        print(f"{trainer.rnn!r}")
+        print(
+            f"going on with {options.resume} after step {checkpoint.step} of {trainer.options.steps}, learning "
+            f"{_described(checkpoint.source)}: {_size(trainer)}"
+        )
+        return _run(trainer, folder, stop)
+
+
+def _options_of(checkpoint: Checkpoint, given: dict[str, Any]) -> Options:
+    try:
+        return Options(**checkpoint.options | given)
+    except TypeError as error:
+        raise ValueError(f"the run's options cannot be used: {error}") from None
+
+
+def _text(files: Sequence[str]) -> str:
+    from .text import language_reference, read_texts
+
+    return read_texts(files) if files else language_reference()
+
+
+def _described(files: Sequence[str] | None) -> str:
+    return ", ".join(files or []) or "the language reference inside Python (pydoc_data.topics)"
+
+
+def _size(trainer: Trainer) -> str:
+    return f"{trainer.characters:,} characters, {len(trainer.vocabulary)} different"
+
+
+def _run(trainer: Trainer, folder: RunFolder, stop: _Stop) -> int:
+    """Train, from wherever the trainer is, into a folder; say how it went."""
+    from .runs import RunListener
+    from .sampling import sample as write
+
+    folder.describe(trainer.rnn.backend.name)
+    with RunListener(trainer, folder, lambda: stop.signal is not None, _say) as listener:
+        try:
+            trainer.run(listener)
+        except DivergenceError as error:
+            raise FloatingPointError(f"{error}{listener.way_out()}") from None
+    folder.save_plot(trainer)
+    if stop.signal is not None and trainer.step < trainer.options.steps:
+        go_on = shlex.join([sys.executable, "-m", "bptt_array", "train", "--resume", str(folder.path)])
+        _say(f"interrupted after step {trainer.step}; what was learnt is in {folder.path}; to go on: {go_on}")
         return 128 + stop.signal
-    print(f"\nSaved in {folder}. For more text:")
-    print(shlex.join([sys.executable, "-m", "bptt_array", "sample", str(folder)]))
-    print(f"\nA sample (temperature 0.8):\n\n{write(trainer.rnn, trainer.vocabulary, seed=chosen.seed)}\n")
+    print(f"\nSaved in {folder.path}. For more text, and for a page that shows the run:")
+    for command in ("sample", "report"):
+        print(shlex.join([sys.executable, "-m", "bptt_array", command, str(folder.path)]))
+    print(f"\nA sample (temperature 0.8):\n\n{write(trainer.rnn, trainer.vocabulary, seed=trainer.options.seed)}\n")
     return 0
 
 
@@ -276,45 +359,9 @@ class _Stop:
         self.signal = number
 
 
-@contextlib.contextmanager
-def _run_folder(folder: Path | None) -> Iterator[Path]:
-    """Claim a new run folder; if nothing was learnt in the end, leave nothing behind.
-
-    A folder that holds anything, or is claimed by another run, is left alone.
-    """
-    made = folder is None or not folder.exists()
-    folder = _default_folder() if folder is None else folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise FileExistsError
-        (folder / METRICS).touch(exist_ok=False)  # of two runs that come this far, one gets an error
-    except FileExistsError:
-        raise CommandError(f"--out {folder} exists and is not an empty folder; choose another name") from None
-    try:
-        yield folder
-    finally:
-        if not (folder / MODEL).exists():
-            with contextlib.suppress(OSError):
-                (folder / METRICS).unlink()
-                if made:
-                    folder.rmdir()
-
-
-def _default_folder() -> Path:
-    """A new folder named after the time, and after nobody else's."""
-    stem = time.strftime("%Y%m%d-%H%M%S")
-    for count in itertools.count(1):
-        folder = Path("runs") / (stem if count == 1 else f"{stem}-{count}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError("unreachable")
-
-
 def sample(options: argparse.Namespace) -> int:
+    from .runs import load
     from .sampling import sample as write
-    from .training import load
 
     rnn, vocabulary = load(options.folder, options.device)
     text = write(
@@ -330,6 +377,21 @@ def sample(options: argparse.Namespace) -> int:
     return 0
 
 
+def report(options: argparse.Namespace) -> int:
+    _need("report", "matplotlib")
+    from .report import write_report
+
+    print(f"wrote {write_report(options.folder, options.out)}")
+    return 0
+
+
+def _need(command: str, *packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise CommandError(f"{command} needs {names}: pip install {' '.join(missing)} (the extra `train`)")
+
+
 def parity(options: argparse.Namespace) -> int:
     from .parity import compare_devices, table
 
@@ -343,11 +405,8 @@ def parity(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    print(f"bptt_array        {__version__}")
-    print(f"Python            {platform.python_version()} on {platform.platform()}")
-    packages = ("numpy", "array-api-compat", "safetensors", "tqdm", "matplotlib")
-    for name in (*packages, *_cupy_distributions()):
-        print(f"{name:<17} {_version(name)}")
+    for name, version in versions().items():
+        print(f"{name:<17} {version}")
     print("device cpu        NumPy")
     count = cuda_device_count()
     for index in range(count):
@@ -358,15 +417,3 @@ def info(options: argparse.Namespace) -> int:
         except ValueError as reason:
             print(f"no CUDA           {reason}")
     return 0
-
-
-def _cupy_distributions() -> list[str]:
-    names: Any = importlib.metadata.packages_distributions().get("cupy", [])
-    return sorted(set(names))
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

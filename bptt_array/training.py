@@ -2,88 +2,33 @@
 
 from __future__ import annotations
 
-import io
-import json
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import serialization
 from .backend import Array
-from .checks import check_count, check_flag, check_number, check_option
-from .optimizers import SGD, Adam, clip_by_global_norm
+from .checkpoints import Checkpoint
+from .divergence import DivergenceError, Watch, check_parameters
+from .optimizers import clip_by_global_norm, largest_entries
+from .options import OPTIMIZERS, Options
 from .rnn import RNN
+from .sampling import sample
 from .state import State
 from .text import Streams, Vocabulary
 
-#: Optimizers by name, and learning rates that suit them here.
-OPTIMIZERS: dict[str, tuple[Callable[[float], SGD | Adam], float]] = {
-    "adam": (Adam, 3e-3),
-    "sgd": (SGD, 2.0),
-    "momentum": (lambda lr: SGD(lr, momentum=0.9), 0.3),
-}
+if TYPE_CHECKING:
+    from .diagnostics import Diagnosis
+
 #: On the host: 0-d, or of an ensemble (E,).
 Means = np.ndarray[Any, Any]
-MODEL, METRICS, PLOT = "model.safetensors", "metrics.jsonl", "loss.png"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run is made of.
-
-    ``members`` of None: one network, no ensemble; ``lr`` of None: what suits the optimizer; ``eval_every`` of None: ten
-    times. ``bidirectional`` is refused: a language model has one direction.
-    """
-
-    cell: str = "tanh"
-    hidden: int = 256
-    layers: int = 1
-    bidirectional: bool = False
-    members: int | None = None
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    seq_len: int = 32
-    batch: int = 32
-    steps: int = 2000
-    lr: float | None = None
-    optimizer: str = "adam"
-    clip: float = 1.0
-    init: str = "uniform"
-    forget_bias: float = 0.0
-    dtype: str = "float32"
-    seed: int = 0
-    validation: float = 0.1
-    eval_every: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "layers", "seq_len", "batch", "steps"):
-            check_count(name, getattr(self, name))
-        check_flag("bidirectional", self.bidirectional)
-        if self.bidirectional:
-            raise ValueError(
-                "bidirectional=True makes no sense here: a second direction would read the characters that the network "
-                "has to predict; leave it out"
-            )
-        if self.members is not None:
-            check_count("members", self.members)
-        for name in ("dropout", "recurrent_dropout"):
-            check_number(name, getattr(self, name), below=1.0)
-        if self.dropout and self.layers == 1:
-            raise ValueError(
-                f"dropout={self.dropout} is between layers, but layers=1: give layers=2 or more, or use "
-                "recurrent_dropout"
-            )
-        check_option("optimizer", self.optimizer, OPTIMIZERS)
-        check_number("clip", self.clip)
-        check_number("validation", self.validation, below=1.0)
-        if self.lr is not None:
-            check_number("lr", self.lr)
-        if self.eval_every is not None:
-            check_count("eval_every", self.eval_every)
+#: Characters of the samples that are written as training goes on.
+SAMPLE_LENGTH = 200
+#: How often the learning rate is halved before training is given up.
+HALVINGS = 20
 
 
 @dataclass(frozen=True)
@@ -91,17 +36,54 @@ class Progress:
     """One line of ``metrics.jsonl``: after ``step`` updates, losses in nats per character.
 
     ``loss`` is the mean over the training steps since the line before; ``validation`` is None where it was
-    not computed. Of an ensemble they are the means over its members, each of which is in the lists.
+    not computed, and ``sample`` where nothing was written. Of an ensemble they are the means over its members, each of
+    which is in the lists. Nothing here depends on a clock: the same seed gives the same lines.
     """
 
     step: int
     characters: int
-    seconds: float
     lr: float
     loss: float
     validation: float | None = None
     members_loss: list[float] | None = None
     members_validation: list[float] | None = None
+    sample: str | None = None
+
+
+class Update(NamedTuple):
+    """What one update leaves, on the device.
+
+    Attributes
+    ----------
+    loss : 0-d, or (E,)
+    state : State
+    largest : dict of str to array
+        The largest absolute entry of every gradient, 0-d or (E,).
+    """
+
+    loss: Array
+    state: State
+    largest: dict[str, Array]
+
+
+class Listener:
+    """What a run tells as it goes on, and asks; nothing is done about it here."""
+
+    def progress(self, progress: Progress, seconds: float) -> None:
+        """A line of metrics, after so many seconds of training."""
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """All that the run is made of at this moment, and nothing that is no number."""
+
+    def diagnosis(self, step: int, diagnosis: Diagnosis) -> None:
+        """How the gradient flows at this step."""
+
+    def went_back(self, error: DivergenceError, step: int, lr: float) -> None:
+        """Training diverged and goes on from an earlier step with a smaller learning rate."""
+
+    def stop(self) -> bool:
+        """Whether to end after this update."""
+        return False
 
 
 class Trainer:
@@ -112,6 +94,22 @@ class Trainer:
     text : str
     options : Options
     device : str or Backend
+    source : list of str, optional
+        The files of the text, for checkpoints to know.
+
+    Attributes
+    ----------
+    characters : int
+        Of the text.
+    step : int
+        Updates so far.
+    lr : float
+        The learning rate that falls to zero over the run.
+    metrics : list of Progress
+    seconds : list of float
+        Of training, at each of the metrics.
+    events : list of dict
+        Where training diverged and went back.
 
     Raises
     ------
@@ -122,9 +120,12 @@ class Trainer:
     #: Steps between two lines of metrics: the device is asked for the loss that often.
     report_every = 10
 
-    def __init__(self, text: str, options: Options, device: Any = "cpu") -> None:
+    def __init__(self, text: str, options: Options, device: Any = "cpu", source: Sequence[str] | None = None) -> None:
         self.options = options
+        self.source = None if source is None else list(source)
         self.vocabulary = Vocabulary(text)
+        self.characters = len(text)
+        self.fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         tokens = self.vocabulary.encode(text)
         split = len(tokens) - int(len(tokens) * options.validation)
         self.train = Streams(tokens[:split], options.batch, options.seq_len, "the text without its held-out part")
@@ -148,101 +149,227 @@ class Trainer:
             seed=options.seed,
         )
         self.optimizer = make_optimizer(self.lr)
-        self.eval_every = options.eval_every or max(1, options.steps // 10)
+        self.step = 0
+        self.state: State | None = None
         self.metrics: list[Progress] = []
+        self.seconds: list[float] = []
+        self.events: list[dict[str, Any]] = []
+        self._losses: list[Means] = []  # since the last line of metrics, as far as they are on the host
+        self._watch = Watch(self.rnn.backend)
+        self._elapsed = 0.0
+        self._good: Checkpoint | None = None
 
-    def run(self, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False) -> None:
-        """Train for ``options.steps`` updates, or until ``stop()`` says so between two of them.
+    # ---- a run ----------------------------------------------------------------------------------------
 
-        ``report`` gets every line of metrics; the validation loss is computed ``eval_every`` steps and at the
-        end, but not when stopped, which is to be quick.
+    def run(self, listener: Listener | None = None) -> None:
+        """Train until ``options.steps`` updates are done, or ``listener.stop()`` says so after one.
+
+        There is a checkpoint at the beginning, every so often, and at the end or where it is stopped.
 
         Raises
         ------
-        FloatingPointError
-            If the loss is no longer a number.
+        DivergenceError
+            If a loss, a gradient or a parameter is no number any more: with ``on_divergence="halve-lr"`` only after
+            the learning rate was halved many times.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # _mean looks at what they lead to
-            self._run(report, stop)
+        listener = Listener() if listener is None else listener
+        with np.errstate(over="ignore", invalid="ignore"):  # the watch looks at what they lead to
+            self._began = time.perf_counter() - self._elapsed
+            if self._good is None:
+                self._keep(listener)
+            stopped = False
+            while self.step < self.options.steps and not stopped:
+                try:
+                    stopped = self._advance(listener)
+                except DivergenceError as error:
+                    self._go_back(error, listener)
 
-    def _run(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
-        options, began = self.options, time.perf_counter()
-        batches, state, since = self.train.forever(), None, []
-        dropout = options.dropout or options.recurrent_dropout
-        for step in range(1, options.steps + 1):
-            first, x, target = next(batches)
-            decay = 1 - (step - 1) / options.steps
-            loss, state = self.update(x, target, None if first else state, decay, step if dropout else None)
-            since.append(loss)
-            stopped = stop()
-            evaluate = not stopped and (step == options.steps or step % self.eval_every == 0)
-            if stopped or evaluate or step % self.report_every == 0:
-                means, held_out = self._means(since), self.evaluate() if evaluate else None
-                progress = Progress(
-                    step=step,
-                    characters=step * options.batch * options.seq_len,
-                    seconds=time.perf_counter() - began,
-                    lr=self.optimizer.lr,
-                    loss=float(means.mean()),
-                    validation=None if held_out is None else float(held_out.mean()),
-                    members_loss=_of_members(means),
-                    members_validation=_of_members(held_out),
-                )
-                since = []
-                report(progress)
-                self.metrics.append(progress)
-            if stopped:
-                return
+    def _advance(self, listener: Listener) -> bool:
+        """One update, and what is due after it; returns whether to stop here."""
+        options = self.options
+        first, x, target = self.train.at(self.step)
+        self.step += 1
+        done = self.update(x, target, None if first else self.state, self.step)
+        self.state = done.state
+        self._watch.add(self.step, self.optimizer.lr, done.loss, done.largest)
+        stopped, last = listener.stop(), self.step == options.steps
+        evaluate = last or self.step % options.every("eval_every") == 0
+        if evaluate or self.step % self.report_every == 0:
+            self._report(listener, evaluate=evaluate)
+        if options.diagnose_every and self.step % options.diagnose_every == 0:
+            self._read()
+            listener.diagnosis(self.step, self.diagnose())
+        if stopped or last or self.step % options.every("checkpoint_every") == 0:
+            self._keep(listener)
+        return stopped
 
-    def update(
-        self, x: Any, target: Any, state: State | None, decay: float, dropout_seed: int | None = None
-    ) -> tuple[Array, State]:
-        """One step: (2.1), (3.1)-(3.4) and (4). Nothing here waits for the device."""
-        self.optimizer.lr = self.lr * decay
-        loss, grads, state = self.rnn.loss_and_grad(x, target, "cross_entropy", state=state, dropout_seed=dropout_seed)
-        changes = grads.params
-        if self.options.clip:
-            changes = clip_by_global_norm(changes, self.options.clip, self.rnn.members)
+    def update(self, x: Any, target: Any, state: State | None, step: int) -> Update:
+        """Update number ``step``: (2.1), (3.1)-(3.4) and (4). Nothing here waits for the device."""
+        options, members = self.options, self.rnn.members
+        self.optimizer.lr = self.lr * (1 - (step - 1) / options.steps)
+        seed = step if options.dropout or options.recurrent_dropout else None
+        loss, grads, state = self.rnn.loss_and_grad(x, target, "cross_entropy", state=state, dropout_seed=seed)
+        changes = {name: grads.params[name] for name in self.rnn.params}  # in this order they are named
+        largest = largest_entries(changes, members)
+        if options.clip:
+            changes = clip_by_global_norm(changes, options.clip, members, largest=largest)
         self.optimizer.update(self.rnn.params, changes)
-        return loss, state
+        return Update(loss, state, largest)
 
-    @property
-    def reported(self) -> int:
-        """The step of the last line of metrics."""
-        return self.metrics[-1].step if self.metrics else 0
+    def _report(self, listener: Listener, *, evaluate: bool) -> None:
+        self._read()
+        means: Means = np.mean(self._losses, axis=0)
+        held_out = self.evaluate() if evaluate else None
+        progress = Progress(
+            step=self.step,
+            characters=self.step * self.options.batch * self.options.seq_len,
+            lr=self.optimizer.lr,
+            loss=float(means.mean()),
+            validation=None if held_out is None else float(held_out.mean()),
+            members_loss=_of_members(means),
+            members_validation=_of_members(held_out),
+            sample=self._sample() if evaluate else None,
+        )
+        self._losses = []
+        self.metrics.append(progress)
+        self.seconds.append(time.perf_counter() - self._began)
+        listener.progress(progress, self.seconds[-1])
 
-    def _means(self, losses: list[Array]) -> Means:
-        """The mean of losses on the device, on the host: the only place where training waits for it."""
-        means: Means = np.mean([self.rnn.backend.to_host(loss) for loss in losses], axis=0)
-        wrong = np.flatnonzero(~np.isfinite(means))
-        if wrong.size:
-            whose = "" if self.rnn.members is None else f" of member {wrong[0]}"
-            raise FloatingPointError(
-                f"the loss{whose} is {means.flat[wrong[0]]} at a learning rate of {self.optimizer.lr:g}: training "
-                "diverged; use a smaller --lr or --clip"
-            )
-        return means
+    def _read(self) -> None:
+        """Bring the losses since the last time to the host: the only place where updates are waited for."""
+        self._losses += self._watch.read()
+
+    def _sample(self) -> str:
+        try:
+            return sample(self.rnn, self.vocabulary, length=SAMPLE_LENGTH, seed=self.options.seed)
+        except ValueError:  # outputs that are no numbers
+            check_parameters(self.step, self.optimizer.lr, self._host_params())
+            raise DivergenceError(self.step, self.optimizer.lr, "outputs are no numbers", []) from None
 
     def evaluate(self) -> Means | None:
-        """Validation loss in nats per character, of an ensemble (E,); None without a validation text."""
+        """Validation loss in nats per character, of an ensemble (E,); None without a validation text.
+
+        Raises
+        ------
+        DivergenceError
+            If it is no number.
+        """
         if self.validation is None:
             return None
-        state, losses = None, []
+        state, watch = None, Watch(self.rnn.backend)
         for _, x, target in self.validation.once():
             loss, state = self.rnn.loss(x, target, "cross_entropy", state=state)
-            losses.append(loss)
-        return self._means(losses)
+            watch.add(self.step, self.optimizer.lr, loss, {})
+        try:
+            return np.asarray(np.mean(watch.read(), axis=0))
+        except DivergenceError:
+            check_parameters(self.step, self.optimizer.lr, self._host_params())
+            raise
 
-    def save_model(self, folder: Path) -> None:
-        """Write the network, its vocabulary and the options into a folder."""
-        metadata = {"characters": self.vocabulary.characters, "options": json.dumps(asdict(self.options))}
-        self.rnn.save(folder / MODEL, metadata)
+    def diagnose(self) -> Diagnosis:
+        """How the gradient flows through a batch of the text: the same one throughout a run."""
+        from .diagnostics import diagnose
 
-    def save_metrics(self, folder: Path) -> None:
-        """Write the metrics so far, and their plot, into a folder."""
-        lines = "".join(json.dumps(asdict(progress)) + "\n" for progress in self.metrics)
-        serialization.write_atomically(folder / METRICS, lines.encode())
-        serialization.write_atomically(folder / PLOT, plot(self.metrics))
+        _, x, target = self.train.at(0)
+        few = slice(0, DIAGNOSED)
+        return diagnose(self.rnn, self.rnn.asarray(x[:, few]), self.rnn.asarray(target[:, few]), "cross_entropy")
+
+    # ---- checkpoints ----------------------------------------------------------------------------------
+
+    def _keep(self, listener: Listener) -> None:
+        """A checkpoint, if all that goes into it are numbers."""
+        self._read()
+        checkpoint = self.checkpoint()
+        check_parameters(self.step, self.optimizer.lr, checkpoint.params)
+        self._good = checkpoint
+        listener.checkpoint(checkpoint)
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it is after this update."""
+        to_host, optimizer = self.rnn.backend.to_host, self.optimizer.state_dict()
+        self._read()
+        if hasattr(self, "_began"):
+            self._elapsed = time.perf_counter() - self._began
+        state = {} if self.state is None else {"h": self.state.h, "c": self.state.c}
+        members = () if self.rnn.members is None else (self.rnn.members,)
+        return Checkpoint(
+            step=self.step,
+            lr=self.lr,
+            elapsed=self._elapsed,
+            options=asdict(self.options),
+            source=self.source,
+            text=self.fingerprint,
+            device=self.rnn.backend.name,
+            updates=optimizer["updates"],
+            events=list(self.events),
+            metrics=[asdict(progress) for progress in self.metrics],
+            seconds=np.array(self.seconds, np.float64),
+            losses=np.array(self._losses, self.options.dtype).reshape(-1, *members),
+            params=self._host_params(),
+            kept={name: [to_host(array) for array in kept] for name, kept in optimizer["kept"].items()},
+            state={name: to_host(array) for name, array in state.items() if array is not None},
+        )
+
+    def _host_params(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {name: self.rnn.backend.to_host(value) for name, value in self.rnn.params.items()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of a run with the same options and text: to the same bits, on the same device.
+
+        Raises
+        ------
+        ValueError
+            If it is of another text or network; nothing is changed then.
+        """
+        if checkpoint.text != self.fingerprint:
+            raise ValueError(
+                "the text is not the one that the run has learnt so far: expected the same files with the same contents"
+            )
+        self._check_shapes(checkpoint)
+        from_host, backend = self.rnn.backend.from_host, self.rnn.backend
+        metrics = [Progress(**line) for line in checkpoint.metrics]
+        with backend.active():
+            kept = {name: [from_host(array) for array in arrays] for name, arrays in checkpoint.kept.items()}
+            self.optimizer.load_state_dict({"updates": checkpoint.updates, "kept": kept})
+            self.rnn.params.update({name: from_host(value) for name, value in checkpoint.params.items()})
+            state = {name: from_host(array) for name, array in checkpoint.state.items()}
+        self.state = State(**state) if state else None
+        self.step, self.lr, self.metrics = checkpoint.step, checkpoint.lr, metrics
+        self.seconds, self._losses = checkpoint.seconds.tolist(), list(checkpoint.losses)
+        self.events, self._elapsed, self._good = list(checkpoint.events), checkpoint.elapsed, checkpoint
+        self._watch.forget()
+
+    def _check_shapes(self, checkpoint: Checkpoint) -> None:
+        """Of a checkpoint: whether its arrays are those of this network, all of its dtype."""
+        architecture, dtype = self.rnn.architecture, self.options.dtype
+        shapes, names = architecture.shapes, architecture.cell.states
+        state_shape, slots = architecture.states_shape(self.options.batch), self.optimizer.slots
+        expected = {f"params[{name!r}]": shape for name, shape in shapes.items()}
+        expected |= {f"state.{name}": state_shape for name in names if checkpoint.step}
+        expected |= {f"kept[{name!r}]": shape for name, shape in shapes.items() if checkpoint.step and slots}
+        found = {f"params[{name!r}]": [value] for name, value in checkpoint.params.items()}
+        found |= {f"state.{name}": [value] for name, value in checkpoint.state.items()}
+        found |= {f"kept[{name!r}]": arrays for name, arrays in checkpoint.kept.items() if arrays}
+        for name in sorted(set(expected) | set(found)):
+            arrays = found.get(name, [])
+            count = slots if name.startswith("kept") else 1
+            if len(arrays) != count or any(a.shape != expected.get(name) or a.dtype != dtype for a in arrays):
+                raise ValueError(f"the checkpoint's {name} is not that of this network; expected one of the same run")
+
+    def _go_back(self, error: DivergenceError, listener: Listener) -> None:
+        """To the last checkpoint, with half the learning rate from there on; or give up."""
+        good, halved = self._good, self.lr / 2
+        first = OPTIMIZERS[self.options.optimizer][1] if self.options.lr is None else self.options.lr
+        if self.options.on_divergence == "stop" or good is None or halved < first / 2**HALVINGS:
+            raise error
+        events = [*self.events, {"step": error.step, "event": "diverged", "why": str(error), "back_to": good.step}]
+        self.restore(good)
+        self.lr, self.events = halved, events
+        listener.went_back(error, good.step, halved)
+
+
+#: Sequences of a batch that are diagnosed.
+DIAGNOSED = 4
 
 
 def _of_members(means: Means | None) -> list[float] | None:
@@ -256,48 +383,3 @@ def _validation_streams(tokens: Any, options: Options) -> Streams | None:
         return None
     seq_len = min(options.seq_len, len(tokens) - 1)
     return Streams(tokens, min(options.batch, (len(tokens) - 1) // seq_len), seq_len)
-
-
-def plot(metrics: list[Progress]) -> bytes:
-    """Training and validation loss over the characters read, as a PNG."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    marker = "." if len(metrics) == 1 else ""  # a line of one point would not be seen
-    axes.plot([m.characters for m in metrics], [m.loss for m in metrics], marker=marker, label="training", linewidth=1)
-    held_out = [(m.characters, m.validation) for m in metrics if m.validation is not None]
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", label="validation")
-        axes.set_title(f"validation loss {held_out[-1][1]:.3f} nats per character")
-    axes.set_xlabel("characters read")
-    axes.set_ylabel("loss (nats per character)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    return png.getvalue()
-
-
-def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
-    """The network and the characters of a run folder.
-
-    Raises
-    ------
-    ValueError
-        If the folder is no run folder, or its model is damaged.
-    """
-    path = Path(folder) / MODEL
-    if not path.is_file():
-        raise ValueError(f"{folder} is no run folder: it has no {MODEL}; expected one that `train` wrote")
-    rnn, metadata = RNN.load_with_metadata(path, device)
-    characters = metadata.get("characters", "")
-    vocabulary = Vocabulary(characters)
-    fits = characters == vocabulary.characters and len(vocabulary) == rnn.input_size == rnn.output_size
-    forward = rnn.readout == "every" and not rnn.bidirectional and rnn.architecture.time_major
-    if not fits or not forward or rnn.output != "softmax":
-        raise ValueError(f"{path} is no character model: expected a softmax over the characters that its header lists")
-    return rnn, vocabulary

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import bptt_array as ba
-from bptt_array import cli, models, training
+from bptt_array import checkpoints, cli, environment, models, runs, training
 from bptt_array.backend import NumpyBackend
+from bptt_array.options import Options
 from bptt_array.sampling import sample
 from bptt_array.text import Streams, Vocabulary, language_reference, read_texts
-from bptt_array.training import Options, Trainer
+from bptt_array.training import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
 SMALL = ["--hidden", "16", "--seq-len", "8", "--batch", "4", "--steps", "30"]
@@ -74,6 +75,8 @@ def test_streams_are_the_text_cut_into_columns_with_the_next_character_as_target
     tokens = np.arange(batch * seq_len + 1 + extra)
     streams = Streams(tokens, batch, seq_len)
     parts = list(streams.once())
+    for k in (0, 1, len(streams) - 1, len(streams), 2 * len(streams) + 1):  # again and again
+        assert all(np.array_equal(*pair) for pair in zip(streams.at(k), parts[k % len(parts)], strict=True))
     assert [first for first, _, _ in parts] == [True] + [False] * (len(parts) - 1)
     x = np.concatenate([x for _, x, _ in parts])
     target = np.concatenate([target for _, _, target in parts])
@@ -103,7 +106,7 @@ def test_files_are_read_one_after_the_other_without_byte_order_marks(tmp_path):
 def test_a_network_learns_a_short_text(cell, optimizer):
     trainer = Trainer(TEXT, Options(cell=cell, optimizer=optimizer, hidden=32, seq_len=16, batch=4, steps=600))
     first = trainer.evaluate()
-    trainer.run(lambda progress: None)
+    trainer.run()
     assert first == pytest.approx(np.log(len(trainer.vocabulary)), rel=0.1)
     assert trainer.metrics[-1].validation < 0.4
     written = sample(trainer.rnn, trainer.vocabulary, "the quick", length=30, temperature=0)
@@ -113,18 +116,20 @@ def test_a_network_learns_a_short_text(cell, optimizer):
 def test_the_same_seed_gives_the_same_bits():
     def run():
         trainer = Trainer(TEXT, Options(hidden=8, seq_len=8, batch=4, steps=20, seed=7))
-        trainer.run(lambda progress: None)
-        return trainer.rnn.params, [m.loss for m in trainer.metrics]
+        trainer.run()
+        return trainer.rnn.params, trainer.metrics
 
-    (first, losses), (second, again) = run(), run()
-    assert losses == again
+    (first, metrics), (second, again) = run(), run()
+    assert metrics == again
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_a_learning_rate_that_is_too_high_ends_training_with_a_word(capsys, text_file, tmp_path):
     command = ["train", str(text_file), *SMALL, "--lr", "1e38", "--optimizer", "sgd", "--cell", "relu"]
     assert cli.main([*command, "--out", str(tmp_path / "run")]) == 2
-    assert "training diverged; use a smaller --lr" in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "training diverged at step 2: the loss is " in said
+    assert said.endswith("at a learning rate of 9.66667e+37; use a smaller --lr or --clip")
     assert not (tmp_path / "run").exists()
 
 
@@ -157,15 +162,15 @@ def test_options_that_make_no_sense_say_why(options, message):
 
 def test_without_a_validation_text_and_without_clipping_it_still_trains():
     trainer = Trainer(TEXT, Options(hidden=8, seq_len=8, batch=4, steps=3, validation=0, clip=0))
-    trainer.run(lambda progress: None)
+    trainer.run()
     assert trainer.metrics[-1].validation is None
-    assert training.plot(trainer.metrics)[:4] == b"\x89PNG"
+    assert runs.plot(trainer.metrics)[:4] == b"\x89PNG"
 
 
 def test_the_loss_on_a_validation_text_is_in_nats_per_character():
     """Against a plain loop over every character that is evaluated."""
     trainer = Trainer(TEXT, Options(hidden=8, seq_len=8, batch=4, steps=5))
-    trainer.run(lambda progress: None)
+    trainer.run()
     total, count = 0.0, 0
     columns = trainer.validation.inputs.shape[0] // 8 * 8
     for n in range(trainer.validation.inputs.shape[1]):
@@ -185,7 +190,7 @@ TINY = {"hidden": 8, "seq_len": 8, "batch": 4, "steps": 6}
 
 def trained(**options):
     trainer = Trainer(TEXT, Options(**TINY | options))
-    trainer.run(lambda progress: None)
+    trainer.run()
     return trainer
 
 
@@ -242,14 +247,6 @@ def test_every_step_drops_out_by_masks_of_its_own_and_validation_does_not(option
     dropout = any(name.endswith("dropout") for name in option)
     assert [seed for name, seed in seeds if name == "loss_and_grad"] == [k if dropout else None for k in range(1, 7)]
     assert {seed for name, seed in seeds if name == "loss"} == {None}
-
-
-def test_divergence_names_the_member():
-    trainer = Trainer(TEXT, Options(**TINY, members=3))
-    trainer.rnn.params["b_y"][1, ...] = np.nan
-    with pytest.raises(FloatingPointError, match="the loss of member 1 is nan at a learning rate"):
-        trainer.run(lambda progress: None)
-    assert np.isfinite(trainer.rnn.params["b_y"][[0, 2]]).all()  # clipped by itself
 
 
 def test_an_ensemble_writes_by_the_mean_of_its_probabilities_and_a_member_by_its_own():
@@ -337,14 +334,29 @@ def test_gradients_without_an_axis_for_the_members_are_named(call):
 
 
 def test_a_run_folder_holds_model_metrics_and_plot(run_folder):
-    assert sorted(path.name for path in run_folder.iterdir()) == ["loss.png", "metrics.jsonl", "model.safetensors"]
+    assert sorted(path.name for path in run_folder.iterdir()) == [
+        "checkpoints",
+        "environment.json",
+        "loss.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "times.jsonl",
+    ]
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines][-1] == 30
     assert lines[-1]["characters"] == 30 * 8 * 4
     assert lines[-1]["validation"] < lines[0]["validation"]
     assert lines[-1]["lr"] < lines[0]["lr"]
+    assert len(lines[-1]["sample"]) == training.SAMPLE_LENGTH
+    times = [json.loads(line) for line in (run_folder / "times.jsonl").read_text().splitlines()]
+    assert [time["step"] for time in times] == [line["step"] for line in lines]
+    seconds = [time["seconds"] for time in times]
+    assert 0 < seconds[0] < seconds[-1] == max(seconds)
+    (started,) = json.loads((run_folder / "environment.json").read_text())
+    assert started["device"] == "cpu"
+    assert started["numpy"] == np.__version__
     assert (run_folder / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    rnn, vocabulary = training.load(run_folder)
+    rnn, vocabulary = runs.load(run_folder)
     assert vocabulary.characters == "".join(sorted(set(TEXT)))
     assert rnn.hidden_size == 16
 
@@ -365,7 +377,7 @@ def test_every_kind_of_network_is_trained_saved_and_sampled(options, built, text
     folder = tmp_path / "run"
     assert cli.main(["train", str(text_file), *SMALL, *options.split(), "--out", str(folder)]) == 0
     assert "A sample" in capsys.readouterr().out
-    rnn, _ = training.load(folder)
+    rnn, _ = runs.load(folder)
     assert rnn.config | built == rnn.config
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["validation"] < lines[0]["validation"]
@@ -386,7 +398,7 @@ def test_a_run_folder_of_the_time_before_layers_and_members_is_read(run_folder, 
     options = json.loads(metadata["options"])
     for name in ("layers", "members", "bidirectional", "dropout", "recurrent_dropout", "forget_bias"):
         del options[name]
-    before = sample(*training.load(run_folder), length=20)
+    before = sample(*runs.load(run_folder), length=20)
     config = json.dumps({name: architecture.config[name] for name in old})
     metadata = {"format": "bptt_array.RNN", "config": config, "options": json.dumps(options)} | metadata
     save_file(params, model, metadata)
@@ -427,7 +439,7 @@ def test_sample_continues_a_prompt_the_same_way_for_the_same_seed(run_folder, ca
 
 
 def test_temperature_makes_text_bolder_or_wilder(run_folder):
-    rnn, vocabulary = training.load(run_folder)
+    rnn, vocabulary = runs.load(run_folder)
     different = [len(set(sample(rnn, vocabulary, length=300, temperature=t))) for t in (0.05, 1.0, 10.0)]
     assert different == sorted(different)
     assert different[0] < different[2]
@@ -469,7 +481,7 @@ def test_sample_refuses_what_it_cannot_do(run_folder, tmp_path, capsys, text_fil
 
 def test_train_refuses_what_it_cannot_read_and_overwrites_nothing(run_folder, tmp_path, capsys, text_file):
     out = tmp_path / "new"
-    before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
+    before = {path: path.read_bytes() for path in run_folder.rglob("*.*")}
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "latin").write_bytes("größer".encode("latin-1") * 1000)
     (tmp_path / "short").write_text("abc" * 10)
@@ -489,7 +501,7 @@ def test_train_refuses_what_it_cannot_read_and_overwrites_nothing(run_folder, tm
     assert "lr=nan" in fails(capsys, "train", text_file, *SMALL, "--lr", "nan", "--out", out)
     assert "device='gpu' is unknown" in fails(capsys, "train", text_file, *SMALL, "--device", "gpu", "--out", out)
     assert "Not a directory" in fails(capsys, "train", text_file, *SMALL, "--out", text_file / "below")
-    assert {path.name: path.read_bytes() for path in run_folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in run_folder.rglob("*.*")} == before
     assert text_file.read_text(encoding="utf-8") == TEXT
     assert not out.exists()
 
@@ -527,7 +539,7 @@ def test_info_prints_versions_and_devices(capsys):
 
 
 def test_a_package_that_is_not_there_is_said_to_be_so():
-    assert cli._version("no-such-package-at-all") == "not installed"
+    assert environment.version("no-such-package-at-all") == "not installed"
 
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["sample", "--help"], ["parity", "--help"]])
@@ -574,9 +586,13 @@ def test_ctrl_c_and_sigterm_save_what_was_learnt(text_file, tmp_path, number, st
     assert "Traceback" not in err
     last = err.splitlines()[-1]
     assert last.startswith("bptt-array: interrupted after step ")
+    assert "to go on: " in last
+    assert last.endswith(f"-m bptt_array train --resume {tmp_path / 'run'}")
     step = int(last.split("step ")[1].split(";")[0])
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["step"] == step
+    assert step - 10 <= json.loads(lines[-1])["step"] <= step
+    checkpoint = checkpoints.newest_checkpoint(tmp_path / "run", print)
+    assert checkpoint.step == step
     assert cli.main(["sample", str(tmp_path / "run"), "--length", "5"]) == 0
 
 
@@ -599,10 +615,17 @@ def test_a_second_ctrl_c_does_not_wait():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_default_options_are_those_of_the_command_line():
-    parsed = vars(cli.parser().parse_args(["train"]))
+def test_the_command_line_has_every_option_of_a_run_and_its_default(capsys):
+    assert not set(vars(Options())) & set(vars(cli.parser().parse_args(["train"])))  # those of Options are taken
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    help_text = " ".join(capsys.readouterr().out.split())
     for name, value in vars(Options()).items():
-        assert parsed[name] == value, name
+        flag = f"--{name.replace('_', '-')}"
+        assert flag in help_text
+        if value is not None and value is not False:
+            entry = help_text[help_text.rindex(f" {flag} ") :]
+            assert re.match(rf"[^()]*(\([^d][^()]*\)[^()]*)*\(default: {value}\)", entry), entry[:200]
 
 
 def test_errors_name_the_option_of_the_command_line(run_folder, capsys, text_file):
@@ -631,23 +654,19 @@ def test_errors_name_the_option_of_the_command_line(run_folder, capsys, text_fil
 
 def test_a_folder_belongs_to_one_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.time, "strftime", lambda layout: "now")
-    with cli._run_folder(None) as first, cli._run_folder(None) as second, cli._run_folder(None) as third:
-        assert [folder.name for folder in (first, second, third)] == ["now", "now-2", "now-3"]
+    monkeypatch.setattr(runs.time, "strftime", lambda layout: "now")
+    with runs.new_run(None) as first, runs.new_run(None) as second, runs.new_run(None) as third:
+        assert [folder.path.name for folder in (first, second, third)] == ["now", "now-2", "now-3"]
     assert list((tmp_path / "runs").iterdir()) == []  # nothing was learnt
     mine = tmp_path / "mine"
     mine.mkdir()
-
-    def refused():
-        return pytest.raises(cli.CommandError, match="exists and is not an empty folder")
-
-    with cli._run_folder(mine), refused(), cli._run_folder(mine):
-        pass
-    with cli._run_folder(mine), monkeypatch.context() as patch:
-        patch.setattr(cli.Path, "iterdir", lambda self: iter(()))  # two runs that looked at the same moment
-        with refused(), cli._run_folder(mine):
-            pass
+    with runs.new_run(mine), pytest.raises(ValueError, match="is in use by another run"), runs.new_run(mine):
+        pass  # nothing was written yet, and still
     assert list(mine.iterdir()) == []
+    (mine / "note").touch()
+    with pytest.raises(ValueError, match=r"out=.*mine exists and is not an empty folder"), runs.new_run(mine):
+        pass
+    assert [path.name for path in mine.iterdir()] == ["note"]
 
 
 def test_a_closed_output_is_one_line_and_loses_nothing(text_file, tmp_path):
@@ -659,7 +678,7 @@ def test_a_closed_output_is_one_line_and_loses_nothing(text_file, tmp_path):
     assert process.stderr.read().splitlines()[-1].endswith("output: Broken pipe")
     process.stderr.close()
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert training.load(tmp_path / "run")
+    assert runs.load(tmp_path / "run")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
@@ -676,7 +695,7 @@ def test_a_full_output_is_one_line_and_leaves_no_claimed_folder(text_file, tmp_p
 def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    ba.RNN(1, 4, 1, output="softmax").save(folder / training.MODEL, {"characters": "ö"})
+    ba.RNN(1, 4, 1, output="softmax").save(folder / runs.MODEL, {"characters": "ö"})
     ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     process = start("sample", folder, "--length", "2", cwd=tmp_path, **ascii_only)
     assert process.communicate(timeout=60) == ("\\xf6" * 2 + "\n", "")
@@ -687,24 +706,6 @@ def test_file_names_are_not_taken_for_options_nor_broken_into_lines(tmp_path, ca
     for name, shown in (("steps=3", "steps=3"), ("two\nlines", "two\\nlines")):
         (tmp_path / name).touch()
         assert fails(capsys, "train", name) == f"bptt-array: error: {shown} is empty; expected a text to learn\n"
-
-
-def test_divergence_keeps_what_was_good_before(text_file, tmp_path, capsys, monkeypatch):
-    update = Trainer.update
-    calls = []
-
-    def explode_later(self, *arguments):
-        calls.append(None)
-        loss, state = update(self, *arguments)
-        return (loss * np.nan if len(calls) > 20 else loss), state
-
-    monkeypatch.setattr(Trainer, "update", explode_later)
-    command = ["train", str(text_file), *SMALL, "--eval-every", "10", "--out", str(tmp_path / "run")]
-    assert cli.main(command) == 2
-    assert "the loss is nan" in capsys.readouterr().err
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [10, 20]
-    assert training.load(tmp_path / "run")
 
 
 def test_the_module_and_the_console_script_are_the_same_program(tmp_path):

@@ -1,0 +1,194 @@
+"""Everything that a training run is made of between two updates, as a file: what it takes to go on to the same bits.
+
+The random numbers of a run need no generator here: masks of dropout are a function of the seed and the step, and so is
+the place in the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .serialization import open_file, write_file
+from .wording import short
+
+HostArray = np.ndarray[Any, Any]
+
+KIND = "training checkpoint"
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d{1,18})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after ``step`` updates, on the host.
+
+    Attributes
+    ----------
+    step : int
+    lr : float
+        The rate that the schedule begins with; halved where training diverged.
+    elapsed : float
+        Seconds of training so far.
+    options : dict
+        Of the run, see :class:`bptt_array.options.Options`.
+    source : list of str or None
+        The files of the text; None: the language reference inside Python.
+    text : str
+        SHA-256 of the text.
+    device : str
+        On which the run was.
+    updates : dict of str to int
+        Of the optimizer, for every parameter.
+    events : list of dict
+        What happened besides: ``{"step": …, "event": …}``.
+    metrics : list of dict
+        Lines of ``metrics.jsonl``.
+    seconds : (lines,) float64
+        Of training, at each line of the metrics.
+    losses : (updates, [E])
+        Since the last line of the metrics.
+    params : dict of str to array
+    kept : dict of str to list of array
+        What the optimizer keeps for every parameter.
+    state : dict of str to array
+        ``h`` and, of an LSTM, ``c``; empty before the first update.
+    """
+
+    step: int
+    lr: float
+    elapsed: float
+    options: dict[str, Any]
+    source: list[str] | None
+    text: str
+    device: str
+    updates: dict[str, int]
+    events: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    seconds: HostArray
+    losses: HostArray
+    params: dict[str, HostArray]
+    kept: dict[str, list[HostArray]]
+    state: dict[str, HostArray]
+
+
+#: The fields that are JSON, in the header; metrics, which grow, are among the data.
+_SAID = ("step", "lr", "elapsed", "options", "source", "text", "device", "updates", "events")
+
+
+def json_lines(values: list[dict[str, Any]]) -> bytes:
+    """One line of JSON for each."""
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint of a run folder, then remove all but the last ``keep``, and what is left of later ones.
+
+    Returns
+    -------
+    Path
+        Of the new file.
+
+    Raises
+    ------
+    OSError
+        Naming the file; the checkpoints before are as they were.
+    """
+    here = folder / FOLDER
+    here.mkdir(exist_ok=True)
+    arrays = {
+        "seconds": checkpoint.seconds,
+        "losses": checkpoint.losses,
+        "metrics": np.frombuffer(json_lines(checkpoint.metrics), np.uint8),
+        **{f"params.{name}": value for name, value in checkpoint.params.items()},
+        **{f"kept.{k}.{name}": value for name, kept in checkpoint.kept.items() for k, value in enumerate(kept)},
+        **{f"state.{name}": value for name, value in checkpoint.state.items()},
+    }
+    content = {name: getattr(checkpoint, name) for name in _SAID}
+    path = here / f"step-{checkpoint.step:08}.safetensors"
+    write_file(path, KIND, arrays, content)
+    earlier = [other for other in checkpoints(folder) if step_of(other) < checkpoint.step]
+    later = [other for other in checkpoints(folder) if step_of(other) > checkpoint.step]
+    for other in [*later, *earlier[: max(0, len(earlier) + 1 - keep)]]:
+        other.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint that :func:`write_checkpoint` wrote.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the file cannot be read, is damaged, or none.
+    """
+    with open_file(path) as file:
+        content = file.about(KIND)
+        arrays = file.arrays()
+    try:
+        if set(content) != set(_SAID) or type(content["step"]) is not int or content["step"] < 0:
+            raise ValueError
+        kept: dict[str, list[HostArray]] = {name: [] for name in content["updates"]}
+        for name, array in _part(arrays, "kept").items():  # 0.NAME, 1.NAME: sorted
+            kept[name.partition(".")[2]].append(array)
+        return Checkpoint(
+            **content,
+            metrics=[json.loads(line) for line in arrays["metrics"].tobytes().splitlines()],
+            seconds=arrays["seconds"],
+            losses=arrays["losses"],
+            params=_part(arrays, "params"),
+            kept=kept,
+            state=_part(arrays, "state"),
+        )
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        raise ValueError(f"path={str(path)!r} does not hold what a checkpoint does") from None
+
+
+def _part(arrays: dict[str, HostArray], kind: str) -> dict[str, HostArray]:
+    """The arrays under ``kind.``, by the rest of their names, in alphabetical order."""
+    return {name.removeprefix(f"{kind}."): arrays[name] for name in sorted(arrays) if name.startswith(f"{kind}.")}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first."""
+    found = [path for path in (folder / FOLDER).glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint:
+    """The last checkpoint of a run folder that can be read; of each that cannot, ``say`` gets a word.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            found = read_checkpoint(path)
+            if found.step != step_of(path):
+                raise ValueError(f"path={str(path)!r} is of step {short(found.step)}")
+        except (OSError, ValueError) as error:
+            say(f"{error}; trying the checkpoint before it")
+            continue
+        return found
+    if paths:
+        raise ValueError(f"{folder} has no checkpoint that can be read, of {len(paths)}: the run cannot be resumed")
+    raise ValueError(
+        f"{folder} has no checkpoint; expected a run folder that `train` wrote (if it did, and was killed before its "
+        "first one, remove the folder and train again)"
+    )

@@ -1,0 +1,354 @@
+"""The folder of a training run: who may write there, and what is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoints import FOLDER as CHECKPOINTS
+from .checkpoints import Checkpoint, checkpoints, json_lines, newest_checkpoint, write_checkpoint
+from .checks import check_count
+from .divergence import DivergenceError
+from .environment import versions
+from .rnn import RNN
+from .serialization import open_file, remove_unfinished, write_atomically, write_file
+from .text import Vocabulary
+from .training import Listener, Progress, Trainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .diagnostics import Diagnosis
+
+MODEL, METRICS, TIMES, PLOT, ENVIRONMENT = (
+    "model.safetensors",
+    "metrics.jsonl",
+    "times.jsonl",
+    "loss.png",
+    "environment.json",
+)
+DIAGNOSES, DIAGNOSIS = "diagnostics", "diagnosis"
+
+
+class RunFolder:
+    """A run folder that this process may write to.
+
+    Attributes
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def describe(self, device: str) -> None:
+        """Note what the run runs on, from here on."""
+        before = self.started()
+        now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "device": device, **versions()}
+        text = json.dumps([*before, now], indent=1) + "\n"
+        write_atomically(self.path / ENVIRONMENT, text.encode(), flush=False)
+
+    def started(self) -> list[dict[str, str]]:
+        """What the run ran on, for every time that it was started or resumed."""
+        try:
+            found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not written yet, or not by us: nothing depends on it
+            return []
+        return found if isinstance(found, list) else []
+
+    def save(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        """A checkpoint, then what follows from it."""
+        write_checkpoint(self.path, checkpoint, trainer.options.keep_checkpoints)
+        self.save_results(trainer)
+
+    def save_results(self, trainer: Trainer) -> None:
+        """The model (if it has learnt anything), the metrics so far, and when they were reached.
+
+        The checkpoint holds all of that too: it is enough to flush the model.
+        """
+        if trainer.step:
+            metadata = {
+                "characters": trainer.vocabulary.characters,
+                "options": json.dumps(trainer.options.of_the_model),
+            }
+            trainer.rnn.save(self.path / MODEL, metadata)
+        lines = [asdict(progress) for progress in trainer.metrics]
+        write_atomically(self.path / METRICS, json_lines(lines), flush=False)
+        times = [
+            {"step": progress.step, "seconds": seconds}
+            for progress, seconds in zip(trainer.metrics, trainer.seconds, strict=True)
+        ]
+        write_atomically(self.path / TIMES, json_lines(times), flush=False)
+
+    def save_plot(self, trainer: Trainer) -> None:
+        """The metrics as a picture, if there are any."""
+        if trainer.metrics:
+            write_atomically(self.path / PLOT, plot(trainer.metrics), flush=False)
+
+    def save_diagnosis(self, step: int, diagnosis: Diagnosis) -> None:
+        """How the gradient flowed at a step, as arrays."""
+        folder = self.path / DIAGNOSES
+        folder.mkdir(exist_ok=True)
+        write_file(folder / f"step-{step:08}.safetensors", DIAGNOSIS, diagnosis.arrays(), {"step": step}, flush=False)
+
+    @property
+    def learnt(self) -> bool:
+        """Whether there is anything that took training."""
+        return (self.path / MODEL).exists()
+
+    def remove(self) -> None:
+        """Remove what a run that learnt nothing wrote."""
+        for path in [*checkpoints(self.path), *(self.path / name for name in (METRICS, TIMES, ENVIRONMENT))]:
+            path.unlink(missing_ok=True)
+        if (self.path / CHECKPOINTS).exists():
+            (self.path / CHECKPOINTS).rmdir()
+
+
+class RunListener(Listener):
+    """Writes what a run tells into its folder, and shows it: a bar, and a line for every validation.
+
+    Parameters
+    ----------
+    stopping : () -> bool
+        Whether to end after this update.
+    say : (str) -> None
+        Where warnings go.
+    """
+
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, stopping: Callable[[], bool], say: Callable[[str], None]
+    ) -> None:
+        self._trainer, self._folder, self._stopping, self._say = trainer, folder, stopping, say
+        self._kept = trainer.step  # the step of the last checkpoint on disk
+
+    def __enter__(self) -> RunListener:
+        from tqdm import tqdm
+
+        options = self._trainer.options
+        per_step = options.batch * options.seq_len
+        # None: no bar where standard error is no terminal; the lines on standard output are there anyway.
+        no_bar = True if sys.stderr is None else None
+        self._bar = tqdm(
+            total=options.steps * per_step,
+            initial=self._trainer.step * per_step,
+            unit="char",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=no_bar,
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+        if any(exception) and self._kept:
+            with contextlib.suppress(OSError):  # what went wrong first is what has to be said
+                self._folder.save_plot(self._trainer)
+
+    def progress(self, progress: Progress, seconds: float) -> None:
+        self._bar.set_postfix_str(f"loss {progress.loss:.3f}", refresh=False)
+        self._bar.update(progress.characters - self._bar.n)
+        if progress.validation is not None:
+            self._bar.write(
+                f"step {progress.step:>6}  loss {progress.loss:.3f}  validation {progress.validation:.4f} nats per "
+                f"character  {progress.characters / seconds:,.0f} characters per second",
+                file=sys.stdout,
+            )
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        self._folder.save(self._trainer, checkpoint)
+        self._kept = checkpoint.step
+
+    def diagnosis(self, step: int, diagnosis: Diagnosis) -> None:
+        self._folder.save_diagnosis(step, diagnosis)
+
+    def went_back(self, error: DivergenceError, step: int, lr: float) -> None:
+        self._say(f"{error}; going back to step {step} and on with --lr {lr:g}")
+
+    def stop(self) -> bool:
+        return self._stopping()
+
+    def way_out(self) -> str:
+        """Of a run that diverged: what there is to go on from."""
+        if not self._kept:
+            return ""
+        return (
+            f"; the last good checkpoint, of step {self._kept}, is in {self._folder.path}: --resume "
+            f"{self._folder.path} --on-divergence halve-lr goes on from there with half the learning rate"
+        )
+
+
+@contextlib.contextmanager
+def new_run(path: Path | None) -> Iterator[RunFolder]:
+    """Claim a new run folder; if nothing was learnt in the end, leave nothing behind.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds anything, or another run is writing there.
+    """
+    made = path is None or not path.exists()
+    path = _default_folder() if path is None else path
+    with contextlib.ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone_in(path))
+            if any(path.iterdir()):
+                raise FileExistsError
+        except FileExistsError:
+            raise ValueError(f"out={path} exists and is not an empty folder; choose another name") from None
+        folder = RunFolder(path)
+        try:
+            yield folder
+        finally:
+            if not folder.learnt:
+                with contextlib.suppress(OSError):
+                    folder.remove()
+                    if made:
+                        path.rmdir()
+
+
+@contextlib.contextmanager
+def resumed_run(path: Path, say: Callable[[str], None]) -> Iterator[tuple[RunFolder, Checkpoint]]:
+    """Claim a run folder that was left, and its last checkpoint that can be read.
+
+    Raises
+    ------
+    ValueError
+        If it is no run folder, has no checkpoint that can be read, or another run is writing there.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is no run folder; expected one that `train` wrote")
+    with _alone_in(path):
+        for folder in (path, path / CHECKPOINTS, path / DIAGNOSES):
+            remove_unfinished(folder)
+        yield RunFolder(path), newest_checkpoint(path, say)
+
+
+@contextlib.contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """Hold the folder for this process, as long as it lives; the system lets go of it, however the process ends.
+
+    Where a system or a file system has no locks this does nothing.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ValueError(f"{path} is in use by another run, which is writing there; wait for its end") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _default_folder() -> Path:
+    """A new folder named after the time, and after nobody else's."""
+    stem = time.strftime("%Y%m%d-%H%M%S")
+    for count in itertools.count(1):
+        folder = Path("runs") / (stem if count == 1 else f"{stem}-{count}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("unreachable")
+
+
+def plot(metrics: list[Progress]) -> bytes:
+    """:func:`loss_figure` as a PNG."""
+    png = io.BytesIO()
+    loss_figure(metrics).savefig(png, format="png", dpi=120)
+    return png.getvalue()
+
+
+def loss_figure(metrics: list[Progress]) -> Figure:
+    """Training and validation loss over the characters read."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    marker = "." if len(metrics) == 1 else ""  # a line of one point would not be seen
+    axes.plot([m.characters for m in metrics], [m.loss for m in metrics], marker=marker, label="training", linewidth=1)
+    held_out = [(m.characters, m.validation) for m in metrics if m.validation is not None]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", label="validation")
+        axes.set_title(f"validation loss {held_out[-1][1]:.3f} nats per character")
+    axes.set_xlabel("characters read")
+    axes.set_ylabel("loss (nats per character)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def read_metrics(folder: Path) -> list[Progress]:
+    """The metrics of a run folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no run folder, or they are damaged.
+    """
+    names = {field.name for field in fields(Progress)}
+    try:
+        lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        return [Progress(**{name: value for name, value in line.items() if name in names}) for line in lines]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no run folder: it has no {METRICS}; expected one that `train` wrote") from None
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        raise ValueError(f"{folder / METRICS} is damaged; expected a line of JSON for every line of metrics") from None
+
+
+def read_diagnoses(folder: Path) -> dict[int, Diagnosis]:
+    """How the gradient flowed, by step.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged.
+    """
+    from .diagnostics import Diagnosis
+
+    found = {}
+    for path in sorted((folder / DIAGNOSES).glob("step-*.safetensors")):
+        with open_file(path) as file:
+            about, arrays = file.about(DIAGNOSIS), file.arrays()
+        found[check_count(f"step of {path}", about.get("step"), least=0)] = Diagnosis.from_arrays(arrays)
+    return found
+
+
+def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
+    """The network and the characters of a run folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no run folder, or its model is damaged.
+    """
+    path = Path(folder) / MODEL
+    if not path.is_file():
+        raise ValueError(f"{folder} is no run folder: it has no {MODEL}; expected one that `train` wrote")
+    rnn, metadata = RNN.load_with_metadata(path, device)
+    characters = metadata.get("characters", "")
+    vocabulary = Vocabulary(characters)
+    fits = characters == vocabulary.characters and len(vocabulary) == rnn.input_size == rnn.output_size
+    forward = rnn.readout == "every" and not rnn.bidirectional and rnn.architecture.time_major
+    if not fits or not forward or rnn.output != "softmax":
+        raise ValueError(f"{path} is no character model: expected a softmax over the characters that its header lists")
+    return rnn, vocabulary

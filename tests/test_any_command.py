@@ -1,0 +1,236 @@
+"""Whatever is typed: every command ends with a status, and where that is an error, in one line on standard error.
+
+Arguments are drawn by hypothesis, texts are of any encoding. Commands run in this process, apart from the calls of the
+library (``test_any_input.py``) because each takes tenths of a second: 400 where ``CI`` is set, 60 otherwise.
+"""
+
+import contextlib
+import io
+import itertools
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bptt_array import parity, text
+from bptt_array.cli import main
+
+IN_CI = bool(os.environ.get("CI"))
+CASES = 400 if IN_CI else 60
+
+#: Errors of the library and of argparse; everything else that is said on standard error begins with the program's name.
+ERROR = re.compile(r"bptt-array( \w+)?: error: \S")
+
+GOOD = "it was the best of times, it was the worst of times\n" * 4
+FILES = {
+    "good": GOOD.encode(),
+    "with a mark": b"\xef\xbb\xbf" + GOOD.encode(),
+    "line ends of another system": GOOD.replace("\n", "\r\n").encode(),
+    "far away": ("\U0001d4b3é٣\n\0\x1b[31m" * 30).encode(),
+    "one character": b"a" * 200,
+    "short": b"ab",
+    "empty": b"",
+    "latin-1": b"caf\xe9 " * 40,
+    "utf-16": GOOD.encode("utf-16"),
+    "surrogates": b"\xed\xa0\x80" * 40,
+    "nulls": bytes(200),
+}
+PATHS = [*FILES, "good", "good", "good", "nowhere", ".", "", "a\0", "\ud800", "n" * 300, "runs", "good/model"]
+
+
+def run(arguments):
+    """Status, standard output and standard error."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(arguments)
+        except SystemExit as stopped:  # argparse
+            status = stopped.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return status, out.buffer.getvalue().decode(), err.buffer.getvalue().decode()
+
+
+def check(arguments):
+    """Returns the status."""
+    status, out, err = run(arguments)
+    assert status in (0, 1, 2), (status, err)
+    assert "Traceback" not in out + err
+    lines = err.splitlines()
+    assert all(line.startswith("bptt-array") for line in lines), err
+    assert sum(bool(ERROR.match(line)) for line in lines) == (status == 2), err
+    if status == 2:
+        assert ERROR.match(lines[-1]), err
+    return status
+
+
+# ---- what is typed ----------------------------------------------------------------------------------------
+
+#: Numbers of things that are allocated or waited for: few, or more than there can be.
+small = st.sampled_from(["1", "2", "3", "3", "+2", " 2", "٣"])
+bad_counts = st.sampled_from(
+    ["0", "-1", "2.0", "1e3", "x", "", "nan", "9" * 5000, "1" + "0" * 30, "1_000_000_000_000_000", "\ud800"]
+)
+counts = small | small | bad_counts
+few = small | small | bad_counts.filter(lambda n: not n.replace("_", "").isdigit() or n == "0")  # what is waited for
+rates = st.sampled_from(
+    ["0", "0.5", "0.1", "0.9", "1", "1.0", "-0.1", "nan", "inf", "-inf", "1e400", "1e30", "half", "", "0,5", "1e-320"]
+)
+seeds = st.sampled_from(["0", "1", "4294967296", "1" + "0" * 30, "1" + "0" * 60, "-1", "1.5", "x"])
+devices = st.sampled_from(["cpu", "cpu", "auto", "cuda", "cuda:99", "CPU", "", "gpu", "cuda:x", "\ud800"])
+names = itertools.count()
+
+TRAIN = {
+    "--cell": st.sampled_from(["tanh", "relu", "lstm", "gru", "elu", ""]),
+    "--hidden": counts,
+    "--layers": counts,
+    "--members": counts,
+    "--dropout": rates,
+    "--recurrent-dropout": rates,
+    "--seq-len": counts,
+    "--batch": counts,
+    "--lr": rates,
+    "--optimizer": st.sampled_from(["adam", "sgd", "momentum", "Adam"]),
+    "--clip": rates,
+    "--init": st.sampled_from(["uniform", "orthogonal", "identity", "zeros"]),
+    "--forget-bias": rates,
+    "--validation": rates,
+    "--eval-every": counts,
+    "--device": devices,
+    "--dtype": st.sampled_from(["float32", "float64", "float16"]),
+    "--seed": seeds,
+    "--out": st.sampled_from(["good", ".", "", "a\0", "\ud800", "n" * 300, "good/run", "run"]),
+    "--bidirectional": st.none(),
+    "--nonsense": st.none(),
+    # where there are none of these yet, argparse says so
+    "--checkpoint-every": counts,
+    "--keep-checkpoints": counts,
+    "--on-divergence": st.sampled_from(["stop", "halve-lr", "go on"]),
+    "--diagnose-every": counts,
+}
+SAMPLE = {
+    "--prompt": st.sampled_from(["", "it", "the\n", "é", "\0", "\ud800", "-x", "--", "x" * 10_000]),
+    "--length": few,
+    "--temperature": rates,
+    "--seed": seeds,
+    "--member": st.sampled_from(["0", "1", "2", "-1", "x"]),
+    "--device": devices,
+}
+
+
+@st.composite
+def options(draw, of, most):
+    """Up to ``most`` of them, as they stand on a command line."""
+    typed = []
+    for name in draw(st.lists(st.sampled_from(sorted(of)), max_size=most, unique=True)):
+        value = draw(of[name])
+        if value is None:
+            typed.append(name)
+        else:
+            typed += draw(st.sampled_from([[name, value], [f"{name}={value}"]]))
+    return typed
+
+
+@st.composite
+def trains(draw):
+    if draw(st.integers(0, 3)) == 0:
+        resumed = f"again-{next(names)}"
+        shutil.copytree("run", resumed)
+        which = draw(st.sampled_from([resumed, resumed, "good", "nowhere", "", "a\0", "\ud800"]))
+        return ["train", "--resume", which, *draw(options(TRAIN, 2))]
+    files = draw(st.just(["good"]) | st.lists(st.sampled_from(PATHS), max_size=2))
+    right = ["--hidden=3", "--batch=2", "--seq-len=4", "--steps=2", f"--out=run-{next(names)}"]
+    return ["train", *right, *draw(options(TRAIN, 3)), *draw(st.just([]) | st.just(["--"])), *files]
+
+
+runs = st.sampled_from(
+    ["run", "run", "run", "ensemble", "ensemble", "good", "nowhere", ".", "", "a\0", "\ud800", "damaged"]
+)
+
+
+@st.composite
+def samples(draw):
+    return ["sample", draw(runs), *draw(st.just(["--length=3"])), *draw(options(SAMPLE, 3))]
+
+
+@st.composite
+def reports(draw):
+    return ["report", draw(runs)]
+
+
+@st.composite
+def others(draw):
+    parities = devices.map(lambda device: ["parity", "--device", device])
+    plain = st.sampled_from(
+        [
+            ["info"],
+            ["info", "x"],
+            ["--version"],
+            ["--help"],
+            ["train", "--help"],
+            [],
+            [""],
+            ["\ud800"],
+            ["trian"],
+            ["parity", "x"],
+        ]
+    )
+    return draw(parities | plain)
+
+
+#: Commands, and the part of all cases that each has.
+COMMANDS = {"train": (trains(), 5), "sample": (samples(), 4), "report": (reports(), 2), "others": (others(), 1)}
+ENDED = {name: Counter() for name in COMMANDS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_a_folder_of_its_own(tmp_path_factory):
+    """With the texts, two runs and a damaged one, and little to learn where no text is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("commands")
+        patch.chdir(folder)
+        patch.setattr(text, "language_reference", lambda: GOOD)
+        patch.setattr(parity, "CASES", {"tanh, mse": parity.CASES["tanh, mse"]})
+        for name, content in FILES.items():
+            (folder / name).write_bytes(content)
+        tiny = ["--hidden=3", "--batch=2", "--seq-len=4", "--steps=3"]
+        assert check(["train", *tiny, "--out=run", "good"]) == 0
+        assert check(["train", *tiny, "--members=2", "--cell=lstm", "--out=ensemble", "good"]) == 0
+        shutil.copytree("run", "damaged")
+        for path in (folder / "damaged").rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[:-7])
+        yield
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_ends_with_a_status_and_errors_are_one_line(name):
+    commands, part = COMMANDS[name]
+    total = sum(part for _, part in COMMANDS.values())
+
+    @settings(
+        max_examples=-(-CASES * part // total),
+        deadline=None,
+        derandomize=IN_CI,
+        suppress_health_check=[HealthCheck.too_slow],  # a run folder is copied for --resume
+    )
+    @given(commands)
+    def drive(arguments):
+        ENDED[name]["error" if check(arguments) == 2 else "result"] += 1
+
+    drive()
+
+
+def test_there_were_results_and_errors():
+    if not all(ENDED.values()):
+        pytest.skip("only where all of this file ran")
+    commands = set(ENDED)
+    for name in commands:
+        ended = ENDED[name]
+        for kind in ("result", "error"):
+            assert ended[kind] >= 0.1 * ended.total(), f"{name}: {dict(ended)}"

@@ -1,0 +1,717 @@
+"""Nothing is lost: checkpoints, runs that are stopped, killed, starved of disk or damaged, and divergence."""
+
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import backends_and_dtypes, cuda
+
+import bptt_array as ba
+from bptt_array import checkpoints, cli, divergence, runs, serialization, training
+from bptt_array.backend import NumpyBackend, resolve
+from bptt_array.options import Options
+from bptt_array.training import Listener, Trainer
+
+TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
+TINY = {"hidden": 8, "seq_len": 8, "batch": 4, "steps": 40, "checkpoint_every": 7, "eval_every": 12}
+SMALL = ["--hidden", "8", "--seq-len", "8", "--batch", "4", "--checkpoint-every", "7", "--eval-every", "12"]
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def results(folder):
+    """What has to be the same bytes, however often a run was stopped."""
+    return {name: (folder / name).read_bytes() for name in (runs.MODEL, runs.METRICS)}
+
+
+def run(*arguments):
+    return cli.main(["train", *map(str, arguments)])
+
+
+class Kept(Listener):
+    """Keeps what it is told; stops after the updates of ``stops``."""
+
+    def __init__(self, *stops):
+        self.stops, self.asked = set(stops), 0
+        self.checkpoints, self.lines, self.back = [], [], []
+
+    def checkpoint(self, checkpoint):
+        self.checkpoints.append(checkpoint)
+
+    def progress(self, progress, seconds):
+        self.lines.append(progress)
+
+    def went_back(self, error, step, lr):
+        self.back.append((error.step, step, lr))
+
+    def stop(self):
+        self.asked += 1
+        return self.asked in self.stops
+
+
+# ---- a checkpoint is all that a run is made of ------------------------------------------------------------
+
+KINDS = [
+    {},
+    {"cell": "lstm", "layers": 2, "dropout": 0.3, "recurrent_dropout": 0.2, "forget_bias": 1.0},
+    {"cell": "gru", "optimizer": "momentum", "members": 3, "recurrent_dropout": 0.2},
+    {"cell": "relu", "init": "identity", "optimizer": "sgd", "clip": 0.0, "dtype": "float64"},
+    {"validation": 0.0, "members": 2},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.get("cell", "tanh") + str(len(kind)))
+@pytest.mark.parametrize("stop", [1, 6, 7, 23])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(kind, stop, tmp_path):
+    options = Options(**TINY | kind)
+    whole = Trainer(TEXT, options)
+    whole.run()
+    first, listener = Trainer(TEXT, options), Kept(stop)
+    first.run(listener)
+    assert first.step == stop == listener.checkpoints[-1].step
+    path = checkpoints.write_checkpoint(tmp_path, listener.checkpoints[-1], 3)
+    second = Trainer(TEXT, options)
+    second.restore(checkpoints.read_checkpoint(path))
+    second.run()
+    assert second.metrics == whole.metrics
+    assert all(np.array_equal(second.rnn.params[name], whole.rnn.params[name]) for name in whole.rnn.params)
+    kept, expected = (trainer.optimizer.state_dict() for trainer in (second, whole))
+    assert kept["updates"] == expected["updates"]
+    for name, arrays in expected["kept"].items():
+        assert all(np.array_equal(*pair) for pair in zip(kept["kept"][name], arrays, strict=True))
+
+
+def test_a_checkpoint_comes_back_from_its_file_as_it_was(tmp_path):
+    trainer, listener = Trainer(TEXT, Options(**TINY, cell="lstm", members=2), source=["/a/ö.txt"]), Kept(15)
+    trainer.run(listener)
+    written = listener.checkpoints[-1]
+    found = checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, written, 1))
+    for name, value in vars(written).items():
+        np.testing.assert_equal(getattr(found, name), value)
+    assert set(found.state) == {"h", "c"}
+    assert found.losses.shape == (3, 2)  # of updates 13 to 15, of two members
+    assert found.source == ["/a/ö.txt"]
+    again = tmp_path / "again"
+    again.mkdir()
+    same = checkpoints.write_checkpoint(again, found, 1)
+    assert same.read_bytes() == checkpoints.checkpoints(tmp_path)[0].read_bytes()
+
+
+def test_checkpoints_are_written_every_so_often_and_the_last_are_kept(text_file, tmp_path):
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, "--steps", "40", "--keep-checkpoints", "2", "--out", folder) == 0
+    assert [path.name for path in checkpoints.checkpoints(folder)] == [
+        "step-00000035.safetensors",
+        "step-00000040.safetensors",
+    ]
+    listener = Kept()
+    Trainer(TEXT, Options(**TINY)).run(listener)
+    assert [checkpoint.step for checkpoint in listener.checkpoints] == [0, 7, 14, 21, 28, 35, 40]
+    listener = Kept()
+    Trainer(TEXT, Options(**TINY | {"checkpoint_every": None})).run(listener)
+    assert [checkpoint.step for checkpoint in listener.checkpoints] == list(range(0, 44, 4))
+
+
+@pytest.mark.parametrize(("make", "dtype"), backends_and_dtypes())
+def test_a_run_goes_on_to_the_same_bits_on_every_device(make, dtype):
+    options = Options(**TINY | {"steps": 8, "dtype": dtype, "cell": "gru", "recurrent_dropout": 0.3})
+    whole = Trainer(TEXT, options, make())
+    whole.run()
+    first, listener = Trainer(TEXT, options, make()), Kept(5)
+    first.run(listener)
+    second = Trainer(TEXT, options, make())
+    second.restore(listener.checkpoints[-1])
+    second.run()
+    to_host = whole.rnn.backend.to_host
+    for name, value in whole.rnn.params.items():
+        assert np.array_equal(to_host(second.rnn.params[name]), to_host(value))
+    assert second.metrics == whole.metrics
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing():
+    listener = Kept()
+    Trainer(TEXT, Options(**TINY)).run(listener)
+    last = listener.checkpoints[-1]
+    for text, options, message in (
+        (TEXT.replace("lazy", "idle"), {}, "the text is not the one that the run has learnt so far"),
+        (TEXT, {"hidden": 9}, "the checkpoint's kept['W_hy'] is not that of this network"),
+        (TEXT, {"dtype": "float64"}, "the checkpoint's kept['W_hy'] is not"),
+        (TEXT, {"optimizer": "momentum"}, "the checkpoint's kept['W_hy'] is not"),
+        (TEXT, {"batch": 5}, "the checkpoint's state.h is not"),
+        (TEXT, {"cell": "lstm"}, "is not that of this network; expected one of the same run"),
+        (TEXT, {"layers": 2}, "is not that of this network; expected one of the same run"),
+    ):
+        other = Trainer(text, Options(**TINY | options))
+        before = {name: value.copy() for name, value in other.rnn.params.items()}
+        with pytest.raises(ValueError, match=re.escape(message)):
+            other.restore(last)
+        assert other.step == 0
+        assert all(np.array_equal(other.rnn.params[name], value) for name, value in before.items())
+
+
+OPTIMIZERS = [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, momentum=0.9), lambda: ba.Adam(0.1)]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_an_optimizer_goes_on_from_its_state(make):
+    rng = np.random.default_rng(0)
+    grads = [{"W": rng.standard_normal((3, 2)), "b": rng.standard_normal(3)} for _ in range(6)]
+    params, optimizer = {"W": np.ones((3, 2)), "b": np.ones(3)}, make()
+    for grad in grads[:3]:
+        optimizer.update(params, grad)
+    state, copies, other = optimizer.state_dict(), {name: value.copy() for name, value in params.items()}, make()
+    for grad in grads[3:]:
+        optimizer.update(params, grad)
+    other.load_state_dict(state)
+    for grad in grads[3:]:
+        other.update(copies, grad)
+    assert all(np.array_equal(params[name], copies[name]) for name in params)
+    assert state["updates"] == {"W": 3, "b": 3}  # of that moment: nothing later reaches it
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    params = {"W": np.ones(2)}
+    states = []
+    for make in OPTIMIZERS:
+        optimizer = make()
+        optimizer.update(params, {"W": np.ones(2)})
+        states.append(optimizer.state_dict())
+    adam = ba.Adam(0.1)
+    for state, kind, message in (
+        (states[1], ValueError, "state_dict['kept']['W'] is not a list of 2 arrays, as this optimizer keeps"),
+        ({"updates": {}}, TypeError, "state_dict is none that state_dict() returned"),
+        (None, TypeError, "state_dict is none that"),
+        ({"updates": {}, "kept": {"W": []}}, ValueError, "other parameters under 'updates' than under 'kept'"),
+        ({"updates": {"W": -1}, "kept": {"W": [1, 2]}}, ValueError, "state_dict['updates']['W']=-1 is too small"),
+        ({"updates": {"W": 1}, "kept": {"W": [1, 2]}}, TypeError, "state_dict['kept']['W']['0'] is a int"),
+    ):
+        with pytest.raises(kind, match=re.escape(message)):
+            adam.load_state_dict(state)
+    adam.load_state_dict(states[2])
+    assert adam.state_dict()["updates"] == {"W": 1}
+
+
+# ---- runs that are stopped --------------------------------------------------------------------------------
+
+#: Forks a run of the command line as often as it is told to, and kills it some time after. Forked and not started, so
+#: that most of its life is training and not the import of NumPy.
+KILLER = """
+import json, os, random, signal, sys, time
+from bptt_array import cli, runs, training, plots  # before any fork
+
+def child(arguments):
+    process = os.fork()
+    if process == 0:
+        with open(os.devnull, "w") as nowhere:
+            sys.stdout = nowhere
+            os._exit(cli.main(arguments))
+    return process
+
+def waited(process):
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+text, reference, folder, seed, wanted, *numbers = sys.argv[1:]
+train = ["train", text, *json.loads(os.environ["OPTIONS"])]
+began = time.monotonic()
+assert waited(child([*train, "--out", reference])) == 0
+duration = time.monotonic() - began
+rng, killed, ended, last = random.Random(int(seed)), 0, None, set()
+while killed < int(wanted) or ended != 0:
+    if ended == 0:  # before it was killed often enough
+        folder += "-next"
+    begun = os.path.isdir(os.path.join(folder, "checkpoints")) and os.listdir(os.path.join(folder, "checkpoints"))
+    begun = any(name.startswith("step") for name in begun or [])
+    if os.path.exists(folder) and not begun:  # killed before its first checkpoint
+        os.system(f"rm -r {folder}")
+    process = child(["train", "--resume", folder] if begun else [*train, "--out", folder])
+    if killed < int(wanted):
+        time.sleep(rng.uniform(0, duration / 8))
+        os.kill(process, getattr(signal, rng.choice(numbers)))
+    ended = waited(process)
+    killed += ended != 0
+    last.add(ended)
+print(json.dumps({"killed": killed, "statuses": sorted(last), "folder": folder}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which POSIX has")
+@pytest.mark.parametrize(
+    ("times", "signals", "statuses", "kind"),
+    [
+        (30, ["SIGKILL"], {0, -9}, "--cell lstm --layers 2 --dropout 0.2 --members 2"),
+        (10, ["SIGINT", "SIGTERM"], {0, 130, 143}, "--recurrent-dropout 0.1 --optimizer momentum"),
+    ],
+    ids=["killed", "stopped"],
+)
+def test_a_run_stopped_at_random_moments_ends_with_the_same_bytes(times, signals, statuses, kind, text_file, tmp_path):
+    seed = random.randrange(1 << 30)
+    options = [*SMALL, "--hidden", "32", "--steps", "300", "--checkpoint-every", "15", *kind.split()]
+    arguments = [text_file, tmp_path / "whole", tmp_path / "often", seed, times, *signals]
+    environment = {**os.environ, "OPTIONS": json.dumps(options), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLER, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (seed, done.stderr[-3000:])
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["killed"] >= times
+    assert set(report["statuses"]) <= statuses
+    folder = Path(report["folder"])
+    assert results(folder) == results(tmp_path / "whole"), seed
+    assert sorted(path.name for path in folder.rglob(".*")) == []  # no half-written file is left
+    assert "Traceback" not in done.stderr
+
+
+def test_a_resumed_run_says_where_it_goes_on_and_a_finished_one_has_nothing_left_to_do(text_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, "--steps", "20", "--out", folder) == 0
+    before = results(folder)
+    (folder / runs.MODEL).unlink()  # as if killed before it was written
+    assert run("--resume", folder, "--keep-checkpoints", "1") == 0
+    out = capsys.readouterr().out
+    assert f"going on with {folder} after step 20 of 20, learning {text_file}: {len(TEXT):,} characters" in out
+    assert results(folder) == before
+    started = json.loads((folder / runs.ENVIRONMENT).read_text())
+    assert len(started) == 2
+
+
+def test_resuming_refuses_what_would_be_another_run(text_file, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, "--steps", "20", "--out", folder) == 0
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+
+    def refused(*arguments):
+        assert run(*arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        return err
+
+    message = "--hidden belongs to the run from its beginning; leave it out with --resume"
+    assert message in refused("--resume", folder, "--hidden", "8")  # even if it is the same
+    assert "--seq-len belongs" in refused("--resume", folder, "--seq-len", "32")  # even if it is the default
+    assert "but --resume goes on with those of the run" in refused(text_file, "--resume", folder)
+    assert "--keep-checkpoints=0 is too small" in refused("--resume", folder, "--keep-checkpoints", "0")
+    assert "--device='tpu' is unknown" in refused("--resume", folder, "--device", "tpu")
+    assert "is no run folder" in refused("--resume", tmp_path / "none")
+    assert "is no run folder" in refused("--resume", text_file)
+    (tmp_path / "empty").mkdir()
+    assert "empty has no checkpoint; expected a run folder that `train` wrote" in refused(
+        "--resume", tmp_path / "empty"
+    )
+    with pytest.raises(SystemExit):
+        run("--resume", folder, "--out", folder)
+    assert "not allowed with argument" in capsys.readouterr().err
+    with runs.resumed_run(folder, print):
+        assert "is in use by another run" in refused("--resume", folder)
+    text_file.write_text(TEXT.replace("lazy", "idle"), encoding="utf-8")
+    assert "the text is not the one that the run has learnt so far" in refused("--resume", folder)
+    text_file.unlink()
+    assert "text.txt cannot be read: No such file or directory" in refused("--resume", folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_a_relative_path_of_a_text_is_found_again_from_elsewhere(text_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(text_file.name, *SMALL, "--steps", "20", "--out", "run") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("--resume", "../run") == 0
+
+
+# ---- disks and folders that fail --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(text_file, tmp_path, capsys):
+    """A finished run, and what it has to be."""
+    folder = tmp_path / "finished"
+    assert run(text_file, *SMALL, "--steps", "40", "--out", folder) == 0
+    capsys.readouterr()
+    return folder, results(folder)
+
+
+def damaged(data, how, rng):
+    if how == "cut short":
+        return data[: rng.randrange(len(data))]
+    place = rng.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("how", ["cut short", "a bit flipped"])
+def test_a_damaged_checkpoint_is_said_to_be_so_and_the_one_before_it_taken(how, finished, capsys):
+    folder, expected = finished
+    *_, before, last = checkpoints.checkpoints(folder)
+    data, rng = last.read_bytes(), random.Random(0)
+    for _ in range(10):
+        last.write_bytes(damaged(data, how, rng))
+        assert run("--resume", folder) == 0
+        out, err = capsys.readouterr()
+        assert err.startswith(f"bptt-array: path='{last}' is damaged or no safetensors file: ")
+        assert err.endswith("; trying the checkpoint before it\n")
+        assert err.count("\n") == 1
+        assert f"after step {checkpoints.step_of(before)} of 40" in out
+        assert results(folder) == expected
+        assert checkpoints.read_checkpoint(last).step == 40  # written anew
+
+
+def test_where_every_checkpoint_is_damaged_each_is_named_and_nothing_else_is_touched(finished, capsys):
+    folder, _ = finished
+    paths = checkpoints.checkpoints(folder)
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1])
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    assert run("--resume", folder) == 2
+    *said, last = capsys.readouterr().err.splitlines()
+    assert len(said) == len(paths) == 3
+    assert all(str(path) in line for path, line in zip(reversed(paths), said, strict=True))
+    assert last == (f"bptt-array: error: {folder} has no checkpoint that can be read, of 3: the run cannot be resumed")
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_a_checkpoint_under_another_ones_name_is_not_taken(finished, capsys):
+    folder, expected = finished
+    *_, before, last = checkpoints.checkpoints(folder)
+    shutil.copy(before, last)
+    assert run("--resume", folder) == 0
+    assert "is of step 35; trying the checkpoint before it" in capsys.readouterr().err
+    assert results(folder) == expected
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_wherever_the_disk_is_full_the_error_names_the_file_and_the_run_can_go_on(
+    name, text_file, tmp_path, monkeypatch, capsys
+):
+    """Every single write of a run fails once."""
+    assert run(text_file, *SMALL, "--steps", "15", "--out", tmp_path / "whole") == 0
+    expected, works, count = results(tmp_path / "whole"), getattr(os, name), [0]
+
+    def failing_at(place):
+        count[0] = 0
+
+        def full(*arguments):
+            count[0] += 1
+            if count[0] == place:
+                raise OSError(28, "No space left on device")
+            works(*arguments)
+
+        return full
+
+    for place in range(1, 200):
+        folder = tmp_path / f"run-{place}"
+        monkeypatch.setattr(serialization.os, name, failing_at(place))
+        status = run(text_file, *SMALL, "--steps", "15", "--out", folder)
+        monkeypatch.setattr(serialization.os, name, works)
+        err = capsys.readouterr().err
+        if status == 0:
+            break
+        assert status == 2
+        assert re.fullmatch(rf"bptt-array: error: {folder}/[\w/.-]+: No space left on device\n", err)
+        assert list(folder.rglob(".*")) == []
+        if folder.exists():
+            assert run("--resume", folder) == 0
+        else:  # nothing was learnt
+            assert run(text_file, *SMALL, "--steps", "15", "--out", folder) == 0
+        assert results(folder) == expected
+    assert place > 8
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files, which POSIX has")
+def test_a_file_system_that_takes_no_larger_files_is_one_line(text_file, tmp_path):
+    """The limit is real, of the system: writes beyond 8 KiB fail with EFBIG."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192));"
+        "from bptt_array.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", code, "train", str(text_file), *SMALL, "--hidden", "64", "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"bptt-array: error: {folder}/checkpoints/step-00000000.safetensors: File too large\n"
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs users, which POSIX has")
+def test_a_folder_that_cannot_be_written_is_one_line(text_file, tmp_path, capsys):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    user = os.geteuid()
+    for parent in (tmp_path, *tmp_path.parents):  # root may write anywhere: be somebody else
+        if user == 0 and parent.stat().st_uid == 0 and parent != Path("/") and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        status = run(text_file, *SMALL, "--steps", "15", "--out", locked / "run")
+    finally:
+        os.seteuid(user)
+    assert status == 2
+    assert capsys.readouterr().err == f"bptt-array: error: {locked / 'run'}: Permission denied\n"
+    assert list(locked.iterdir()) == []
+
+
+def test_a_folder_that_is_removed_while_training_is_one_line(text_file, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    update = Trainer.update
+
+    def remove_later(self, x, target, state, step):
+        if step == 10:
+            shutil.rmtree(folder)
+        return update(self, x, target, state, step)
+
+    monkeypatch.setattr(Trainer, "update", remove_later)
+    assert run(text_file, *SMALL, "--steps", "40", "--out", folder) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("bptt-array: error: ")
+    assert str(folder) in err
+    assert err.count("\n") == 1
+
+
+# ---- divergence -------------------------------------------------------------------------------------------
+
+
+def poisoned(monkeypatch, step, change, times=1):
+    """Let something go wrong in an update, so many times."""
+    update, left = Trainer.update, [times]
+
+    def spoil(self, x, target, state, at):
+        if at == step and left[0]:
+            left[0] -= 1
+            return change(self, update, x, target, state, at)
+        return update(self, x, target, state, at)
+
+    monkeypatch.setattr(Trainer, "update", spoil)
+
+
+def nan_loss(self, update, *arguments):
+    done = update(self, *arguments)
+    return done._replace(loss=done.loss * np.nan)
+
+
+def inf_gradient(self, update, *arguments):
+    done = update(self, *arguments)
+    return done._replace(largest=done.largest | {"l0.b_h": done.largest["l0.b_h"] * np.inf})
+
+
+def nan_parameter(self, update, *arguments):
+    done = update(self, *arguments)
+    self.rnn.params["W_hy"][..., 0, 0] = -np.inf
+    return done
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "parameters"),
+    [
+        (nan_loss, "training diverged at step 13: the loss is nan at a learning rate of 0.0021;", []),
+        (inf_gradient, "training diverged at step 13: the gradient of l0.b_h is inf at a learning", ["l0.b_h"]),
+        (nan_parameter, "training diverged at step 14: ", ["l0.W_xh", "l0.W_hh", "l0.b_h", "W_hy", "b_y"]),
+    ],
+)
+def test_divergence_stops_training_and_names_step_parameter_and_learning_rate(change, message, parameters, monkeypatch):
+    poisoned(monkeypatch, 13, change)
+    trainer, listener = Trainer(TEXT, Options(**TINY)), Kept()
+    with pytest.raises(divergence.DivergenceError, match=re.escape(message)) as raised:
+        trainer.run(listener)
+    assert raised.value.parameters == parameters
+    assert [checkpoint.step for checkpoint in listener.checkpoints] == [0, 7]  # nothing bad was kept
+    assert listener.lines[-1].step == 12
+
+
+def test_what_went_wrong_first_is_what_is_named(monkeypatch):
+    """Of updates that are looked at together."""
+    poisoned(monkeypatch, 3, inf_gradient)
+    poisoned(monkeypatch, 5, nan_loss)
+    with pytest.raises(FloatingPointError, match=r"at step 3: the gradient of l0\.b_h is inf"):
+        Trainer(TEXT, Options(**TINY)).run()
+
+
+def test_divergence_names_the_member(monkeypatch):
+    def spoil(self, update, *arguments):
+        self.rnn.params["b_y"][1, ...] = np.nan
+        return update(self, *arguments)
+
+    poisoned(monkeypatch, 3, spoil)
+    trainer = Trainer(TEXT, Options(**TINY, members=3))
+    message = "at step 3: the loss of member 1 is nan and the gradient of l0.W_xh (and of l0.W_hh, l0.b_h, W_hy, b_y)"
+    with pytest.raises(FloatingPointError, match=re.escape(message)):
+        trainer.run()
+    assert np.isfinite(trainer.rnn.params["b_y"][[0, 2]]).all()  # clipped by itself
+
+
+def test_parameters_that_are_no_numbers_never_reach_a_checkpoint(monkeypatch):
+    def last(self, update, *arguments):  # nothing reads them after this
+        return nan_parameter(self, update, *arguments)
+
+    poisoned(monkeypatch, 7, last)
+    listener = Kept()
+    with pytest.raises(FloatingPointError, match=r"at step 7: W_hy came to hold -inf at a learning rate of 0\.00255"):
+        Trainer(TEXT, Options(**TINY)).run(listener)
+    assert [checkpoint.step for checkpoint in listener.checkpoints] == [0]
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.1])
+def test_a_validation_or_a_sample_that_is_no_number_is_divergence_too(validation, monkeypatch):
+    poisoned(monkeypatch, 12, nan_parameter)
+    with pytest.raises(FloatingPointError, match=r"at step 12: W_hy came to hold -inf"):
+        Trainer(TEXT, Options(**TINY | {"validation": validation})).run()
+
+
+def test_a_run_that_diverged_keeps_its_last_good_checkpoint_and_says_how_to_go_on(
+    text_file, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        poisoned(patch, 13, nan_loss)
+        assert run(text_file, *SMALL, "--steps", "40", "--out", folder) == 2
+    err = capsys.readouterr().err
+    assert "error: training diverged at step 13: the loss is nan at a learning rate of 0.0021; use a smaller" in err
+    assert (
+        f"the last good checkpoint, of step 7, is in {folder}: --resume {folder} --on-divergence halve-lr goes on"
+        in err
+    )
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)] == [0, 7]
+    assert np.isfinite(runs.load(folder)[0].params["W_hy"]).all()
+    poisoned(monkeypatch, 13, nan_loss)
+    assert run("--resume", folder, "--on-divergence", "halve-lr") == 0
+    err = capsys.readouterr().err
+    assert err.endswith("use a smaller --lr or --clip; going back to step 7 and on with --lr 0.0015\n")
+    lines = [json.loads(line) for line in (folder / runs.METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 12, 20, 24, 30, 36, 40]
+    assert lines[0]["lr"] == pytest.approx(0.0015 * (1 - 9 / 40))
+    (event,) = checkpoints.newest_checkpoint(folder, print).events
+    assert (event["step"], event["event"], event["back_to"]) == (13, "diverged", 7)
+
+
+def test_the_learning_rate_is_halved_until_it_goes_well(monkeypatch):
+    poisoned(monkeypatch, 13, nan_loss, times=3)
+    trainer, listener = Trainer(TEXT, Options(**TINY, on_divergence="halve-lr")), Kept()
+    trainer.run(listener)
+    assert listener.back == [(13, 7, 0.0015), (13, 7, 0.00075), (13, 7, 0.000375)]
+    assert trainer.lr == 0.000375
+    assert [event["back_to"] for event in trainer.events] == [7, 7, 7]
+    calm = Trainer(TEXT, Options(**TINY))
+    calm.restore(next(checkpoint for checkpoint in listener.checkpoints if checkpoint.step == 7))
+    calm.lr = 0.000375
+    calm.run()
+    assert calm.metrics == trainer.metrics
+
+
+def test_halving_ends(monkeypatch):
+    poisoned(monkeypatch, 13, nan_loss, times=1000)
+    trainer, listener = Trainer(TEXT, Options(**TINY, on_divergence="halve-lr")), Kept()
+    with pytest.raises(FloatingPointError, match="at step 13"):
+        trainer.run(listener)
+    assert len(listener.back) == training.HALVINGS
+
+
+def test_a_learning_rate_that_is_really_too_high_is_halved_until_training_ends_well(text_file, tmp_path, capsys):
+    options = [*SMALL, "--cell", "relu", "--optimizer", "sgd", "--clip", "0", "--lr", "1e6", "--steps", "200"]
+    assert run(text_file, *options, "--on-divergence", "halve-lr", "--out", tmp_path / "run") == 0
+    assert "going back to step 0 and on with --lr 500000" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "run" / runs.METRICS).read_text().splitlines()]
+    assert lines[-1]["step"] == 200
+    assert lines[-1]["validation"] < 0.1 * lines[0]["loss"]
+
+
+@pytest.mark.parametrize("device", cuda)
+@pytest.mark.skipif(importlib.util.find_spec("gpuemu") is None, reason="counting synchronisations needs gpuemu")
+def test_divergence_is_looked_for_without_waiting_at_every_step(device):
+    import gpuemu
+
+    trainer = Trainer(TEXT, Options(**TINY), device)
+    listener = Kept()
+    trainer.run(listener)  # compiles
+    watch = divergence.Watch(trainer.rnn.backend)
+    with gpuemu.counting() as counts:
+        state = None
+        for step in range(1, 9):
+            _, x, target = trainer.train.at(step)
+            done = trainer.update(x, target, state, step)
+            state = done.state
+            watch.add(step, 0.1, done.loss, done.largest)
+    assert counts.synchronisations == 0
+    assert counts.device_to_host == 0
+    with gpuemu.counting() as counts:
+        assert len(watch.read()) == 8
+    assert counts.device_to_host == 1
+
+
+@pytest.mark.parametrize(("make", "dtype"), backends_and_dtypes())
+def test_the_largest_entries_are_those_and_what_is_no_number_shows(make, dtype):
+    backend, rng = make(), np.random.default_rng(0)
+    host = {"W": rng.standard_normal((3, 4, 2)).astype(dtype), "b": -np.arange(6, dtype=dtype).reshape(3, 2)}
+    host["W"][1, 2, 1], host["b"][2, 0] = np.nan, -np.inf
+    grads = {name: backend.from_host(value) for name, value in host.items()}
+    found = ba.optimizers.largest_entries(grads, members=3)
+    for name, value in host.items():
+        expected = np.abs(value.reshape(3, -1)).max(axis=1)
+        np.testing.assert_array_equal(backend.to_host(found[name]), expected)
+    alone = ba.optimizers.largest_entries({"b": grads["b"][0, ...]})
+    assert float(backend.to_host(alone["b"])) == 1
+    finite = {"b": grads["b"][:2, ...]}
+    clipped = ba.clip_by_global_norm(finite, 1.0)
+    same = ba.clip_by_global_norm(finite, 1.0, largest=ba.optimizers.largest_entries(finite))
+    np.testing.assert_array_equal(backend.to_host(clipped["b"]), backend.to_host(same["b"]))
+    with pytest.raises(ValueError, match=r"largest has keys \['W'\]; expected those of grads, \['b'\]"):
+        ba.clip_by_global_norm({"b": grads["b"]}, 1.0, largest={"W": found["W"]})
+
+
+# ---- determinism ------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process(text_file, tmp_path):
+    options = [*SMALL, "--steps", "40", "--cell", "lstm", "--dropout", "0.2", "--layers", "2", "--members", "2"]
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for folder, seed in zip(folders, ("0", "0", "1"), strict=True):
+        command = [sys.executable, "-m", "bptt_array", "train", str(text_file), *options, "--seed", seed]
+        # What Python draws at every start must not matter.
+        environment = {**os.environ, "PYTHONHASHSEED": str(random.randrange(1 << 30))}
+        subprocess.run([*command, "--out", str(folder)], check=True, capture_output=True, env=environment, timeout=120)
+    one, two, three = map(results, folders)
+    assert one == two
+    assert one[runs.MODEL] != three[runs.MODEL]
+    last = [checkpoints.checkpoints(folder)[-1] for folder in folders[:2]]
+    found, other = map(checkpoints.read_checkpoint, last)
+    for name in ("params", "kept", "state", "losses", "metrics"):
+        np.testing.assert_equal(getattr(found, name), getattr(other, name))
+
+
+@pytest.mark.parametrize(("make", "dtype"), backends_and_dtypes())
+def test_the_same_seed_learns_the_same_on_every_device_to_rounding(make, dtype):
+    options = Options(**TINY | {"steps": 10, "dtype": dtype, "cell": "lstm", "layers": 2, "dropout": 0.3, "members": 2})
+    here, there = Trainer(TEXT, options, NumpyBackend()), Trainer(TEXT, options, make())
+    start = {name: there.rnn.backend.to_host(value) for name, value in there.rnn.params.items()}
+    assert all(np.array_equal(value, here.rnn.params[name]) for name, value in start.items())
+    for trainer in (here, there):
+        trainer.run()
+    tolerance = {"float32": 2e-5, "float64": 1e-12}[dtype]
+    for ours, theirs in zip(here.metrics, there.metrics, strict=True):
+        assert theirs.loss == pytest.approx(ours.loss, rel=tolerance)
+        assert theirs.validation == pytest.approx(ours.validation, rel=tolerance)
+
+
+def test_a_run_is_resumed_on_its_own_device_unless_told_otherwise(text_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, "--steps", "15", "--out", folder) == 0
+    last = checkpoints.checkpoints(folder)[-1]
+    checkpoint = checkpoints.read_checkpoint(last)
+    assert checkpoint.device == "cpu" == resolve("cpu").name
+    capsys.readouterr()
+    moved = checkpoints.Checkpoint(**vars(checkpoint) | {"device": "cuda:97"})
+    checkpoints.write_checkpoint(folder, moved, 3)
+    assert run("--resume", folder) == 2
+    assert "device='cuda:97'" in capsys.readouterr().err
+    assert run("--resume", folder, "--device", "cpu") == 0
