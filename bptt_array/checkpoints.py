@@ -22,7 +22,8 @@ HostArray = np.ndarray[Any, Any]
 
 KIND = "training checkpoint"
 FOLDER = "checkpoints"
-_NAME = re.compile(r"step-(\d{1,18})\.safetensors")
+#: Of files of a step.
+NAME = re.compile(r"step-(\d{1,18})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,13 @@ def _part(arrays: dict[str, HostArray], kind: str) -> dict[str, HostArray]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
-    found = [path for path in (folder / FOLDER).glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
+    found = [path for path in (folder / FOLDER).glob("step-*.safetensors") if NAME.fullmatch(path.name)]
     return sorted(found, key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint."""
-    match = _NAME.fullmatch(path.name)
+    """The step in the name of a file."""
+    match = NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])
 

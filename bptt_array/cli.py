@@ -254,7 +254,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: _Stop) -> int:
-    from .runs import new_run
+    from .claims import new_run
     from .training import Trainer
 
     device = resolve(given.pop("device", "cpu"))
@@ -268,7 +268,7 @@ def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: _Stop)
 
 
 def _resume(options: argparse.Namespace, given: dict[str, Any], stop: _Stop) -> int:
-    from .runs import resumed_run
+    from .claims import resumed_run
     from .training import Trainer
 
     if options.files:

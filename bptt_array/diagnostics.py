@@ -8,6 +8,7 @@ is left as it is. Results are NumPy arrays on the host; pictures of them are in 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from .jacobians import (
 )
 from .losses import UserLoss
 from .lyapunov import check_exponents, exponents_of, lyapunov_exponents
+from .serialization import open_file, write_file
 from .singular import of_product, singular_values
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ _SLOPES: dict[str, Callable[[Any, Array], Array]] = {
     "sigmoid": lambda xp, y: 4 * y * (1 - y),
     "relu": lambda xp, y: xp.astype(y > 0, y.dtype),
 }
+
+#: What a file of :meth:`Diagnosis.save` says that it is.
+_KIND = "diagnosis"
 
 #: The most multiply-adds that :func:`diagnose` spends on the singular values of a layer.
 _MULTIPLY_ADDS = 10**8
@@ -190,6 +195,24 @@ class Diagnosis:
 
         flow = GradientFlow(**below("flow."))
         return cls(flow, below("saturation."), arrays["exponents"], arrays.get("singular_values"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it to a safetensors file, atomically."""
+        write_file(path, _KIND, self.arrays(), {})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Diagnosis:
+        """What :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file; if it is damaged, or no diagnosis.
+        """
+        with open_file(path) as file:
+            file.about(_KIND)
+            arrays = file.arrays()
+        return cls.from_arrays(arrays)
 
     def __str__(self) -> str:
         """A line for every layer and direction; vanishing is by a factor of 100 or more over the longest sequence."""

@@ -7,7 +7,7 @@ Okabe & Ito, which the colour-blind can tell apart, and lines differ in their da
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -19,8 +19,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .progress import Progress
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
+
+
+def plot_loss(metrics: Sequence[Progress], axes: Axes | None = None) -> Figure:
+    """Training and validation loss of a run over the characters that it read."""
+    figure, axes = _axes(axes)
+    from matplotlib.ticker import MaxNLocator
+
+    marker = "." if len(metrics) == 1 else ""  # a line of one point would not be seen
+    axes.plot([m.characters for m in metrics], [m.loss for m in metrics], marker=marker, label="training", linewidth=1)
+    held_out = [(m.characters, m.validation) for m in metrics if m.validation is not None]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", label="validation")
+        axes.set_title(f"validation loss {held_out[-1][1]:.3f} nats per character")
+    axes.set_xlabel("characters read")
+    axes.set_ylabel("loss (nats per character)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
 
 
 def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], axes: Axes | None = None) -> Figure:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checkpoints import Checkpoint, newest_checkpoint
-from .runs import RunFolder, loss_figure, read_diagnoses, read_metrics
+from .plots import plot_loss
+from .progress import Progress
+from .runs import RunFolder, read_diagnoses, read_metrics
 from .serialization import write_atomically
-from .training import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,7 +144,7 @@ def _summary(metrics: list[Progress], checkpoint: Checkpoint | None) -> str:
 
 
 def _loss(metrics: list[Progress]) -> list[str]:
-    return [_picture(loss_figure(metrics), "training and validation loss over the characters read")] if metrics else []
+    return [_picture(plot_loss(metrics), "training and validation loss over the characters read")] if metrics else []
 
 
 def _samples(metrics: list[Progress]) -> list[str]:

@@ -1,33 +1,36 @@
-"""The folder of a training run: who may write there, and what is in it."""
+"""The folder of a training run: what is in it, written and read."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
-import itertools
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoints import FOLDER as CHECKPOINTS
-from .checkpoints import Checkpoint, checkpoints, json_lines, newest_checkpoint, write_checkpoint
-from .checks import check_count
+from .checkpoints import (
+    NAME,
+    Checkpoint,
+    checkpoints,
+    json_lines,
+    step_of,
+    write_checkpoint,
+)
 from .divergence import DivergenceError
 from .environment import versions
+from .plots import plot_loss
+from .progress import Listener, Progress
 from .rnn import RNN
-from .serialization import open_file, remove_unfinished, write_atomically, write_file
+from .serialization import write_atomically
 from .text import Vocabulary
-from .training import Listener, Progress, Trainer
+from .training import Trainer
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from .diagnostics import Diagnosis
 
 MODEL, METRICS, TIMES, PLOT, ENVIRONMENT = (
@@ -37,7 +40,7 @@ MODEL, METRICS, TIMES, PLOT, ENVIRONMENT = (
     "loss.png",
     "environment.json",
 )
-DIAGNOSES, DIAGNOSIS = "diagnostics", "diagnosis"
+DIAGNOSES = "diagnostics"
 
 
 class RunFolder:
@@ -93,13 +96,15 @@ class RunFolder:
     def save_plot(self, trainer: Trainer) -> None:
         """The metrics as a picture, if there are any."""
         if trainer.metrics:
-            write_atomically(self.path / PLOT, plot(trainer.metrics), flush=False)
+            png = io.BytesIO()
+            plot_loss(trainer.metrics).savefig(png, format="png", dpi=120)
+            write_atomically(self.path / PLOT, png.getvalue(), flush=False)
 
     def save_diagnosis(self, step: int, diagnosis: Diagnosis) -> None:
         """How the gradient flowed at a step, as arrays."""
         folder = self.path / DIAGNOSES
         folder.mkdir(exist_ok=True)
-        write_file(folder / f"step-{step:08}.safetensors", DIAGNOSIS, diagnosis.arrays(), {"step": step}, flush=False)
+        diagnosis.save(folder / f"step-{step:08}.safetensors")
 
     @property
     def learnt(self) -> bool:
@@ -187,116 +192,6 @@ class RunListener(Listener):
         )
 
 
-@contextlib.contextmanager
-def new_run(path: Path | None) -> Iterator[RunFolder]:
-    """Claim a new run folder; if nothing was learnt in the end, leave nothing behind.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds anything, or another run is writing there.
-    """
-    made = path is None or not path.exists()
-    path = _default_folder() if path is None else path
-    with contextlib.ExitStack() as stack:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_alone_in(path))
-            if any(path.iterdir()):
-                raise FileExistsError
-        except FileExistsError:
-            raise ValueError(f"out={path} exists and is not an empty folder; choose another name") from None
-        folder = RunFolder(path)
-        try:
-            yield folder
-        finally:
-            if not folder.learnt:
-                with contextlib.suppress(OSError):
-                    folder.remove()
-                    if made:
-                        path.rmdir()
-
-
-@contextlib.contextmanager
-def resumed_run(path: Path, say: Callable[[str], None]) -> Iterator[tuple[RunFolder, Checkpoint]]:
-    """Claim a run folder that was left, and its last checkpoint that can be read.
-
-    Raises
-    ------
-    ValueError
-        If it is no run folder, has no checkpoint that can be read, or another run is writing there.
-    """
-    if not path.is_dir():
-        raise ValueError(f"{path} is no run folder; expected one that `train` wrote")
-    with _alone_in(path):
-        for folder in (path, path / CHECKPOINTS, path / DIAGNOSES):
-            remove_unfinished(folder)
-        yield RunFolder(path), newest_checkpoint(path, say)
-
-
-@contextlib.contextmanager
-def _alone_in(path: Path) -> Iterator[None]:
-    """Hold the folder for this process, as long as it lives; the system lets go of it, however the process ends.
-
-    Where a system or a file system has no locks this does nothing.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not POSIX
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ValueError(f"{path} is in use by another run, which is writing there; wait for its end") from None
-        yield
-    finally:
-        os.close(handle)
-
-
-def _default_folder() -> Path:
-    """A new folder named after the time, and after nobody else's."""
-    stem = time.strftime("%Y%m%d-%H%M%S")
-    for count in itertools.count(1):
-        folder = Path("runs") / (stem if count == 1 else f"{stem}-{count}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError("unreachable")
-
-
-def plot(metrics: list[Progress]) -> bytes:
-    """:func:`loss_figure` as a PNG."""
-    png = io.BytesIO()
-    loss_figure(metrics).savefig(png, format="png", dpi=120)
-    return png.getvalue()
-
-
-def loss_figure(metrics: list[Progress]) -> Figure:
-    """Training and validation loss over the characters read."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    marker = "." if len(metrics) == 1 else ""  # a line of one point would not be seen
-    axes.plot([m.characters for m in metrics], [m.loss for m in metrics], marker=marker, label="training", linewidth=1)
-    held_out = [(m.characters, m.validation) for m in metrics if m.validation is not None]
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", label="validation")
-        axes.set_title(f"validation loss {held_out[-1][1]:.3f} nats per character")
-    axes.set_xlabel("characters read")
-    axes.set_ylabel("loss (nats per character)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
 def read_metrics(folder: Path) -> list[Progress]:
     """The metrics of a run folder.
 
@@ -325,12 +220,8 @@ def read_diagnoses(folder: Path) -> dict[int, Diagnosis]:
     """
     from .diagnostics import Diagnosis
 
-    found = {}
-    for path in sorted((folder / DIAGNOSES).glob("step-*.safetensors")):
-        with open_file(path) as file:
-            about, arrays = file.about(DIAGNOSIS), file.arrays()
-        found[check_count(f"step of {path}", about.get("step"), least=0)] = Diagnosis.from_arrays(arrays)
-    return found
+    paths = [path for path in (folder / DIAGNOSES).glob("step-*.safetensors") if NAME.fullmatch(path.name)]
+    return {step_of(path): Diagnosis.load(path) for path in sorted(paths, key=step_of)}
 
 
 def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:

@@ -702,6 +702,23 @@ def test_a_network_is_left_as_it_was():
     assert all(np.array_equal(after.params[name], value) for name, value in before.params.items())
 
 
+def test_a_diagnosis_survives_being_a_file(tmp_path):
+    rnn, arrays, keywords = built(Case(cell="lstm", layers=2, bidirectional=True))
+    found, path = diagnose(rnn, arrays["x"], arrays["target"], **keywords), tmp_path / "diagnosis.safetensors"
+    found.save(path)
+    flat, again = found.arrays(), Diagnosis.load(path).arrays()
+    assert again.keys() == flat.keys()
+    for name, value in flat.items():
+        assert (again[name].shape, again[name].dtype) == (value.shape, value.dtype)
+        np.testing.assert_array_equal(again[name], value)
+    rnn.save(path)
+    with pytest.raises(ValueError, match="is a 'model' of bptt_array; expected a diagnosis"):
+        Diagnosis.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        Diagnosis.load(path)
+
+
 def test_a_diagnosis_survives_being_arrays():
     rnn, arrays, keywords = built(Case(cell="lstm", layers=2, bidirectional=True))
     found = diagnose(rnn, arrays["x"], arrays["target"], **keywords)

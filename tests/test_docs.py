@@ -46,10 +46,20 @@ def test_the_plans_of_the_readme_are_what_is_printed(capsys):
     assert capsys.readouterr().out.splitlines() == [line[2:] for line in lines if line.startswith("# ")]
 
 
+def test_the_diagnoses_of_the_readme_are_what_is_printed(capsys):
+    (example,) = [block for block in blocks("python") if "diagnostics.diagnose(" in block]
+    import numpy as np
+
+    exec(example, {"np": np, "ba": bptt_array})
+    expected = [line[2:] for line in example.splitlines() if line.startswith("# ")]
+    assert len(expected) == 3
+    assert capsys.readouterr().out.splitlines() == expected
+
+
 def test_commands_of_the_readme_are_commands():
     lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
     calls = [line.split("python -m bptt_array ", 1)[1] for line in lines if "python -m bptt_array " in line]
-    assert {call.split()[0] for call in calls} == {"train", "sample", "parity", "info"}
+    assert {call.split()[0] for call in calls} == {"train", "sample", "report", "parity", "info"}
     for call in calls:
         cli.parser().parse_args(shlex.split(call, comments=True))
 

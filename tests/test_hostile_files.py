@@ -20,7 +20,8 @@ import bptt_array as ba
 from bptt_array import checkpoints, runs, serialization
 from bptt_array.cells import Cell
 from bptt_array.options import Options
-from bptt_array.training import Listener, Trainer
+from bptt_array.progress import Listener
+from bptt_array.training import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
 

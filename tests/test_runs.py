@@ -16,10 +16,11 @@ import pytest
 from conftest import backends_and_dtypes, cuda
 
 import bptt_array as ba
-from bptt_array import checkpoints, cli, divergence, runs, serialization, training
+from bptt_array import checkpoints, claims, cli, divergence, runs, serialization, training
 from bptt_array.backend import NumpyBackend, resolve
 from bptt_array.options import Options
-from bptt_array.training import Listener, Trainer
+from bptt_array.progress import Listener
+from bptt_array.training import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
 TINY = {"hidden": 8, "seq_len": 8, "batch": 4, "steps": 40, "checkpoint_every": 7, "eval_every": 12}
@@ -315,7 +316,7 @@ def test_resuming_refuses_what_would_be_another_run(text_file, tmp_path, capsys,
     with pytest.raises(SystemExit):
         run("--resume", folder, "--out", folder)
     assert "not allowed with argument" in capsys.readouterr().err
-    with runs.resumed_run(folder, print):
+    with claims.resumed_run(folder, print):
         assert "is in use by another run" in refused("--resume", folder)
     text_file.write_text(TEXT.replace("lazy", "idle"), encoding="utf-8")
     assert "the text is not the one that the run has learnt so far" in refused("--resume", folder)
@@ -635,18 +636,17 @@ def test_divergence_is_looked_for_without_waiting_at_every_step(device):
     listener = Kept()
     trainer.run(listener)  # compiles
     watch = divergence.Watch(trainer.rnn.backend)
-    with gpuemu.counting() as counts:
+    with gpuemu.count() as counted:
         state = None
         for step in range(1, 9):
             _, x, target = trainer.train.at(step)
             done = trainer.update(x, target, state, step)
             state = done.state
             watch.add(step, 0.1, done.loss, done.largest)
-    assert counts.synchronisations == 0
-    assert counts.device_to_host == 0
-    with gpuemu.counting() as counts:
+    assert counted.syncs == counted.implicit_syncs == counted.d2h == 0
+    with gpuemu.count() as counted:
         assert len(watch.read()) == 8
-    assert counts.device_to_host == 1
+    assert counted.d2h == 1
 
 
 @pytest.mark.parametrize(("make", "dtype"), backends_and_dtypes())

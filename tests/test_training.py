@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import bptt_array as ba
-from bptt_array import checkpoints, cli, environment, models, runs, training
+from bptt_array import checkpoints, claims, cli, environment, models, plots, runs, training
 from bptt_array.backend import NumpyBackend
 from bptt_array.options import Options
 from bptt_array.sampling import sample
@@ -164,7 +164,8 @@ def test_without_a_validation_text_and_without_clipping_it_still_trains():
     trainer = Trainer(TEXT, Options(hidden=8, seq_len=8, batch=4, steps=3, validation=0, clip=0))
     trainer.run()
     assert trainer.metrics[-1].validation is None
-    assert runs.plot(trainer.metrics)[:4] == b"\x89PNG"
+    (line,) = plots.plot_loss(trainer.metrics).axes[0].lines
+    assert line.get_ydata().tolist() == [m.loss for m in trainer.metrics]
 
 
 def test_the_loss_on_a_validation_text_is_in_nats_per_character():
@@ -654,17 +655,17 @@ def test_errors_name_the_option_of_the_command_line(run_folder, capsys, text_fil
 
 def test_a_folder_belongs_to_one_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs.time, "strftime", lambda layout: "now")
-    with runs.new_run(None) as first, runs.new_run(None) as second, runs.new_run(None) as third:
+    monkeypatch.setattr(claims.time, "strftime", lambda layout: "now")
+    with claims.new_run(None) as first, claims.new_run(None) as second, claims.new_run(None) as third:
         assert [folder.path.name for folder in (first, second, third)] == ["now", "now-2", "now-3"]
     assert list((tmp_path / "runs").iterdir()) == []  # nothing was learnt
     mine = tmp_path / "mine"
     mine.mkdir()
-    with runs.new_run(mine), pytest.raises(ValueError, match="is in use by another run"), runs.new_run(mine):
+    with claims.new_run(mine), pytest.raises(ValueError, match="is in use by another run"), claims.new_run(mine):
         pass  # nothing was written yet, and still
     assert list(mine.iterdir()) == []
     (mine / "note").touch()
-    with pytest.raises(ValueError, match=r"out=.*mine exists and is not an empty folder"), runs.new_run(mine):
+    with pytest.raises(ValueError, match=r"out=.*mine exists and is not an empty folder"), claims.new_run(mine):
         pass
     assert [path.name for path in mine.iterdir()] == ["note"]
 
