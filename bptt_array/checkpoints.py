@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .serialization import open_file, write_file
+from .progress import Progress, is_count, is_number
+from .serialization import flush_folder, open_file, write_file
 from .wording import short
 
 HostArray = np.ndarray[Any, Any]
@@ -48,9 +49,9 @@ class Checkpoint:
     updates : dict of str to int
         Of the optimizer, for every parameter.
     events : list of dict
-        What happened besides: ``{"step": …, "event": …}``.
-    metrics : list of dict
-        Lines of ``metrics.jsonl``.
+        Where training diverged: ``step``, ``why``, ``back_to`` and ``lr``, with which it went on from there, or None.
+    metrics : bytes
+        ``metrics.jsonl``.
     seconds : (lines,) float64
         Of training, at each line of the metrics.
     losses : (updates, [E])
@@ -71,7 +72,7 @@ class Checkpoint:
     device: str
     updates: dict[str, int]
     events: list[dict[str, Any]]
-    metrics: list[dict[str, Any]]
+    metrics: bytes
     seconds: HostArray
     losses: HostArray
     params: dict[str, HostArray]
@@ -83,9 +84,9 @@ class Checkpoint:
 _SAID = ("step", "lr", "elapsed", "options", "source", "text", "device", "updates", "events")
 
 
-def json_lines(values: list[dict[str, Any]]) -> bytes:
-    """One line of JSON for each."""
-    return "".join(json.dumps(value) + "\n" for value in values).encode()
+def json_line(value: dict[str, Any]) -> bytes:
+    """A line of JSON."""
+    return json.dumps(value).encode() + b"\n"
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -102,11 +103,13 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         Naming the file; the checkpoints before are as they were.
     """
     here = folder / FOLDER
-    here.mkdir(exist_ok=True)
+    if not here.exists():
+        here.mkdir()
+        flush_folder(folder)
     arrays = {
         "seconds": checkpoint.seconds,
         "losses": checkpoint.losses,
-        "metrics": np.frombuffer(json_lines(checkpoint.metrics), np.uint8),
+        "metrics": np.frombuffer(checkpoint.metrics, np.uint8),
         **{f"params.{name}": value for name, value in checkpoint.params.items()},
         **{f"kept.{k}.{name}": value for name, kept in checkpoint.kept.items() for k, value in enumerate(kept)},
         **{f"state.{name}": value for name, value in checkpoint.state.items()},
@@ -133,22 +136,73 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content = file.about(KIND)
         arrays = file.arrays()
     try:
-        if set(content) != set(_SAID) or type(content["step"]) is not int or content["step"] < 0:
+        if not _is_description(content):
             raise ValueError
         kept: dict[str, list[HostArray]] = {name: [] for name in content["updates"]}
         for name, array in _part(arrays, "kept").items():  # 0.NAME, 1.NAME: sorted
             kept[name.partition(".")[2]].append(array)
-        return Checkpoint(
+        found = Checkpoint(
             **content,
-            metrics=[json.loads(line) for line in arrays["metrics"].tobytes().splitlines()],
+            metrics=arrays["metrics"].tobytes(),
             seconds=arrays["seconds"],
             losses=arrays["losses"],
             params=_part(arrays, "params"),
             kept=kept,
             state=_part(arrays, "state"),
         )
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        if found.seconds.shape != (len(read_lines(found.metrics)),) or not _are_numbers(arrays):
+            raise ValueError
+    except (KeyError, RecursionError, ValueError):
         raise ValueError(f"path={str(path)!r} does not hold what a checkpoint does") from None
+    return found
+
+
+def read_lines(metrics: bytes) -> list[Progress]:
+    """The lines of ``metrics.jsonl``.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If they are none.
+    """
+    return [Progress.of(json.loads(line)) for line in metrics.decode("utf-8").removesuffix("\n").split("\n") if metrics]
+
+
+def _is_description(content: dict[str, Any]) -> bool:
+    """Whether a header says what a checkpoint's does, each of its kind."""
+
+    def strings(values: Any) -> bool:
+        return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+    def events(values: Any) -> bool:
+        return isinstance(values, list) and all(
+            isinstance(event, dict)
+            and is_count(event.get("step"))
+            and isinstance(event.get("why"), str)
+            and is_count(event.get("back_to"))
+            and (event.get("lr") is None or is_number(event["lr"]))
+            for event in values
+        )
+
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "step": is_count,
+        "lr": is_number,
+        "elapsed": is_number,
+        "options": lambda value: isinstance(value, dict),
+        "source": lambda value: value is None or strings(value),
+        "text": lambda value: isinstance(value, str),
+        "device": lambda value: isinstance(value, str),
+        "updates": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
+        "events": events,
+    }
+    return set(content) == set(kinds) and all(allowed(content[name]) for name, allowed in kinds.items())
+
+
+def _are_numbers(arrays: dict[str, HostArray]) -> bool:
+    """Whether everything is of a known name, and finite."""
+    known = ("metrics", "seconds", "losses")
+    named = all(name in known or name.startswith(("params.", "kept.", "state.")) for name in arrays)
+    return named and all(np.isfinite(array).all() for array in arrays.values())
 
 
 def _part(arrays: dict[str, HostArray], kind: str) -> dict[str, HostArray]:
@@ -183,7 +237,10 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint:
             found = read_checkpoint(path)
             if found.step != step_of(path):
                 raise ValueError(f"path={str(path)!r} is of step {short(found.step)}")
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            say(f"{path}: {error.strerror or error}; trying the checkpoint before it")
+            continue
+        except ValueError as error:
             say(f"{error}; trying the checkpoint before it")
             continue
         return found

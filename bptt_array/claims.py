@@ -13,12 +13,12 @@ from pathlib import Path
 from .checkpoints import FOLDER as CHECKPOINTS
 from .checkpoints import Checkpoint, newest_checkpoint
 from .runs import DIAGNOSES, RunFolder
-from .serialization import remove_unfinished
+from .serialization import flush_folder, remove_unfinished
 
 
 @contextlib.contextmanager
 def new_run(path: Path | None) -> Iterator[RunFolder]:
-    """Claim a new run folder; if nothing was learnt in the end, leave nothing behind.
+    """Claim a new run folder; if it came to nothing, leave nothing behind.
 
     Raises
     ------
@@ -37,9 +37,10 @@ def new_run(path: Path | None) -> Iterator[RunFolder]:
             raise ValueError(f"out={path} exists and is not an empty folder; choose another name") from None
         folder = RunFolder(path)
         try:
+            flush_folder(path.parent)
             yield folder
         finally:
-            if not folder.learnt:
+            if not folder.worth_keeping:
                 with contextlib.suppress(OSError):
                     folder.remove()
                     if made:

@@ -11,8 +11,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
@@ -22,6 +22,7 @@ from .divergence import DivergenceError
 from .environment import versions
 from .initializers import INITIALIZERS
 from .options import OF_THE_KEEPING, ON_DIVERGENCE, OPTIMIZERS, Options
+from .signals import Stop
 
 if TYPE_CHECKING:
     from .checkpoints import Checkpoint
@@ -40,7 +41,7 @@ class CommandError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0, 1 (parity out of bounds), 2 (error), or 128 + the number of the signal that ended training (Ctrl-C: 130).
+    0, 1 (parity out of bounds), 2 (error), or 128 + the number of the first signal that ended training (Ctrl-C: 130).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed before the program began
+            sys.stdout.flush()
     except (CommandError, ValueError, FloatingPointError) as error:
         return _fail(_in_flags(str(error), options))
     except MemoryError as error:
@@ -111,6 +113,13 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
             return action.help if default is None or default is False else f"{action.help} (default: {default})"
         hidden = default is False or default in (None, "", [])
         return action.help if hidden else super()._get_help_string(action)
+
+
+def _path(text: str) -> Path:
+    """An argument that names a file or folder: nothing is no name."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -201,14 +210,17 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--dtype", choices=DTYPES, help="of weights, states and gradients")
     add.add_argument("--seed", type=int, help="of the initial weights, of dropout and of the sample")
     where = add.add_mutually_exclusive_group()
-    where.add_argument("--out", type=Path, default=None, metavar="RUN", help="new run folder (default: runs/DATE-TIME)")
+    where.add_argument(
+        "--out", type=_path, default=None, metavar="RUN", help="new run folder (default: runs/DATE-TIME)"
+    )
     where.add_argument(
         "--resume",
-        type=Path,
+        type=_path,
         default=None,
         metavar="RUN",
-        help="go on with a run that was stopped, from its last checkpoint to the same bits; files and options are its "
-        f"own, but for {', '.join(f'--{name}'.replace('_', '-') for name in MAY_CHANGE)}",
+        help="go on with a run that was stopped, from its last checkpoint to the same bits, with its own text (FILE: "
+        "where that is now) and options, but for "
+        f" {', '.join(f'--{name}'.replace('_', '-') for name in MAY_CHANGE)}",
     )
 
     add = commands.add_parser("sample", help="write text with a trained network", formatter_class=formatter)
@@ -228,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser("report", help="write a page about a training run", formatter_class=formatter)
     add.set_defaults(run=report)
     add.add_argument("folder", type=Path, metavar="RUN", help="run folder that train wrote, or is writing")
-    add.add_argument("--out", type=Path, metavar="FILE", help="the page, one HTML file (default: RUN/report.html)")
+    add.add_argument("--out", type=_path, metavar="FILE", help="the page, one HTML file (default: RUN/report.html)")
 
     add = commands.add_parser(
         "parity", help="compare a device with NumPy in float64, every gradient", formatter_class=formatter
@@ -247,13 +259,16 @@ def train(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in (*names, "device")}
     for name in names:  # so that errors can name what was not given too
         vars(options).setdefault(name, getattr(Options, name))
-    with _Stop() as stop:
-        if options.resume is None:
-            return _train_anew(options, given, stop)
-        return _resume(options, given, stop)
+    with Stop() as stop:
+        try:
+            go = _train_anew if options.resume is None else _resume
+            return go(options, given, stop)
+        except KeyboardInterrupt:  # a second signal
+            _say("interrupted")
+            return 128 + (stop.signal or signal.SIGINT)
 
 
-def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: _Stop) -> int:
+def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: Stop) -> int:
     from .claims import new_run
     from .training import Trainer
 
@@ -267,25 +282,24 @@ def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: _Stop)
         return _run(trainer, folder, stop)
 
 
-def _resume(options: argparse.Namespace, given: dict[str, Any], stop: _Stop) -> int:
+def _resume(options: argparse.Namespace, given: dict[str, Any], stop: Stop) -> int:
     from .claims import resumed_run
     from .training import Trainer
 
-    if options.files:
-        raise ValueError(f"files={options.files}, but --resume goes on with those of the run; leave them out")
     for name in given:
         if name not in MAY_CHANGE:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} belongs to the run from its beginning; leave it out with --resume")
     with resumed_run(options.resume, _say) as (folder, checkpoint):
         device = resolve(given.pop("device", checkpoint.device))
-        trainer = Trainer(_text(checkpoint.source or []), _options_of(checkpoint, given), device, checkpoint.source)
-        trainer.restore(checkpoint)
+        source = [os.path.abspath(file) for file in options.files] or checkpoint.source
+        text, chosen = _text_of(checkpoint, options.files), _options_of(checkpoint, given)
+        trainer = Trainer.resumed(replace(checkpoint, source=source), text, chosen, device)
         folder.save_results(trainer)  # the run may have been killed between a checkpoint and what follows from it
         print(f"{trainer.rnn!r}")
         print(
             f"going on with {options.resume} after step {checkpoint.step} of {trainer.options.steps}, learning "
-            f"{_described(checkpoint.source)}: {_size(trainer)}"
+            f"{_described(source)}: {_size(trainer)}"
         )
         return _run(trainer, folder, stop)
 
@@ -295,6 +309,14 @@ def _options_of(checkpoint: Checkpoint, given: dict[str, Any]) -> Options:
         return Options(**checkpoint.options | given)
     except TypeError as error:
         raise ValueError(f"the run's options cannot be used: {error}") from None
+
+
+def _text_of(checkpoint: Checkpoint, files: Sequence[str]) -> str:
+    """The text of a run, of its own files unless others are given."""
+    for file in [] if files else checkpoint.source or []:
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ValueError(f"{file}, the text of the run, is no plain file; give the text: --resume RUN FILE")
+    return _text(files or checkpoint.source or [])
 
 
 def _text(files: Sequence[str]) -> str:
@@ -311,16 +333,18 @@ def _size(trainer: Trainer) -> str:
     return f"{trainer.characters:,} characters, {len(trainer.vocabulary)} different"
 
 
-def _run(trainer: Trainer, folder: RunFolder, stop: _Stop) -> int:
+def _run(trainer: Trainer, folder: RunFolder, stop: Stop) -> int:
     """Train, from wherever the trainer is, into a folder; say how it went."""
     from .runs import RunListener
     from .sampling import sample as write
 
-    folder.describe(trainer.rnn.backend.name)
-    with RunListener(trainer, folder, lambda: stop.signal is not None, _say) as listener:
+    if changed := folder.describe(trainer.rnn.backend.name):
+        _say(f"not as it was when the run was last started, and so perhaps not to the last bit: {', '.join(changed)}")
+    with RunListener(trainer, folder, stop, _say) as listener:
         try:
             trainer.run(listener)
         except DivergenceError as error:
+            folder.diverged = True
             raise FloatingPointError(f"{error}{listener.way_out()}") from None
     folder.save_plot(trainer)
     if stop.signal is not None and trainer.step < trainer.options.steps:
@@ -332,31 +356,6 @@ def _run(trainer: Trainer, folder: RunFolder, stop: _Stop) -> int:
         print(shlex.join([sys.executable, "-m", "bptt_array", command, str(folder.path)]))
     print(f"\nA sample (temperature 0.8):\n\n{write(trainer.rnn, trainer.vocabulary, seed=trainer.options.seed)}\n")
     return 0
-
-
-class _Stop:
-    """While active, the first Ctrl-C or SIGTERM is only noted, so that work ends between two steps.
-
-    A second one raises KeyboardInterrupt.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __enter__(self) -> _Stop:
-        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 def sample(options: argparse.Namespace) -> int:

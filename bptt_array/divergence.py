@@ -30,7 +30,10 @@ class DivergenceError(FloatingPointError):
 
     def __init__(self, step: int, lr: float, what: str, parameters: list[str]) -> None:
         super().__init__(
-            f"training diverged at step {step}: {what} at a learning rate of {lr:g}; use a smaller --lr or --clip"
+            f"training diverged at step {step}: {what} at a learning rate of {lr:g}; use a smaller one, or clip the "
+            "gradients to a smaller norm"
+            if step
+            else f"before the first update {what}; begin with smaller parameters"
         )
         self.step, self.lr, self.parameters = step, lr, parameters
 
@@ -106,4 +109,5 @@ def check_parameters(step: int, lr: float, params: dict[str, HostArray]) -> None
     wrong = [name for name, value in params.items() if not np.isfinite(value).all()]
     if wrong:
         value = params[wrong[0]][~np.isfinite(params[wrong[0]])].flat[0]
-        raise DivergenceError(step, lr, f"{' and '.join(wrong)} came to hold {value:g}", wrong)
+        came = "came to hold" if step else "of the initial parameters holds"
+        raise DivergenceError(step, lr, f"{' and '.join(wrong)} {came} {value:g}", wrong)

@@ -65,6 +65,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         If it is no run folder, or what is in it is damaged.
     """
     path = folder / PAGE if out is None else out
+    if path.resolve().parent == folder.resolve() and path.suffix != ".html":
+        raise ValueError(f"out={path} would be among the run's own files; expected a name that ends in .html")
     write_atomically(path, page(folder).encode("utf-8", "backslashreplace"), flush=False)
     return path
 
@@ -163,8 +165,14 @@ def _samples(metrics: list[Progress]) -> list[str]:
 
 def _events(checkpoint: Checkpoint | None) -> list[str]:
     events = [] if checkpoint is None else checkpoint.events
-    rows = [(e.get("step"), f"{e.get('why')}; went back to update {e.get('back_to')}") for e in events]
+    rows = [(event["step"], f"{event['why']}; {_consequence(event)}") for event in events]
     return [_table(rows, ("update", ""))] if rows else []
+
+
+def _consequence(event: Mapping[str, Any]) -> str:
+    if event["lr"] is None:
+        return f"training stopped, and is kept as it was after update {event['back_to']:,}"
+    return f"went back to update {event['back_to']:,} and on with a learning rate of {event['lr']:g}"
 
 
 def _configuration(checkpoint: Checkpoint | None) -> list[str]:

@@ -181,6 +181,8 @@ class RNN:
         forget_bias = check_number("forget_bias", forget_bias, least=-np.inf)
         if forget_bias and architecture.cell.forget_gate is None:
             raise ValueError(f"forget_bias={forget_bias:g}, but cell={self.cell!r} has no forget gate; leave it at 0")
+        if abs(forget_bias) > float(np.finfo(architecture.dtype).max):
+            raise ValueError(f"forget_bias={forget_bias:g}; expected a number that {architecture.dtype} can hold")
         self.params = self._on(self.backend, architecture.initial_parameters(init, forget_bias))
 
     def _configure(self, architecture: Architecture, backend: Backend) -> None:

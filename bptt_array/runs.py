@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from .checkpoints import (
     NAME,
     Checkpoint,
     checkpoints,
-    json_lines,
+    read_lines,
     step_of,
     write_checkpoint,
 )
@@ -27,8 +26,9 @@ from .plots import plot_loss
 from .progress import Listener, Progress
 from .rnn import RNN
 from .serialization import write_atomically
+from .signals import Stop
 from .text import Vocabulary
-from .training import Trainer
+from .training import HALVINGS, Trainer
 
 if TYPE_CHECKING:
     from .diagnostics import Diagnosis
@@ -49,25 +49,35 @@ class RunFolder:
     Attributes
     ----------
     path : Path
+    diverged : bool
+        Whether the run ended because it diverged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.diverged = False
 
-    def describe(self, device: str) -> None:
-        """Note what the run runs on, from here on."""
+    def describe(self, device: str) -> list[str]:
+        """Note what the run runs on, from here on; returns what of it is not as it was at the last start."""
         before = self.started()
         now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "device": device, **versions()}
         text = json.dumps([*before, now], indent=1) + "\n"
         write_atomically(self.path / ENVIRONMENT, text.encode(), flush=False)
+        then = before[-1] if before else now
+        return [f"{name} {then.get(name)} -> {now[name]}" for name in list(now)[1:] if then.get(name) != now[name]]
 
     def started(self) -> list[dict[str, str]]:
         """What the run ran on, for every time that it was started or resumed."""
         try:
             found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not written yet, or not by us: nothing depends on it
+        except (OSError, RecursionError, ValueError):  # not written yet, or not by us: nothing depends on it
             return []
-        return found if isinstance(found, list) else []
+        entries = found if isinstance(found, list) else []
+        return [
+            entry
+            for entry in entries
+            if isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
+        ]
 
     def save(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         """A checkpoint, then what follows from it."""
@@ -85,13 +95,12 @@ class RunFolder:
                 "options": json.dumps(trainer.options.of_the_model),
             }
             trainer.rnn.save(self.path / MODEL, metadata)
-        lines = [asdict(progress) for progress in trainer.metrics]
-        write_atomically(self.path / METRICS, json_lines(lines), flush=False)
-        times = [
-            {"step": progress.step, "seconds": seconds}
-            for progress, seconds in zip(trainer.metrics, trainer.seconds, strict=True)
-        ]
-        write_atomically(self.path / TIMES, json_lines(times), flush=False)
+        metrics, times = trainer.files
+        write_atomically(self.path / METRICS, metrics, flush=False)
+        write_atomically(self.path / TIMES, times, flush=False)
+        for path in _diagnoses(self.path):
+            if step_of(path) > trainer.step:  # of a course that was not gone on with
+                path.unlink()
 
     def save_plot(self, trainer: Trainer) -> None:
         """The metrics as a picture, if there are any."""
@@ -107,16 +116,18 @@ class RunFolder:
         diagnosis.save(folder / f"step-{step:08}.safetensors")
 
     @property
-    def learnt(self) -> bool:
-        """Whether there is anything that took training."""
-        return (self.path / MODEL).exists()
+    def worth_keeping(self) -> bool:
+        """Whether there is anything that took training, or says why it did not go well."""
+        return (self.path / MODEL).exists() or any(map(step_of, checkpoints(self.path))) or self.diverged
 
     def remove(self) -> None:
-        """Remove what a run that learnt nothing wrote."""
-        for path in [*checkpoints(self.path), *(self.path / name for name in (METRICS, TIMES, ENVIRONMENT))]:
+        """Remove what a run that came to nothing wrote."""
+        names = (METRICS, TIMES, ENVIRONMENT, PLOT)
+        for path in [*checkpoints(self.path), *_diagnoses(self.path), *(self.path / name for name in names)]:
             path.unlink(missing_ok=True)
-        if (self.path / CHECKPOINTS).exists():
-            (self.path / CHECKPOINTS).rmdir()
+        for folder in (self.path / CHECKPOINTS, self.path / DIAGNOSES):
+            if folder.exists():
+                folder.rmdir()
 
 
 class RunListener(Listener):
@@ -124,17 +135,14 @@ class RunListener(Listener):
 
     Parameters
     ----------
-    stopping : () -> bool
-        Whether to end after this update.
+    stop : Stop
+        Whether to end after an update.
     say : (str) -> None
         Where warnings go.
     """
 
-    def __init__(
-        self, trainer: Trainer, folder: RunFolder, stopping: Callable[[], bool], say: Callable[[str], None]
-    ) -> None:
-        self._trainer, self._folder, self._stopping, self._say = trainer, folder, stopping, say
-        self._kept = trainer.step  # the step of the last checkpoint on disk
+    def __init__(self, trainer: Trainer, folder: RunFolder, stop: Stop, say: Callable[[str], None]) -> None:
+        self._trainer, self._folder, self._stop, self._say = trainer, folder, stop, say
 
     def __enter__(self) -> RunListener:
         from tqdm import tqdm
@@ -155,14 +163,14 @@ class RunListener(Listener):
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
-        if any(exception) and self._kept:
+        if any(exception):
             with contextlib.suppress(OSError):  # what went wrong first is what has to be said
                 self._folder.save_plot(self._trainer)
 
     def progress(self, progress: Progress, seconds: float) -> None:
         self._bar.set_postfix_str(f"loss {progress.loss:.3f}", refresh=False)
         self._bar.update(progress.characters - self._bar.n)
-        if progress.validation is not None:
+        if progress.validation is not None and sys.stdout is not None:
             self._bar.write(
                 f"step {progress.step:>6}  loss {progress.loss:.3f}  validation {progress.validation:.4f} nats per "
                 f"character  {progress.characters / seconds:,.0f} characters per second",
@@ -170,8 +178,8 @@ class RunListener(Listener):
             )
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        self._folder.save(self._trainer, checkpoint)
-        self._kept = checkpoint.step
+        with self._stop.held():
+            self._folder.save(self._trainer, checkpoint)
 
     def diagnosis(self, step: int, diagnosis: Diagnosis) -> None:
         self._folder.save_diagnosis(step, diagnosis)
@@ -180,15 +188,17 @@ class RunListener(Listener):
         self._say(f"{error}; going back to step {step} and on with --lr {lr:g}")
 
     def stop(self) -> bool:
-        return self._stopping()
+        return self._stop.requested
 
     def way_out(self) -> str:
         """Of a run that diverged: what there is to go on from."""
-        if not self._kept:
-            return ""
+        folder, step = self._folder.path, self._trainer.step
+        kept = f"; the last good checkpoint, of step {step}, is in {folder}"
+        if self._trainer.options.on_divergence != "stop":
+            return f"{kept}; the learning rate was halved {HALVINGS} times, to {self._trainer.lr:g}"
         return (
-            f"; the last good checkpoint, of step {self._kept}, is in {self._folder.path}: --resume "
-            f"{self._folder.path} --on-divergence halve-lr goes on from there with half the learning rate"
+            f"{kept}: --resume {folder} --on-divergence halve-lr goes on from there, with half the learning rate where "
+            "it diverges again"
         )
 
 
@@ -200,13 +210,11 @@ def read_metrics(folder: Path) -> list[Progress]:
     ValueError
         If the folder is no run folder, or they are damaged.
     """
-    names = {field.name for field in fields(Progress)}
     try:
-        lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-        return [Progress(**{name: value for name, value in line.items() if name in names}) for line in lines]
+        return read_lines((folder / METRICS).read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{folder} is no run folder: it has no {METRICS}; expected one that `train` wrote") from None
-    except (AttributeError, TypeError, ValueError, RecursionError):
+    except (RecursionError, ValueError):
         raise ValueError(f"{folder / METRICS} is damaged; expected a line of JSON for every line of metrics") from None
 
 
@@ -220,8 +228,13 @@ def read_diagnoses(folder: Path) -> dict[int, Diagnosis]:
     """
     from .diagnostics import Diagnosis
 
-    paths = [path for path in (folder / DIAGNOSES).glob("step-*.safetensors") if NAME.fullmatch(path.name)]
-    return {step_of(path): Diagnosis.load(path) for path in sorted(paths, key=step_of)}
+    return {step_of(path): Diagnosis.load(path) for path in _diagnoses(folder)}
+
+
+def _diagnoses(folder: Path) -> list[Path]:
+    """The files of diagnoses, by step."""
+    found = [path for path in (folder / DIAGNOSES).glob("step-*.safetensors") if NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
 
 
 def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:

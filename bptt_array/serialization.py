@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,8 +32,8 @@ LONGEST_HEADER = 1 << 23
 #: Lists and tables in a header, which take more memory than their brackets: a thousand layers have 9000.
 MOST_LISTS = 1 << 17
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8"}
-#: Of files that are being written; one that is left over was never finished.
-UNFINISHED = ".new"
+#: Names of files that are being written; one that is left over was never finished.
+_UNFINISHED = ".bptt_array.", ".new"
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -44,6 +45,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, flush: bool =
     A new file is flushed to disk, then renamed, then the folder is flushed: after that, neither this process nor the
     machine can lose it. Without ``flush`` (some ten milliseconds) only this process cannot.
 
+    A file that is there keeps its permissions; what is no plain file is left alone.
+
     Raises
     ------
     OSError
@@ -54,39 +57,52 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, flush: bool =
         raise IsADirectoryError(f"path={str(path)!r} is a folder; expected the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: the folder does not exist; make it first")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"path={str(path)!r} is a device or a pipe; expected the name of a file")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
+        prefix, suffix = _UNFINISHED
+        handle, temporary = tempfile.mkstemp(suffix, prefix, path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 if flush:
                     file.flush()
                     os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's file is private; a written file is not
+            os.chmod(temporary, mode)  # mkstemp's file is private
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
                 os.unlink(temporary)
             raise
         if flush:
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make names that were just given last, where a system can be asked to."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def flush_folder(folder: Path) -> None:
+    """Make names that were just given last, where a system can be asked to.
+
+    Raises
+    ------
+    OSError
+        Naming the folder.
+    """
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+    finally:
+        os.close(handle)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what a killed process left of files that it was writing; nobody else may be writing there."""
-    for path in folder.glob(f".*{UNFINISHED}"):
+    for path in folder.glob("*".join(_UNFINISHED)):
         path.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .architecture import Architecture
 from .backend import Array
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, json_line, read_lines
 from .divergence import DivergenceError, Watch, check_parameters
 from .optimizers import clip_by_global_norm, largest_entries
 from .options import OPTIMIZERS, Options
@@ -71,7 +73,7 @@ class Trainer:
     seconds : list of float
         Of training, at each of the metrics.
     events : list of dict
-        Where training diverged and went back.
+        Where training diverged, see :class:`~bptt_array.checkpoints.Checkpoint`.
 
     Raises
     ------
@@ -87,29 +89,15 @@ class Trainer:
         self.source = None if source is None else list(source)
         self.vocabulary = Vocabulary(text)
         self.characters = len(text)
-        self.fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        self.fingerprint = _fingerprint(text)
         tokens = self.vocabulary.encode(text)
         split = len(tokens) - int(len(tokens) * options.validation)
         self.train = Streams(tokens[:split], options.batch, options.seq_len, "the text without its held-out part")
         self.validation = _validation_streams(tokens[split:], options)
         make_optimizer, lr = OPTIMIZERS[options.optimizer]
         self.lr = lr if options.lr is None else options.lr
-        self.rnn = RNN(
-            len(self.vocabulary),
-            options.hidden,
-            len(self.vocabulary),
-            cell=options.cell,
-            num_layers=options.layers,
-            members=options.members,
-            dropout=options.dropout,
-            recurrent_dropout=options.recurrent_dropout,
-            output="softmax",
-            init=options.init,
-            forget_bias=options.forget_bias,
-            dtype=options.dtype,
-            device=device,
-            seed=options.seed,
-        )
+        network = _network(options, len(self.vocabulary))
+        self.rnn = RNN(**network, init=options.init, forget_bias=options.forget_bias, device=device)
         self.optimizer = make_optimizer(self.lr)
         self.step = 0
         self.state: State | None = None
@@ -118,8 +106,26 @@ class Trainer:
         self.events: list[dict[str, Any]] = []
         self._losses: list[Means] = []  # since the last line of metrics, as far as they are on the host
         self._watch = Watch(self.rnn.backend)
-        self._elapsed = 0.0
+        self._lines, self._times = bytearray(), bytearray()  # metrics and seconds as lines of JSON
+        self._elapsed, self._began = 0.0, math.nan
         self._good: Checkpoint | None = None
+
+    @classmethod
+    def resumed(cls, checkpoint: Checkpoint, text: str, options: Options, device: Any = "cpu") -> Trainer:
+        """A trainer that goes on from a checkpoint, whose arrays are compared with what the options need before any
+        is made.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`restore` does.
+        """
+        _check_text(checkpoint, _fingerprint(text))
+        architecture = _architecture(options, len(Vocabulary(text)))
+        _check_shapes(checkpoint, architecture, options)
+        made = cls(text, options, device, checkpoint.source)
+        made.restore(checkpoint)
+        return made
 
     # ---- a run ----------------------------------------------------------------------------------------
 
@@ -132,7 +138,7 @@ class Trainer:
         ------
         DivergenceError
             If a loss, a gradient or a parameter is no number any more: with ``on_divergence="halve-lr"`` only after
-            the learning rate was halved many times.
+            the learning rate was halved many times. The trainer is then as it was at the last checkpoint.
         """
         listener = Listener() if listener is None else listener
         with np.errstate(over="ignore", invalid="ignore"):  # the watch looks at what they lead to
@@ -145,6 +151,7 @@ class Trainer:
                     stopped = self._advance(listener)
                 except DivergenceError as error:
                     self._go_back(error, listener)
+                    stopped = listener.stop()
 
     def _advance(self, listener: Listener) -> bool:
         """One update, and what is due after it; returns whether to stop here."""
@@ -156,13 +163,16 @@ class Trainer:
         self._watch.add(self.step, self.optimizer.lr, done.loss, done.largest)
         stopped, last = listener.stop(), self.step == options.steps
         evaluate = last or self.step % options.every("eval_every") == 0
-        if evaluate or self.step % self.report_every == 0:
-            self._report(listener, evaluate=evaluate)
+        reports = evaluate or self.step % self.report_every == 0
+        if reports:
+            self._measure(evaluate=evaluate)
         if options.diagnose_every and self.step % options.diagnose_every == 0:
             self._read()
             listener.diagnosis(self.step, self.diagnose())
         if stopped or last or self.step % options.every("checkpoint_every") == 0:
             self._keep(listener)
+        if reports:  # when it cannot be lost any more: nobody may be there to read it
+            listener.progress(self.metrics[-1], self.seconds[-1])
         return stopped
 
     def update(self, x: Any, target: Any, state: State | None, step: int) -> Update:
@@ -178,7 +188,8 @@ class Trainer:
         self.optimizer.update(self.rnn.params, changes)
         return Update(loss, state, largest)
 
-    def _report(self, listener: Listener, *, evaluate: bool) -> None:
+    def _measure(self, *, evaluate: bool) -> None:
+        """Another line of metrics."""
         self._read()
         means: Means = np.mean(self._losses, axis=0)
         held_out = self.evaluate() if evaluate else None
@@ -193,9 +204,18 @@ class Trainer:
             sample=self._sample() if evaluate else None,
         )
         self._losses = []
+        self._add(progress, time.perf_counter() - self._began)
+
+    def _add(self, progress: Progress, seconds: float) -> None:
         self.metrics.append(progress)
-        self.seconds.append(time.perf_counter() - self._began)
-        listener.progress(progress, self.seconds[-1])
+        self.seconds.append(seconds)
+        self._lines += json_line(asdict(progress))
+        self._times += json_line({"step": progress.step, "seconds": seconds})
+
+    @property
+    def files(self) -> tuple[bytes, bytes]:
+        """``metrics.jsonl`` and ``times.jsonl``."""
+        return bytes(self._lines), bytes(self._times)
 
     def _read(self) -> None:
         """Bring the losses since the last time to the host: the only place where updates are waited for."""
@@ -250,7 +270,7 @@ class Trainer:
         """The run as it is after this update."""
         to_host, optimizer = self.rnn.backend.to_host, self.optimizer.state_dict()
         self._read()
-        if hasattr(self, "_began"):
+        if math.isfinite(self._began):
             self._elapsed = time.perf_counter() - self._began
         state = {} if self.state is None else {"h": self.state.h, "c": self.state.c}
         members = () if self.rnn.members is None else (self.rnn.members,)
@@ -264,7 +284,7 @@ class Trainer:
             device=self.rnn.backend.name,
             updates=optimizer["updates"],
             events=list(self.events),
-            metrics=[asdict(progress) for progress in self.metrics],
+            metrics=bytes(self._lines),
             seconds=np.array(self.seconds, np.float64),
             losses=np.array(self._losses, self.options.dtype).reshape(-1, *members),
             params=self._host_params(),
@@ -283,50 +303,36 @@ class Trainer:
         ValueError
             If it is of another text or network; nothing is changed then.
         """
-        if checkpoint.text != self.fingerprint:
-            raise ValueError(
-                "the text is not the one that the run has learnt so far: expected the same files with the same contents"
-            )
-        self._check_shapes(checkpoint)
+        _check_text(checkpoint, self.fingerprint)
+        _check_shapes(checkpoint, self.rnn.architecture, self.options)
         from_host, backend = self.rnn.backend.from_host, self.rnn.backend
-        metrics = [Progress(**line) for line in checkpoint.metrics]
         with backend.active():
             kept = {name: [from_host(array) for array in arrays] for name, arrays in checkpoint.kept.items()}
             self.optimizer.load_state_dict({"updates": checkpoint.updates, "kept": kept})
             self.rnn.params.update({name: from_host(value) for name, value in checkpoint.params.items()})
             state = {name: from_host(array) for name, array in checkpoint.state.items()}
         self.state = State(**state) if state else None
-        self.step, self.lr, self.metrics = checkpoint.step, checkpoint.lr, metrics
-        self.seconds, self._losses = checkpoint.seconds.tolist(), list(checkpoint.losses)
-        self.events, self._elapsed, self._good = list(checkpoint.events), checkpoint.elapsed, checkpoint
+        self.step, self.lr, self._good = checkpoint.step, checkpoint.lr, checkpoint
+        self.metrics, self.seconds, self._lines, self._times = [], [], bytearray(), bytearray()
+        for progress, seconds in zip(read_lines(checkpoint.metrics), checkpoint.seconds.tolist(), strict=True):
+            self._add(progress, seconds)
+        self._losses = list(checkpoint.losses)
+        self.events, self._elapsed = list(checkpoint.events), checkpoint.elapsed
         self._watch.forget()
 
-    def _check_shapes(self, checkpoint: Checkpoint) -> None:
-        """Of a checkpoint: whether its arrays are those of this network, all of its dtype."""
-        architecture, dtype = self.rnn.architecture, self.options.dtype
-        shapes, names = architecture.shapes, architecture.cell.states
-        state_shape, slots = architecture.states_shape(self.options.batch), self.optimizer.slots
-        expected = {f"params[{name!r}]": shape for name, shape in shapes.items()}
-        expected |= {f"state.{name}": state_shape for name in names if checkpoint.step}
-        expected |= {f"kept[{name!r}]": shape for name, shape in shapes.items() if checkpoint.step and slots}
-        found = {f"params[{name!r}]": [value] for name, value in checkpoint.params.items()}
-        found |= {f"state.{name}": [value] for name, value in checkpoint.state.items()}
-        found |= {f"kept[{name!r}]": arrays for name, arrays in checkpoint.kept.items() if arrays}
-        for name in sorted(set(expected) | set(found)):
-            arrays = found.get(name, [])
-            count = slots if name.startswith("kept") else 1
-            if len(arrays) != count or any(a.shape != expected.get(name) or a.dtype != dtype for a in arrays):
-                raise ValueError(f"the checkpoint's {name} is not that of this network; expected one of the same run")
-
     def _go_back(self, error: DivergenceError, listener: Listener) -> None:
-        """To the last checkpoint, with half the learning rate from there on; or give up."""
-        good, halved = self._good, self.lr / 2
-        first = OPTIMIZERS[self.options.optimizer][1] if self.options.lr is None else self.options.lr
-        if self.options.on_divergence == "stop" or good is None or halved < first / 2**HALVINGS:
+        """To the last checkpoint, and on with half the learning rate; or give up there."""
+        good, halved, events = self._good, self.lr / 2, self.events
+        if good is None:  # the parameters were no numbers to begin with
             raise error
-        events = [*self.events, {"step": error.step, "event": "diverged", "why": str(error), "back_to": good.step}]
+        again = sum(event["lr"] is not None for event in events) < HALVINGS and self.options.on_divergence != "stop"
         self.restore(good)
-        self.lr, self.events = halved, events
+        self.lr = halved if again else good.lr
+        event = {"step": error.step, "why": str(error), "back_to": good.step, "lr": halved if again else None}
+        self.events = [*events, event]
+        self._keep(listener)  # with what happened, and the learning rate that follows from it
+        if not again:
+            raise error
         listener.went_back(error, good.step, halved)
 
 
@@ -345,3 +351,62 @@ def _validation_streams(tokens: Any, options: Options) -> Streams | None:
         return None
     seq_len = min(options.seq_len, len(tokens) - 1)
     return Streams(tokens, min(options.batch, (len(tokens) - 1) // seq_len), seq_len)
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check_text(checkpoint: Checkpoint, fingerprint: str) -> None:
+    if checkpoint.text != fingerprint:
+        where = "the same Python" if checkpoint.source is None else "the same files"
+        raise ValueError(
+            f"the text is not the one that the run has learnt so far; expected that of {where}, with the same contents"
+        )
+
+
+def _network(options: Options, characters: int) -> dict[str, Any]:
+    """The arguments of the network of a run that say what it is made of."""
+    return {
+        "input_size": characters,
+        "hidden_size": options.hidden,
+        "output_size": characters,
+        "cell": options.cell,
+        "num_layers": options.layers,
+        "members": options.members,
+        "dropout": options.dropout,
+        "recurrent_dropout": options.recurrent_dropout,
+        "output": "softmax",
+        "dtype": options.dtype,
+        "seed": options.seed,
+    }
+
+
+def _architecture(options: Options, characters: int) -> Architecture:
+    return Architecture.checked(**_network(options, characters))
+
+
+def _check_shapes(checkpoint: Checkpoint, architecture: Architecture, options: Options) -> None:
+    """Whether a checkpoint is one of a run with these options: its arrays those of such a network, all of its dtype."""
+    slots, step, members = OPTIMIZERS[options.optimizer][0](0.1).slots, checkpoint.step, architecture.member_axis
+    if step > options.steps:
+        raise ValueError(f"the checkpoint is of step {step}; expected at most the {options.steps} of its run")
+    expected: dict[str, list[tuple[int, ...]]] = {}
+    if architecture.num_layers <= len(checkpoint.params):  # before their names are listed
+        shapes = architecture.shapes
+        expected |= {f"params[{name!r}]": [shape] for name, shape in shapes.items()}
+        expected |= {f"kept[{name!r}]": [shape] * slots for name, shape in shapes.items() if step}
+        expected |= {f"updates[{name!r}]": [] for name in shapes if step}
+    if step:
+        expected |= {f"state.{name}": [architecture.states_shape(options.batch)] for name in architecture.cell.states}
+    found = {f"params[{name!r}]": [value] for name, value in checkpoint.params.items()}
+    found |= {f"kept[{name!r}]": arrays for name, arrays in checkpoint.kept.items()}
+    found |= {f"updates[{name!r}]": [] for name in checkpoint.updates}
+    found |= {f"state.{name}": [value] for name, value in checkpoint.state.items()}
+    for name in sorted(set(expected) | set(found)):
+        arrays, shapes_of = found.get(name), expected.get(name)
+        there = None if arrays is None else [array.shape for array in arrays]
+        if there != shapes_of or any(array.dtype != options.dtype for array in arrays or ()):
+            raise ValueError(f"the checkpoint's {name} is not that of this network; expected one of the same run")
+    if checkpoint.losses.shape[1:] != members:
+        raise ValueError(f"the checkpoint's losses are not those of {architecture.members} members")

@@ -1261,6 +1261,7 @@ def some_files(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_quick_case(monkeypatch):
+    monkeypatch.chdir(FOLDER)  # where a file of any name may be written
     monkeypatch.setattr(parity, "CASES", {"tanh, mse": parity.CASES["tanh, mse"]})
 
 

@@ -4,6 +4,7 @@ Never a crash, a hang, another file opened, a name executed, or an allocation th
 """
 
 import contextlib
+import io
 import json
 import math
 import random
@@ -17,7 +18,7 @@ import pytest
 from safetensors.numpy import save
 
 import bptt_array as ba
-from bptt_array import checkpoints, runs, serialization
+from bptt_array import checkpoints, cli, runs, serialization
 from bptt_array.cells import Cell
 from bptt_array.options import Options
 from bptt_array.progress import Listener
@@ -373,7 +374,30 @@ def test_no_file_is_taken_for_another_kind(model, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "about", [{}, {"step": -1}, {"step": True}, {"updates": None}, {"updates": {}}, {"evil": 1}, {"step": "5"}]
+    "about",
+    [
+        {},
+        {"step": -1},
+        {"step": True},
+        {"step": "5"},
+        {"step": 1e3},
+        {"updates": None},
+        {"updates": {}},
+        {"updates": {"W_hy": -1}},
+        {"evil": 1},
+        {"lr": "x"},
+        {"lr": None},
+        {"lr": float("inf")},
+        {"elapsed": "x"},
+        {"device": 5},
+        {"options": [1]},
+        {"source": [1]},
+        {"source": "text.txt"},
+        {"events": [1]},
+        {"events": "abc"},
+        {"events": [{"step": 1}]},
+        {"text": None},
+    ],
 )
 def test_a_checkpoint_that_lacks_something_is_refused(about, checkpoint, tmp_path):
     _, path, _ = checkpoint
@@ -388,6 +412,117 @@ def test_a_checkpoint_that_lacks_something_is_refused(about, checkpoint, tmp_pat
     serialization.write_file(path, checkpoints.KIND, arrays, said)
     with pytest.raises(ValueError, match="does not hold what a checkpoint does"):
         checkpoints.read_checkpoint(path)
+
+
+ARRAYS = [
+    {"seconds": np.zeros(9)},
+    {"seconds": np.zeros((1, 1))},
+    {"metrics": np.frombuffer(b'{"step": 1}\n', np.uint8)},
+    {"metrics": np.frombuffer(b"[1]\n", np.uint8)},
+    {"metrics": np.frombuffer(b"\xff\n", np.uint8)},
+    {"evil": np.zeros(1)},
+    {"params.W_hy": np.full((1, 1), np.nan)},
+    {"params.W_hy": np.zeros((1, 1), "float32")},
+    {"params.more": np.zeros(1, "float32")},
+    {"losses": np.zeros((1, 2, 3), "float32")},
+    {"state.h": np.zeros((1, 1), "float32")},
+    {"kept.2.W_hy": np.zeros(1, "float32")},
+]
+
+
+def run_with(tmp_path, about=None, arrays=None, environment=None, metrics=None):
+    """A run folder with one thing in it that is not as it was; all checksums are right."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    small = ["--hidden", "4", "--seq-len", "4", "--batch", "2", "--steps", "24", "--checkpoint-every", "6"]
+    folder = tmp_path / "run"
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["train", str(tmp_path / "text.txt"), *small, "--out", str(folder)]) == 0
+    *_, path = checkpoints.checkpoints(folder)
+    with serialization.open_file(path) as file:
+        content, there = file.about(checkpoints.KIND), file.arrays()
+    if about is not None or arrays is not None:
+        for path in checkpoints.checkpoints(folder):  # there is none to fall back on
+            serialization.write_file(path, checkpoints.KIND, there | (arrays or {}), content | (about or {}))
+    if environment is not None:
+        (folder / runs.ENVIRONMENT).write_text(environment)
+    if metrics is not None:
+        (folder / runs.METRICS).write_text(metrics)
+    return folder
+
+
+def commands_end_well(folder, capsys):
+    """``train --resume`` and ``report`` give a result or an error of one line; returns what each said."""
+    said = []
+    for command in (["train", "--resume", str(folder)], ["report", str(folder)]):
+        capsys.readouterr()
+        status = cli.main(command)
+        err = capsys.readouterr().err
+        assert status in (0, 2)
+        assert (status == 2) == ("bptt-array: error: " in err)
+        assert all(line.startswith("bptt-array: ") for line in err.splitlines())
+        said.append(err)
+    return said
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=lambda arrays: str(list(arrays)))
+def test_a_checkpoint_with_other_arrays_is_refused(arrays, tmp_path, capsys):
+    resumed, _ = commands_end_well(run_with(tmp_path, arrays=arrays), capsys)
+    assert "bptt-array: error: " in resumed
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"options": {"hidden": 100_000}},
+        {"options": {"hidden": "x"}},
+        {"options": {"evil": 1}},
+        {"options": {"layers": 10**12}},
+        {"options": {"members": 10**12}},
+        {"options": {"steps": 1}},
+        {"options": {"cell": "../x"}},
+        {"device": "cuda:97"},
+        {"device": "\x1b[2J"},
+        {"text": "0" * 64},
+        {"source": ["/dev/zero"]},
+        {"source": ["\0"]},
+        {"source": ["<script>alert(1)</script>"]},
+        {"step": 10**9},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_says_something_else_is_refused_before_anything_is_made(about, tmp_path, capsys):
+    if "options" in about:
+        about = {
+            "options": vars(Options(hidden=4, seq_len=4, batch=2, steps=24, checkpoint_every=6)) | about["options"]
+        }
+    folder = run_with(tmp_path, about=about)
+    tracemalloc.start()
+    resumed, _ = commands_end_well(folder, capsys)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "bptt-array: error: " in resumed
+    assert peak < 1 << 27  # most of it matplotlib's, for the page
+
+
+@pytest.mark.parametrize("text", ["[1]", "[null]", '[["<b>"]]', "{}", "[" * 200_000, "", '[{"a": 1}]', "\x00"])
+def test_an_environment_that_is_none_is_left_out(text, tmp_path, capsys):
+    assert all("error" not in said for said in commands_end_well(run_with(tmp_path, environment=text), capsys))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": None}, {"step": None}, {"step": [1]}, {"characters": "x"}, {"validation": "x"}, {"validation": 1e308},
+     {"loss": float("nan")}, {"sample": 5}, {"members_loss": 5}, {"members_loss": ["x"]}],
+    ids=str,
+)  # fmt: skip
+def test_metrics_that_are_none_are_named(change, tmp_path, capsys):
+    line = {"step": 1, "characters": 2, "lr": 0.1, "loss": 3.0} | change
+    resumed, page = commands_end_well(run_with(tmp_path, metrics=json.dumps(line) + "\n"), capsys)
+    assert resumed == ""  # they are in the checkpoint, and written anew,
+    assert page == ""
+    (tmp_path / "run" / runs.METRICS).write_text(json.dumps(line) + "\n")
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    assert "metrics.jsonl is damaged; expected a line of JSON" in capsys.readouterr().err
 
 
 def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
@@ -451,8 +586,6 @@ def test_every_character_of_unicode_fits_into_a_header(tmp_path):
 
 
 def test_what_a_file_says_neither_breaks_the_line_nor_moves_the_cursor(model, tmp_path, capsys):
-    from bptt_array import cli
-
     rnn, _, _ = model
     for config in ({"cell": "\x1b[2J\nroot:"}, {"evil\n\x1b]0;x\x07": 1}):
         about = {"config": rnn.config | config, "metadata": {}}

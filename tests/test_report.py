@@ -101,7 +101,7 @@ def with_sample(folder, copy, sample):
     shutil.copytree(folder, copy)
     lines = [json.loads(line) for line in (copy / runs.METRICS).read_text().splitlines()]
     lines[-1]["sample"] = sample
-    (copy / runs.METRICS).write_bytes(checkpoints.json_lines(lines))
+    (copy / runs.METRICS).write_bytes(b"".join(map(checkpoints.json_line, lines)))
     return copy
 
 
@@ -207,11 +207,11 @@ def test_a_run_without_a_checkpoint_that_can_be_read_still_has_a_page(folder, tm
 def test_the_page_tells_where_training_diverged(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
     last = checkpoints.read_checkpoint(checkpoints.checkpoints(tmp_path / "run")[-1])
-    event = {"step": 13, "event": "diverged", "why": "the loss is nan & void", "back_to": 8}
+    event = {"step": 13, "why": "the loss is nan & void", "back_to": 8, "lr": 0.5}
     changed = checkpoints.Checkpoint(**vars(last) | {"events": [event]})
     checkpoints.write_checkpoint(tmp_path / "run", changed, 3)
     page = Page(report.page(tmp_path / "run"))
-    assert "the loss is nan & void; went back to update 8" in page.texts["td"]
+    assert "the loss is nan & void; went back to update 8 and on with a learning rate of 0.5" in page.texts["td"]
 
 
 def test_diagnoses_are_those_of_the_steps_and_the_same_when_the_run_is_repeated(folder, tmp_path):

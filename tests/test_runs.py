@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from conftest import backends_and_dtypes, cuda
 
 import bptt_array as ba
-from bptt_array import checkpoints, claims, cli, divergence, runs, serialization, training
+from bptt_array import checkpoints, claims, cli, divergence, report, runs, serialization, training
 from bptt_array.backend import NumpyBackend, resolve
 from bptt_array.options import Options
 from bptt_array.progress import Listener
@@ -254,7 +255,7 @@ print(json.dumps({"killed": killed, "statuses": sorted(last), "folder": folder})
     ("times", "signals", "statuses", "kind"),
     [
         (30, ["SIGKILL"], {0, -9}, "--cell lstm --layers 2 --dropout 0.2 --members 2"),
-        (10, ["SIGINT", "SIGTERM"], {0, 130, 143}, "--recurrent-dropout 0.1 --optimizer momentum"),
+        (10, ["SIGINT", "SIGTERM"], {0, 130, 143, -15}, "--recurrent-dropout 0.1 --optimizer momentum"),
     ],
     ids=["killed", "stopped"],
 )
@@ -304,7 +305,6 @@ def test_resuming_refuses_what_would_be_another_run(text_file, tmp_path, capsys,
     message = "--hidden belongs to the run from its beginning; leave it out with --resume"
     assert message in refused("--resume", folder, "--hidden", "8")  # even if it is the same
     assert "--seq-len belongs" in refused("--resume", folder, "--seq-len", "32")  # even if it is the default
-    assert "but --resume goes on with those of the run" in refused(text_file, "--resume", folder)
     assert "--keep-checkpoints=0 is too small" in refused("--resume", folder, "--keep-checkpoints", "0")
     assert "--device='tpu' is unknown" in refused("--resume", folder, "--device", "tpu")
     assert "is no run folder" in refused("--resume", tmp_path / "none")
@@ -398,10 +398,18 @@ def test_wherever_the_disk_is_full_the_error_names_the_file_and_the_run_can_go_o
 ):
     """Every single write of a run fails once."""
     assert run(text_file, *SMALL, "--steps", "15", "--out", tmp_path / "whole") == 0
+    replace, written = os.replace, []
+
+    def recorded(new, path):
+        replace(new, path)
+        written.append(Path(path).name)
+
+    monkeypatch.setattr(serialization.os, "replace", recorded)
     expected, works, count = results(tmp_path / "whole"), getattr(os, name), [0]
 
     def failing_at(place):
         count[0] = 0
+        written.clear()
 
         def full(*arguments):
             count[0] += 1
@@ -420,11 +428,12 @@ def test_wherever_the_disk_is_full_the_error_names_the_file_and_the_run_can_go_o
         if status == 0:
             break
         assert status == 2
-        assert re.fullmatch(rf"bptt-array: error: {folder}/[\w/.-]+: No space left on device\n", err)
+        assert re.fullmatch(rf"bptt-array: error: {tmp_path}[\w/.-]*: No space left on device\n", err)
         assert list(folder.rglob(".*")) == []
         if folder.exists():
             assert run("--resume", folder) == 0
-        else:  # nothing was learnt
+        else:  # nothing was learnt yet
+            assert not any(name.startswith("step-0000000") for name in set(written) - {"step-00000000.safetensors"})
             assert run(text_file, *SMALL, "--steps", "15", "--out", folder) == 0
         assert results(folder) == expected
     assert place > 8
@@ -481,6 +490,97 @@ def test_a_folder_that_is_removed_while_training_is_one_line(text_file, tmp_path
     assert err.count("\n") == 1
 
 
+def test_a_run_that_has_learnt_something_is_never_removed(text_file, tmp_path, monkeypatch, capsys):
+    """Whatever happens between its first checkpoint and the model that follows from it."""
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ba.RNN, "save", interrupted)
+        assert run(text_file, *SMALL, "--steps", "15", "--out", folder) == 130
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)] == [0, 7]
+    assert run("--resume", folder) == 0
+    assert run(text_file, *SMALL, "--steps", "15", "--out", tmp_path / "whole") == 0
+    assert results(folder) == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_two_signals_at_once_lose_nothing(number, text_file, tmp_path):
+    code = (
+        "import os, signal, sys, threading; from bptt_array import cli, runs, training, plots\n"
+        f"def twice(): [os.kill(os.getpid(), signal.{number}) for _ in range(2)]\n"
+        "update, count = training.Trainer.update, []\n"
+        "def spied(*arguments):\n"
+        "    count.append(1)\n"
+        "    if len(count) == 50: threading.Thread(target=twice).start()\n"
+        "    return update(*arguments)\n"
+        "training.Trainer.update = spied; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    folder = tmp_path / "run"
+    options = [*SMALL, "--steps", "1000000", "--checkpoint-every", "10", "--out", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", str(text_file), *options], capture_output=True, timeout=60
+    )
+    assert done.returncode == 128 + getattr(signal, number)
+    assert checkpoints.newest_checkpoint(folder, print).step >= 40
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_output_that_is_closed_before_or_while_training_loses_nothing(text_file, tmp_path):
+    train = (
+        f"{sys.executable} -m bptt_array train {text_file} {' '.join(SMALL)} --checkpoint-every 12 --steps 240 --out"
+    )
+    for command, status in ((f"{train} run >&-", 0), (f"{train} piped | head -3", 0)):
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status
+        assert "Traceback" not in done.stderr
+    assert checkpoints.newest_checkpoint(tmp_path / "run", print).step == 240
+    assert checkpoints.newest_checkpoint(tmp_path / "piped", print).step >= 12
+
+
+def test_what_is_no_plain_file_is_not_written_over_and_permissions_stay(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/null")):
+        with pytest.raises(FileExistsError, match="is a device or a pipe; expected the name of a file"):
+            serialization.write_atomically(path, b"data")
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    secret = tmp_path / ("s" * 250)  # as long as names may be
+    secret.touch(0o600)
+    serialization.write_atomically(secret, b"data")
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert secret.read_bytes() == b"data"
+    mine = tmp_path / ".mine.new"
+    mine.touch()
+    (tmp_path / ".bptt_array.x.new").touch()
+    serialization.remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.new", "pipe", secret.name]
+
+
+def test_the_text_of_a_run_that_was_moved_can_be_said(text_file, tmp_path, capsys):
+    folder, moved = tmp_path / "run", tmp_path / "moved.txt"
+    assert run(text_file, *SMALL, "--steps", "20", "--out", folder) == 0
+    text_file.rename(moved)
+    assert run("--resume", folder) == 2
+    assert "text.txt cannot be read: No such file" in capsys.readouterr().err
+    assert run(moved, "--resume", folder) == 0
+    assert checkpoints.newest_checkpoint(folder, print).source == [str(text_file)]  # nothing was written anew
+    os.mkfifo(text_file)
+    assert run("--resume", folder) == 2
+    assert "the text of the run, is no plain file; give the text: --resume RUN FILE" in capsys.readouterr().err
+
+
+def test_other_versions_than_a_run_began_with_are_said(text_file, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, "--steps", "20", "--out", folder) == 0
+    monkeypatch.setattr(runs, "versions", lambda: {"numpy": "0.1"})
+    assert run("--resume", folder) == 0
+    assert f"perhaps not to the last bit: numpy {np.__version__} -> 0.1" in capsys.readouterr().err
+
+
 # ---- divergence -------------------------------------------------------------------------------------------
 
 
@@ -516,7 +616,7 @@ def nan_parameter(self, update, *arguments):
 @pytest.mark.parametrize(
     ("change", "message", "parameters"),
     [
-        (nan_loss, "training diverged at step 13: the loss is nan at a learning rate of 0.0021;", []),
+        (nan_loss, "training diverged at step 13: the loss is nan at a learning rate of 0.0021; use a smaller", []),
         (inf_gradient, "training diverged at step 13: the gradient of l0.b_h is inf at a learning", ["l0.b_h"]),
         (nan_parameter, "training diverged at step 14: ", ["l0.W_xh", "l0.W_hh", "l0.b_h", "W_hy", "b_y"]),
     ],
@@ -527,8 +627,13 @@ def test_divergence_stops_training_and_names_step_parameter_and_learning_rate(ch
     with pytest.raises(divergence.DivergenceError, match=re.escape(message)) as raised:
         trainer.run(listener)
     assert raised.value.parameters == parameters
-    assert [checkpoint.step for checkpoint in listener.checkpoints] == [0, 7]  # nothing bad was kept
+    assert [checkpoint.step for checkpoint in listener.checkpoints] == [0, 7, 7]  # nothing bad was kept
     assert listener.lines[-1].step == 12
+    (event,) = listener.checkpoints[-1].events
+    assert (event["step"], event["back_to"], event["lr"]) == (raised.value.step, 7, None)
+    assert str(raised.value) == event["why"]
+    assert trainer.step == 7
+    assert all(np.isfinite(value).all() for value in trainer.rnn.params.values())
 
 
 def test_what_went_wrong_first_is_what_is_named(monkeypatch):
@@ -560,7 +665,8 @@ def test_parameters_that_are_no_numbers_never_reach_a_checkpoint(monkeypatch):
     listener = Kept()
     with pytest.raises(FloatingPointError, match=r"at step 7: W_hy came to hold -inf at a learning rate of 0\.00255"):
         Trainer(TEXT, Options(**TINY)).run(listener)
-    assert [checkpoint.step for checkpoint in listener.checkpoints] == [0]
+    assert [checkpoint.step for checkpoint in listener.checkpoints] == [0, 0]
+    assert all(np.isfinite(value).all() for kept in listener.checkpoints for value in kept.params.values())
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.1])
@@ -578,7 +684,10 @@ def test_a_run_that_diverged_keeps_its_last_good_checkpoint_and_says_how_to_go_o
         poisoned(patch, 13, nan_loss)
         assert run(text_file, *SMALL, "--steps", "40", "--out", folder) == 2
     err = capsys.readouterr().err
-    assert "error: training diverged at step 13: the loss is nan at a learning rate of 0.0021; use a smaller" in err
+    assert (
+        "error: training diverged at step 13: the loss is nan at a learning rate of 0.0021; use a smaller"
+        in err
+    )
     assert (
         f"the last good checkpoint, of step 7, is in {folder}: --resume {folder} --on-divergence halve-lr goes on"
         in err
@@ -588,12 +697,12 @@ def test_a_run_that_diverged_keeps_its_last_good_checkpoint_and_says_how_to_go_o
     poisoned(monkeypatch, 13, nan_loss)
     assert run("--resume", folder, "--on-divergence", "halve-lr") == 0
     err = capsys.readouterr().err
-    assert err.endswith("use a smaller --lr or --clip; going back to step 7 and on with --lr 0.0015\n")
+    assert err.endswith("to a smaller norm; going back to step 7 and on with --lr 0.0015\n")
     lines = [json.loads(line) for line in (folder / runs.METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 12, 20, 24, 30, 36, 40]
     assert lines[0]["lr"] == pytest.approx(0.0015 * (1 - 9 / 40))
-    (event,) = checkpoints.newest_checkpoint(folder, print).events
-    assert (event["step"], event["event"], event["back_to"]) == (13, "diverged", 7)
+    events = checkpoints.newest_checkpoint(folder, print).events
+    assert [(event["step"], event["back_to"], event["lr"]) for event in events] == [(13, 7, None), (13, 7, 0.0015)]
 
 
 def test_the_learning_rate_is_halved_until_it_goes_well(monkeypatch):
@@ -604,8 +713,8 @@ def test_the_learning_rate_is_halved_until_it_goes_well(monkeypatch):
     assert trainer.lr == 0.000375
     assert [event["back_to"] for event in trainer.events] == [7, 7, 7]
     calm = Trainer(TEXT, Options(**TINY))
-    calm.restore(next(checkpoint for checkpoint in listener.checkpoints if checkpoint.step == 7))
-    calm.lr = 0.000375
+    calm.restore([checkpoint for checkpoint in listener.checkpoints if checkpoint.step == 7][-1])
+    assert calm.lr == 0.000375  # it is in the checkpoint
     calm.run()
     assert calm.metrics == trainer.metrics
 
@@ -616,6 +725,40 @@ def test_halving_ends(monkeypatch):
     with pytest.raises(FloatingPointError, match="at step 13"):
         trainer.run(listener)
     assert len(listener.back) == training.HALVINGS
+
+
+@pytest.mark.parametrize("lr", [0.0, 5e-324, 1e-3])
+def test_halving_ends_and_is_stopped_where_nothing_goes_well(lr, monkeypatch):
+    def spoil(self, update, *arguments):
+        return nan_loss(self, update, *arguments)
+
+    poisoned(monkeypatch, 1, spoil, times=1000)
+    options, listener = Options(**TINY, lr=lr, on_divergence="halve-lr"), Kept()
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        Trainer(TEXT, replace(options, steps=1)).run(listener)
+    assert len(listener.back) == training.HALVINGS
+    trainer, listener = Trainer(TEXT, options), Kept()
+    listener.stop = lambda: True
+    trainer.run(listener)
+    assert len(listener.back) <= 1
+
+
+def test_a_run_that_diverges_at_once_leaves_what_says_why(text_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = [*SMALL, "--steps", "20", "--lr", "1e38", "--clip", "0", "--optimizer", "sgd", "--diagnose-every", "1"]
+    assert run(text_file, *options, "--out", folder) == 2
+    assert f"the last good checkpoint, of step 0, is in {folder}" in capsys.readouterr().err
+    assert "training diverged at step " in report.page(folder)
+    assert list(runs.read_diagnoses(folder)) == []  # those of the course that was given up are not shown
+
+
+def test_initial_parameters_that_are_no_numbers_are_said_to_be_so():
+    trainer = Trainer(TEXT, Options(**TINY))
+    trainer.rnn.params["b_y"][0] = np.inf
+    with pytest.raises(FloatingPointError, match="before the first update b_y of the initial parameters holds inf"):
+        trainer.run()
+    with pytest.raises(ValueError, match=r"forget_bias=1e\+39; expected a number that float32 can hold"):
+        Trainer(TEXT, Options(**TINY, cell="lstm", forget_bias=1e39))
 
 
 def test_a_learning_rate_that_is_really_too_high_is_halved_until_training_ends_well(text_file, tmp_path, capsys):

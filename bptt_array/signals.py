@@ -1,0 +1,62 @@
+"""Ctrl-C and its like while something runs that should end cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+#: Ctrl-C, the end of a service, the end of a terminal.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class Stop:
+    """While active, the first signal is only noted, so that work ends between two steps.
+
+    A second one raises KeyboardInterrupt, but not before what is :meth:`held` is done. Signals that were ignored before
+    (``nohup``, jobs in the background) stay so.
+
+    Attributes
+    ----------
+    signal : int or None
+        The first one.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._held = False
+        self._again = False
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    def __enter__(self) -> Stop:
+        numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in heard}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within: nothing is interrupted."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._again:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = number
+        elif self._held:
+            self._again = True
+        else:
+            raise KeyboardInterrupt
