@@ -26,7 +26,9 @@ import parallel
 import parts
 import peers
 import scaling
+import tasks
 import train
+import vanishing
 from peers import Shape
 
 HERE = Path(__file__).parent
@@ -51,6 +53,8 @@ REPORTS = {
     "char_rnn-32": (["char_rnn.py"], char_rnn.tables),
     "char_rnn-64": (["char_rnn.py", "--seq-len", "64", "--updates", "400"], char_rnn.tables),
     "train": (["train.py"], train.tables),
+    "tasks": (["tasks.py"], tasks.tables),
+    "vanishing": (["vanishing.py"], vanishing.tables),
     "gpu-float32": (["gpu.py"], gpu.tables),
     "gpu-float32-tf32": (["gpu.py", "--tf32"], gpu.tables),
 }

@@ -9,8 +9,9 @@ is left as it is. Results are NumPy arrays on the host; pictures of them are in 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +59,10 @@ _SLOPES: dict[str, Callable[[Any, Array], Array]] = {
 _KIND = "diagnosis"
 
 #: The most multiply-adds that :func:`diagnose` spends on the singular values of a layer.
-_MULTIPLY_ADDS = 10**8
+_MULTIPLY_ADDS = 10**9
+
+#: How much a gradient grows or shrinks over the longest sequence before that is said of it, in powers of ten.
+_NOTABLE = 2
 
 
 def saturation(
@@ -67,7 +71,7 @@ def saturation(
     """Which part of the units is saturated, at every step: f' smaller than ``below`` times the largest f' there is.
 
     Such a unit passes next to nothing on of a gradient that comes through f. With y the value of f that is
-    ``1 - y^2 < below`` for tanh, ``4 y (1 - y) < below`` for a sigmoid gate, ``y = 0`` for a ReLU.
+    ``1 - y^2 < below`` for tanh, ``4 y (1 - y) < below`` for a sigmoid gate, ``y = 0`` for a ReLU, for ``below > 0``.
 
     Parameters
     ----------
@@ -79,9 +83,10 @@ def saturation(
     Returns
     -------
     dict of str to (L, D, T, [E]) float64 on the host
-        Fractions of the units of all sequences that have the step t of ``x``, NaN where none has. By name: ``"h"`` for
-        f of (1.1); ``"i"``, ``"f"``, ``"g"``, ``"o"``, ``"tanh_c"`` for an LSTM; ``"r"``, ``"u"``, ``"n"`` for a GRU;
-        what a cell of your own calls :attr:`~bptt_array.Cell.activations`.
+        Fractions of the units of all sequences that have the step t of ``x``; those that are NaN are left out, and
+        where there are no others so is it. By name: ``"h"`` for f of (1.1); ``"i"``, ``"f"``, ``"g"``, ``"o"``,
+        ``"tanh_c"`` for an LSTM; ``"r"``, ``"u"``, ``"n"`` for a GRU; what a cell of your own calls
+        :attr:`~bptt_array.Cell.activations`.
 
     Raises
     ------
@@ -135,17 +140,19 @@ def _of_layer(ran: Trajectory, function: str, index: int | None, below: float, b
     """``(D, T, [E])``"""
     backend, tape, N = ran.backend, ran.tape, ran.rows[-1]
     values = tape.h if index is None else tape.kept[:, index, ...]
-    flat = backend.xp.astype(_SLOPES[function](backend.xp, values) < below, values.dtype)
-    parts = backend.to_host(backend.xp.mean(flat, axis=-1)).astype(np.float64)  # (T, [E,] [2,] N)
-    by_side = np.moveaxis(parts, -2, 0) if bidirectional else parts[None]
-    if bidirectional:
-        by_side = np.stack([by_side[0], in_time(by_side[1], ran.lengths, axis=0)])
+    xp, known = backend.xp, ~backend.xp.isnan(values)
+    flat = known & (_SLOPES[function](xp, values) < below)
     lengths = np.full(N, ran.steps) if ran.lengths is None else ran.lengths
     valid = np.arange(ran.steps)[:, None] < lengths  # (T, N)
-    count = valid.sum(axis=1).reshape(1, ran.steps, *(1,) * (by_side.ndim - 3))
-    valid = valid.reshape(1, ran.steps, *(1,) * (by_side.ndim - 3), N)
-    total = np.sum(by_side, axis=-1, where=valid)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    sums = []
+    for units in (flat, known):
+        counts = backend.to_host(xp.sum(xp.astype(units, xp.int64), axis=-1))  # (T, [E,] [2,] N)
+        by_side = np.moveaxis(counts, -2, 0) if bidirectional else counts[None]
+        if bidirectional:
+            by_side = np.stack([by_side[0], in_time(by_side[1], ran.lengths, axis=0)])
+        there = valid.reshape(1, ran.steps, *(1,) * (by_side.ndim - 3), N)
+        sums.append(np.sum(by_side, axis=-1, where=there))
+    return np.where(sums[1] > 0, sums[0] / np.maximum(sums[1], 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -177,28 +184,33 @@ class Diagnosis:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, HostArray]) -> Diagnosis:
-        """What :meth:`arrays` came from.
+        """What :meth:`arrays` came from, saturation in the order of its names.
 
         Raises
         ------
-        ValueError
-            If an array is missing, or has no place here.
+        ValueError, TypeError
+            If an array is missing, has no place here, or not the axes that it has to have beside the others.
         """
         allowed = {f"flow.{field.name}" for field in fields(GradientFlow)} | {"exponents", "singular_values"}
-        missing = sorted({"flow.loss", "flow.lengths", "flow.total", "exponents"} - set(arrays))
-        unknown = sorted(name for name in arrays if name not in allowed and not name.startswith("saturation."))
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays is a {type(arrays).__name__}; expected a dictionary, from Diagnosis.arrays")
+        needed = {"flow.loss", "flow.lengths", "flow.total", "exponents"}
+        needed |= {"flow.at"} if "flow.per_loss" in arrays else set()
+        missing = sorted(needed - set(arrays))
+        unknown = sorted(str(name) for name in arrays if name not in allowed and not _is_saturation(name))
         if missing or unknown:
             raise ValueError(f"arrays is no diagnosis: missing {missing}, unknown {unknown}")
+        _check_axes(arrays)
 
         def below(prefix: str) -> dict[str, HostArray]:
-            return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+            return {name.removeprefix(prefix): arrays[name] for name in sorted(arrays) if name.startswith(prefix)}
 
         flow = GradientFlow(**below("flow."))
         return cls(flow, below("saturation."), arrays["exponents"], arrays.get("singular_values"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it to a safetensors file, atomically."""
-        write_file(path, _KIND, self.arrays(), {})
+        write_file(path, _KIND, self.arrays(), {"saturation": list(self.saturation)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Diagnosis:
@@ -210,25 +222,102 @@ class Diagnosis:
             If there is no such file; if it is damaged, or no diagnosis.
         """
         with open_file(path) as file:
-            file.about(_KIND)
-            arrays = file.arrays()
-        return cls.from_arrays(arrays)
+            order = file.about(_KIND).get("saturation")
+            found = cls.from_arrays(file.arrays())
+        known = {name: n for n, name in enumerate(order) if isinstance(name, str)} if isinstance(order, list) else {}
+        names = sorted(found.saturation, key=lambda name: known.get(name, len(known)))
+        return replace(found, saturation={name: found.saturation[name] for name in names})
 
     def __str__(self) -> str:
-        """A line for every layer and direction; vanishing is by a factor of 100 or more over the longest sequence."""
-        return "\n".join(
-            f"layer {k}, direction {d}: {self._line(k, d)}" for k, d in np.ndindex(*self.exponents.shape[:2])
-        )
+        """A line for every layer and direction, and one where singular values were left out.
+
+        The growth of a gradient is the largest exponent, its median over the sequences for which it is finite; those
+        that pass nothing on (``-inf``) and that are no numbers are counted. Of several members it is the smallest and
+        the largest. A gradient vanishes or explodes if that is a factor of 100 or more over the longest sequence.
+        """
+        lines = [f"layer {k}, direction {d}: {self._line(k, d)}" for k, d in np.ndindex(*self.exponents.shape[:2])]
+        left_out = ["singular values: left out, see diagnose"] if self.singular_values is None else []
+        return "\n".join(lines + left_out)
 
     def _line(self, k: int, d: int) -> str:
-        rates, steps = self.exponents[k, d, ..., 0], int(np.max(self.flow.lengths))
-        rates = rates[~np.isnan(rates)]
-        rate = float(np.mean(rates)) if rates.size else 0.0
-        exponent = rate * steps / np.log(10)
-        verdict = "explodes" if exponent > 2 else "vanishes" if exponent < -2 else "keeps its size"
-        parts = [f"{name} {np.nanmean(part[k, d]):.0%}" for name, part in self.saturation.items() if rates.size]
-        growth = f"a gradient {verdict}: exp({rate:+.3f}) a step, 10^{exponent:+.1f} over {steps} steps"
-        return "; ".join([growth, *(["saturated: " + ", ".join(parts)] if parts else [])])
+        steps = int(np.max(self.flow.lengths))
+        if steps == 0:
+            return "no steps"
+        rates = self.exponents[k, d, ..., 0][..., self.flow.lengths > 0]  # ([E,] N)
+        parts = {name: part[k, d][~np.isnan(part[k, d])] for name, part in self.saturation.items()}
+        said = [f"{name} {np.mean(part):.0%}" for name, part in parts.items() if part.size]
+        saturated = ["saturated: " + ", ".join(said)] if said else []
+        return "; ".join([_growth(rates, steps), *_without_one(rates), *saturated])
+
+
+def _growth(rates: HostArray, steps: int) -> str:
+    """What happens to a gradient, of exponents ``([E,] N)``."""
+    of_members = [_verdict(of_member, steps) for of_member in rates.reshape(-1, rates.shape[-1])]
+    verdicts = Counter(verdict for verdict, _ in of_members)
+    of_all = ", ".join(verdicts)
+    if rates.ndim == 2:
+        of_all = ", ".join(f"{verdict} in {n}" for verdict, n in verdicts.items()) + f" of {len(rates)} members"
+    finite = sorted({rate for _, rate in of_members if rate is not None})
+    if not finite:
+        return f"a gradient {of_all}"
+    ends = sorted({finite[0], finite[-1]})
+    powers = " to ".join(f"10^{rate * steps / np.log(10):+.1f}" for rate in ends)
+    return (
+        f"a gradient {of_all}: exp({' to '.join(f'{rate:+.3f}' for rate in ends)}) a step, {powers} over {steps} steps"
+    )
+
+
+def _verdict(rates: HostArray, steps: int) -> tuple[str, float | None]:
+    """Of one network, and the exponent if there is one."""
+    finite = rates[np.isfinite(rates)]
+    if not finite.size:
+        return "is lost" if np.isneginf(rates).any() else "is no number", None
+    rate = float(np.median(finite))
+    power = rate * steps / np.log(10)
+    return "explodes" if power > _NOTABLE else "vanishes" if power < -_NOTABLE else "keeps its size", rate
+
+
+def _without_one(rates: HostArray) -> list[str]:
+    """The sequences that are left out of the median, where there are any."""
+    lost = int(np.isneginf(rates).sum())
+    broken = rates.size - lost - int(np.isfinite(rates).sum())
+    of_all = f"of {rates.size} sequences"
+    counted = ((lost, "passes nothing on", "pass nothing on"), (broken, "is no number", "are no numbers"))
+    return [f"{n} {of_all} {one if n == 1 else several}" for n, one, several in counted if n]
+
+
+def _is_saturation(name: Any) -> bool:
+    return isinstance(name, str) and name.startswith("saturation.")
+
+
+def _check_axes(arrays: Mapping[str, HostArray]) -> None:
+    """As many axes as the attributes of :class:`Diagnosis` have, of the sizes that they share."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise TypeError(f"arrays[{name!r}] is a {type(array).__name__}; expected a NumPy array of numbers")
+    total = arrays["flow.total"]
+    if total.ndim not in (4, 5) or 0 in total.shape:
+        raise ValueError(f"arrays['flow.total'] has shape {total.shape}; expected (L, D, T, [E,] N), none of them 0")
+    (L, D, T, *members), N = total.shape[:-1], total.shape[-1]
+    K = arrays["flow.at"].size if "flow.at" in arrays else 0
+    expected: dict[str, tuple[tuple[int | None, ...], str]] = {
+        "flow.loss": ((*members,), "() or (E,)"),
+        "flow.lengths": ((N,), "(N,)"),
+        "flow.total_c": (total.shape, "(L, D, T, [E,] N)"),
+        "flow.at": ((K,), "(K,)"),
+        "flow.per_loss": ((K, *total.shape), "(K, L, D, T, [E,] N)"),
+        "flow.per_loss_c": ((K, *total.shape), "(K, L, D, T, [E,] N)"),
+        "exponents": ((L, D, *members, N, None), "(L, D, [E,] N, count)"),
+        "singular_values": ((L, D, *members, N, None), "(L, D, [E,] N, S)"),
+    }
+    for name, array in arrays.items():
+        shape, axes = expected.get(name, ((L, D, T, *members), "(L, D, T, [E])"))
+        open_ended = shape[-1:] == (None,)
+        fits = array.shape[:-1] == shape[:-1] and 0 not in array.shape[-1:] if open_ended else array.shape == shape
+        if name != "flow.total" and not fits:
+            raise ValueError(
+                f"arrays[{name!r}] has shape {array.shape}; expected {axes}, beside flow.total with {total.shape}"
+            )
 
 
 def diagnose(
@@ -268,7 +357,7 @@ def diagnose(
     -----
     The time is that of K training steps for the single losses (``at``), of a backward pass of ``count`` times as many
     sequences for the exponents, and of one of S times as many for the singular values. The latter are left out where
-    they would take more than 1e8 multiply-adds a layer, T D E N S G H^2: ask :func:`singular_values` for fewer steps,
+    they would take more than 1e9 multiply-adds a layer, T D E N S G H^2: ask :func:`singular_values` for fewer steps,
     or of fewer sequences.
 
     Examples

@@ -85,7 +85,7 @@ def gradient_flow(
         A loss of your own is called with several copies of the batch side by side: more sequences than there are.
     at : ints, optional
         Steps k of single losses, each greater than the one before; if left out all of them, of more than 64 that many,
-        evenly spaced, the first and the last among them. Empty: none. Not with ``readout="last"``.
+        evenly spaced, the first and the last among them. Empty: none. With ``readout="last"`` there are none.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def gradient_flow(
 def _losses(at: Iterable[int] | None, T: int, readout: str) -> list[int] | None:
     """Which single losses are followed; None where there are none."""
     if readout == "last":
-        if at is None:
+        if at is None or not check_increasing("at", at, math.inf):
             return None
         raise ValueError(f"at={at!r}, but this RNN has readout='last', which has one loss; leave at=None")
     return evenly(0, T - 1, _LOSSES) if at is None else check_increasing("at", at, T - 1)
@@ -165,9 +165,10 @@ def row_norms(backend: Backend, a: Array) -> HostArray:
     xp = backend.xp
     largest = xp.max(xp.abs(a), axis=-1, keepdims=True)
     usable = xp.isfinite(largest) & (largest > 0)
-    scaled = a / xp.where(usable, largest, xp.ones_like(largest))
+    scaled = xp.where(usable, a, xp.zeros_like(largest)) / xp.where(usable, largest, xp.ones_like(largest))
     norms, scale = backend.to_host(xp.sqrt(xp.vecdot(scaled, scaled))), backend.to_host(largest[..., 0])
-    return np.where(np.isfinite(scale), norms.astype(np.float64) * np.where(scale > 0, scale, 1.0), scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(np.isfinite(scale), norms.astype(np.float64) * scale, scale)
 
 
 def _run(network: Network, batch: Batch, objective: Objective, targets: Targets) -> tuple[Array, list[HostArray]]:

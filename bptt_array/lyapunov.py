@@ -54,7 +54,7 @@ def lyapunov_exponents(
     -------
     ([E,] [D,] N, count) float64 on the host, the largest first
         ``-inf`` for a direction that is lost for good, as where units of a ReLU are zero; NaN for a sequence that has
-        no step between its transients.
+        no step between its transients, or a state that is not finite.
 
     Raises
     ------

@@ -8,12 +8,14 @@ Okabe & Ito, which the colour-blind can tell apart, and lines differ in their da
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from .checks import check_count, check_number
 from .flow import GradientFlow
-from .jacobians import HostArray, check_layer
+from .jacobians import HostArray, check_layer, check_numbers
+from .wording import said
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +29,8 @@ DASHES = ("-", "--", ":", "-.")
 
 def plot_loss(metrics: Sequence[Progress], axes: Axes | None = None) -> Figure:
     """Training and validation loss of a run over the characters that it read."""
+    if isinstance(metrics, (str, bytes)) or not isinstance(metrics, Sequence):
+        raise TypeError(f"metrics is a {type(metrics).__name__}; expected a list of bptt_array.Progress")
     figure, axes = _axes(axes)
     from matplotlib.ticker import MaxNLocator
 
@@ -48,7 +52,8 @@ def plot_loss(metrics: Sequence[Progress], axes: Axes | None = None) -> Figure:
 def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], axes: Axes | None = None) -> Figure:
     """``|dL/dh_t|`` against t, on a logarithmic axis: one line for every flow, layer and direction.
 
-    Norms are averaged over the sequences that have the step, and over members; where all are zero there is no line.
+    Norms are averaged over the sequences that have the step, and over members, as far as they are finite; where all are
+    zero there is no line.
 
     Examples
     --------
@@ -61,14 +66,16 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], axes: A
     >>> [line.get_label() for line in figure.axes[0].lines]
     ['at first, layer 0', 'at first, layer 1']
     """
-    figure, axes = _axes(axes)
     named = flows if isinstance(flows, Mapping) else {"": flows}
+    for flow in named.values():
+        _check_flow("flows", flow)
+    figure, axes = _axes(axes)
     for n, (label, flow) in enumerate(named.items()):
         mean = mean_over_sequences(flow.total, flow.lengths)  # (L, D, T)
         for style, (k, d) in enumerate(np.ndindex(*mean.shape[:2])):
             colour, dashes = (n, n + style) if len(named) > 1 else (style, style)
-            said = ", ".join(part for part in (label, *_which(mean, k, d)) if part)
-            _line(axes, np.arange(mean.shape[2]), _positive(mean[k, d]), colour, dashes, said or None)
+            name = ", ".join(part for part in (label, *_which(mean, k, d)) if part)
+            _line(axes, np.arange(mean.shape[2]), _positive(mean[k, d]), colour, dashes, name or None)
     axes.set_yscale("log")
     axes.set_xlabel("time step $t$")
     axes.set_ylabel(r"$|\partial L / \partial h_t|$")
@@ -91,20 +98,23 @@ def plot_loss_gradients(
     Parameters
     ----------
     limits : (float, float), optional
-        Ends of the scale; if left out those of the data, but no more than 12 decades.
+        Ends of the scale, ``0 < low < high``; if left out those of the data, but no more than 12 decades. What lies
+        beyond has the colour of the end, and the bar a point there.
     bar : bool
         Whether the scale is drawn beside the map.
 
     Raises
     ------
-    ValueError
-        If ``flow`` holds no gradients of single losses, or not that layer and direction.
+    ValueError, TypeError
+        If ``flow`` holds no gradients of single losses, or not that layer and direction; if ``limits`` are none.
     """
+    _check_flow("flow", flow)
     if flow.per_loss is None or flow.at is None or not len(flow.at):
         raise ValueError("flow has no gradients of single losses: expected one with per_loss, see gradient_flow's at")
     layer = check_layer(layer, flow.per_loss.shape[1])
     if direction not in range(flow.per_loss.shape[2]):
         raise ValueError(f"direction={direction!r}; expected one of {list(range(flow.per_loss.shape[2]))}")
+    limits = None if limits is None else _check_limits(limits)
     figure, axes = _axes(axes)
     from matplotlib.colors import LogNorm
 
@@ -127,7 +137,9 @@ def plot_loss_gradients(
     axes.set_xlabel("time step $t$")
     axes.set_ylabel("step $k$ of the loss")
     if bar:
-        figure.colorbar(mesh, ax=axes, label=r"$|\partial L_k / \partial h_t|$")
+        beyond = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+        ends = bool((positive < low).any()), bool((positive > high).any())
+        figure.colorbar(mesh, ax=axes, label=r"$|\partial L_k / \partial h_t|$", extend=beyond[ends])
     return figure
 
 
@@ -150,14 +162,16 @@ def plot_singular_values(
     ----------
     values : (..., S), or a dictionary of such
         From :func:`bptt_array.diagnostics.singular_values`: drawn against their number, a geometric mean over all axes
-        before. With ``spans`` (P, ..., S).
+        before, of those that are neither 0 nor infinite. With ``spans`` (P, ..., S).
     spans : P ints, optional
         How many steps k - t lie between the states of each of P sets: then drawn against these, the largest, the
         median and the smallest one.
     """
+    named = _arrays("values", values)
+    steps = None
+    if spans is not None:
+        steps = [check_count(f"spans[{n}]", span, least=0) for n, span in enumerate(check_numbers("spans", spans))]
     figure, axes = _axes(axes)
-    named = values if isinstance(values, Mapping) else {"": values}
-    steps = None if spans is None else [int(span) for span in spans]
     for n, (label, array) in enumerate(named.items()):
         if steps is None:
             numbers = np.arange(1, array.shape[-1] + 1)
@@ -170,7 +184,7 @@ def plot_singular_values(
         mean = _geometric_mean(array, range(1, array.ndim - 1))  # (P, S)
         axes.fill_between(steps, mean[:, -1], mean[:, 0], color=COLOURS[n % len(COLOURS)], alpha=0.15, linewidth=0)
         for dashes, (name, of_name) in enumerate(
-            {"largest": mean[:, 0], "median": np.median(mean, axis=1), "smallest": mean[:, -1]}.items()
+            {"largest": mean[:, 0], "median": _median(mean), "smallest": mean[:, -1]}.items()
         ):
             _line(axes, np.array(steps), _positive(of_name), n, dashes, f"{label}, {name}" if label else name)
     axes.set_yscale("log")
@@ -184,9 +198,12 @@ def plot_saturation(saturation: Mapping[str, HostArray], axes: Axes | None = Non
 
     One colour for every gate or activation, one kind of line for every layer and direction; averaged over members.
     """
+    if not isinstance(saturation, Mapping):
+        raise TypeError(f"saturation is a {type(saturation).__name__}; expected a dictionary, from saturation()")
+    saturation = _arrays("saturation", saturation, axes=3)
     figure, axes = _axes(axes)
     for n, (name, parts) in enumerate(saturation.items()):
-        mean = parts.reshape(*parts.shape[:3], -1).mean(axis=-1)
+        mean = _mean_of_finite(parts.reshape(*parts.shape[:3], -1), axes=(-1,))
         for dashes, (k, d) in enumerate(np.ndindex(*mean.shape[:2])):
             _line(axes, np.arange(mean.shape[2]), mean[k, d], n, dashes, ", ".join([name, *_which(mean, k, d)]))
     axes.set_ylim(-0.02, 1.02)
@@ -200,14 +217,13 @@ def plot_lyapunov(exponents: HostArray | Mapping[str, HostArray], axes: Axes | N
 
     ``(..., count)``, or a dictionary of such; a line for the mean over all axes before, a dot for every one of them.
     """
+    named = _arrays("exponents", exponents)
     figure, axes = _axes(axes)
-    named = exponents if isinstance(exponents, Mapping) else {"": exponents}
     axes.axhline(0, color="0.5", linewidth=1, linestyle=":", label="no growth")
     for n, (label, array) in enumerate(named.items()):
         rows = array.reshape(-1, array.shape[-1])
         rows = np.where(np.isfinite(rows), rows, np.nan)
-        numbers, there = np.arange(1, rows.shape[1] + 1), np.isfinite(rows)
-        mean = np.where(there.any(axis=0), np.nansum(rows, axis=0) / np.maximum(there.sum(axis=0), 1), np.nan)
+        numbers, mean = np.arange(1, rows.shape[1] + 1), _mean_of_finite(rows, axes=(0,))
         colour = COLOURS[n % len(COLOURS)]
         axes.plot(np.tile(numbers, len(rows)), rows.ravel(), ".", color=colour, alpha=0.35, markersize=4)
         axes.plot(numbers, mean, DASHES[n % 4], color=colour, marker="o", markersize=3, label=label or "mean")
@@ -219,21 +235,33 @@ def plot_lyapunov(exponents: HostArray | Mapping[str, HostArray], axes: Axes | N
 def mean_over_sequences(norms: HostArray, lengths: HostArray, step: int | None = None) -> HostArray:
     """``(L, D, T, [E,] N)`` as ``(L, D, T)``: the mean over members and the sequences that have the step of the state.
 
-    With ``step`` over those that have that one. NaN where there are none.
+    With ``step`` over those that have that one. Of finite norms; NaN where there are none.
     """
     L, D, T = norms.shape[:3]
     N = len(lengths)
-    by_sequence = norms.reshape(L, D, T, -1, N).mean(axis=3)
     there = np.arange(T)[:, None] < lengths if step is None else np.broadcast_to(step < lengths, (T, N))
-    count = there.sum(axis=1)
-    total = np.sum(by_sequence, axis=-1, where=there)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return _mean_of_finite(norms.reshape(L, D, T, -1, N), axes=(-2, -1), there=there[:, None, :])
+
+
+def _mean_of_finite(values: HostArray, axes: Iterable[int], there: HostArray | bool = True) -> HostArray:
+    """One sequence that is no number leaves the others to be seen; NaN where none is left."""
+    there, axes = there & np.isfinite(values), tuple(axes)
+    count = np.sum(there, axis=axes)
+    return np.where(count > 0, np.sum(values, axis=axes, where=there) / np.maximum(count, 1), np.nan)
 
 
 def _geometric_mean(values: HostArray, axes: Iterable[int]) -> HostArray:
-    with np.errstate(divide="ignore"):
-        mean: HostArray = np.exp(np.mean(np.log(values), axis=tuple(axes)))
-    return mean
+    """Of those that are neither 0 nor infinite; where there are none, 0 if that was one of them."""
+    axes = tuple(axes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.exp(_mean_of_finite(np.log(values), axes))
+    return np.where(np.isnan(mean) & np.any(values == 0, axis=axes), 0.0, mean)
+
+
+def _median(rows: HostArray) -> HostArray:
+    """Of every row ``(P, S)``, of what is a number."""
+    numbers = [row[~np.isnan(row)] for row in rows]
+    return np.array([np.median(row) if row.size else np.nan for row in numbers])
 
 
 def _positive(values: HostArray) -> HostArray:
@@ -250,6 +278,32 @@ def _which(by_layer: HostArray, layer: int, direction: int) -> list[str]:
 def _line(axes: Axes, x: HostArray, y: HostArray, colour: int, dashes: int, label: str | None) -> None:
     marker = "o" if len(x) == 1 else ""  # a line of one point would not be seen
     axes.plot(x, y, DASHES[dashes % 4], color=COLOURS[colour % len(COLOURS)], marker=marker, label=label, linewidth=1.6)
+
+
+def _check_flow(name: str, flow: object) -> None:
+    if not isinstance(flow, GradientFlow):
+        raise TypeError(f"{name} is a {type(flow).__name__}; expected a GradientFlow, from gradient_flow")
+
+
+def _arrays(name: str, given: Any, axes: int = 1) -> Mapping[str, HostArray]:
+    """A dictionary of arrays, or one array as a dictionary."""
+    named = given if isinstance(given, Mapping) else {"": given}
+    for label, array in named.items():
+        at = f"{name}[{label!r}]" if isinstance(given, Mapping) else name
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise TypeError(f"{at} is a {type(array).__name__}; expected a NumPy array of numbers")
+        if array.ndim < axes:
+            raise ValueError(f"{at} has shape {array.shape}; expected at least {axes} axes")
+    return named
+
+
+def _check_limits(limits: object) -> tuple[float, float]:
+    if not isinstance(limits, (tuple, list, np.ndarray)) or len(limits) != 2:
+        raise TypeError(f"limits={said(limits)}; expected two numbers, 0 < low < high")
+    low, high = (check_number(f"limits[{n}]", limit) for n, limit in enumerate(limits))
+    if not 0 < low < high:
+        raise ValueError(f"limits=({low:g}, {high:g}); expected 0 < low < high: the ends of a logarithmic scale")
+    return low, high
 
 
 def _axes(axes: Axes | None) -> tuple[Figure, Axes]:

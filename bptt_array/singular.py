@@ -28,6 +28,9 @@ _ORTHOGONAL = 1e-11
 #: Of rotations; each about doubles the digits, and five are rarely needed.
 _SWEEPS = 40
 
+#: Rows of a step that are shorter, in roundings of the longest times the root of S, are nothing but rounding.
+_LOST = 4
+
 #: Decompositions of all rows at once before these, which bring them near to orthogonal.
 _PASSES = 4
 
@@ -46,7 +49,10 @@ def singular_values(
 
     By how much a gradient grows, at most and at least, on its way from ``h_k`` back to ``h_t``: all of them near 1 keep
     it, all below 1 let it vanish. Each is as precise as the Jacobian of one step, in the network's dtype, lets it be,
-    however far they lie apart: directions that one step makes smaller than its rounding count as lost, with 0.
+    however far they lie apart. A direction that one step makes smaller than ``4 sqrt(S)`` times the precision of that
+    dtype, as a part of what it makes of the largest, is no more than rounding there and counts as lost, with 0; that
+    misses the few lost ones, about one of 200 at a step, that rounding makes larger, until a later step loses them too.
+    NaN for sequences with a state from t to k that is not finite.
 
     Parameters, errors and axes are those of :func:`bptt_array.diagnostics.jacobian`. It costs a backward pass of S
     times as many sequences, with a QR decomposition after every step, and rotations at the end.
@@ -77,10 +83,10 @@ def directions(ran: Trajectory, count: int, seed: int = 0) -> HostArray:
 
 def step_back(ran: Trajectory, step: int, Q: HostArray) -> tuple[HostArray, HostArray]:
     """``J^T Q = Q' R`` with the Jacobian of one step; rows of R that are nothing but rounding are zero."""
-    vectors = ran.pull_back(step, step + 1, np.moveaxis(Q, -1, -3))  # (..., count, N, S)
+    vectors = ran.pull_back(step, np.moveaxis(Q, -1, -3))  # (..., count, N, S)
     Q, R = np.linalg.qr(np.moveaxis(vectors, -3, -1))
     largest = np.max(np.abs(R), axis=-1, keepdims=True)
-    rounding = 16 * ran.size * ran.epsilon * np.max(largest, axis=-2, keepdims=True)
+    rounding = _LOST * ran.size**0.5 * ran.epsilon * np.max(largest, axis=-2, keepdims=True)
     return Q, np.where(largest <= rounding, 0.0, R)  # what is no number stays so
 
 

@@ -24,7 +24,9 @@ import peers
 import pytest
 import report
 import scaling
+import tasks
 import train
+import vanishing
 from conftest import cuda
 from peers import Problem, Shape
 
@@ -452,8 +454,31 @@ def test_the_training_run_is_measured(tmp_path, capsys):
     assert (tmp_path / "results" / "train.json").exists()
 
 
+def test_three_networks_differ_in_what_becomes_of_their_gradients(tmp_path, capsys):
+    result = vanishing.main(["--quick", "--out", str(tmp_path)])
+    short, keeping, wild = (row["exponents"][0] for row in result["rows"])
+    assert short < -0.4 < keeping < wild
+    assert "largest exponent" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results" / "vanishing.json").read_text()) == result
+    assert (tmp_path / "images" / "gradient-flow.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_first_look_does_not_touch_the_results_that_are_kept():
-    for script in (compare, cells, ensembles, scaling, memory, longest, parallel, gpu, parts, char_rnn, train):
+    for script in (
+        compare,
+        cells,
+        ensembles,
+        scaling,
+        memory,
+        longest,
+        parallel,
+        gpu,
+        parts,
+        char_rnn,
+        train,
+        tasks,
+        vanishing,
+    ):
         assert "default: runs/benchmarks" in help_of(script)
     assert Path("runs") / "benchmarks" == measure.OUT
 

@@ -12,7 +12,8 @@ from conftest import backends_and_dtypes, needs_torch
 from test_docs import blocks
 
 import bptt_array as ba
-from bptt_array import diagnostics, plots, singular
+from bptt_array import diagnostics, jacobians, plots, serialization, singular
+from bptt_array import flow as flows
 from bptt_array.diagnostics import (
     Diagnosis,
     GradientFlow,
@@ -259,6 +260,19 @@ def test_norms_neither_underflow_nor_overflow_in_float32():
         assert not 1e-23 < norms[0] < 1e23  # its square is no float32
 
 
+def test_norms_of_rows_of_any_numbers():
+    """Of a row with an infinity and 1e30 too, whose square no float32 holds."""
+    backend = ba.backend.NumpyBackend()
+    rows = np.array([[np.inf, 1e30], [3e30, 4e30], [np.nan, 1e30], [0, 0], [3e-40, 4e-40]], "float32")
+    assert np.allclose(flows.row_norms(backend, rows), [np.inf, 5e30, np.nan, 0, 5e-40], rtol=1e-4, equal_nan=True)
+
+
+def test_a_network_with_one_loss_may_be_asked_for_none():
+    case = Case(readout="last")
+    assert flow_of(case, at=()).per_loss is None
+    assert np.array_equal(flow_of(case, at=()).total, flow_of(case).total)
+
+
 def test_a_loss_of_the_callers_own_and_batch_first_are_as_for_training():
     case = Case(loss="cubic", output="tanh", members=2, shared=False, lengths=LENGTHS)
     rnn, arrays, keywords = built(case)
@@ -431,6 +445,76 @@ def test_a_jacobian_that_overflows_is_infinite():
     assert np.isinf(singular_values(rnn, x, 0, 140, state=state)).all()
     assert lyapunov_exponents(rnn, x, state=state)[0, 0] == pytest.approx(np.log(200.0))
     assert np.isinf(jacobian_norms(rnn, x, steps=[0, 70, 140], state=state)[1][0, 0, 2])
+
+
+@pytest.mark.parametrize(("w", "steps"), [(5e-4, 16), (1e10, 6)])
+def test_a_product_beyond_float32_is_as_exact_as_any_other(w, steps):
+    """``w^steps`` is 1.5e-53 and 1e60; off the diagonal there is nothing, not 0 times infinity."""
+    rnn = ba.RNN(1, 3, cell="relu")
+    rnn.params["l0.W_hh"][...] = w * np.eye(3)
+    rnn.params["l0.W_xh"][...] = 0
+    rnn.params["l0.b_h"][...] = 1 if w < 1 else 0
+    x, state = np.zeros((steps, 1, 1), "float32"), ba.State(h=np.full((1, 1, 1, 3), 1e-30, "float32"))
+    factor = float(np.float32(w))
+    J = jacobian(rnn, x, 0, steps, state=state)[0]
+    assert np.allclose(J, factor**steps * np.eye(3), rtol=1e-5, atol=0)
+    assert np.allclose(singular_values(rnn, x, 0, steps, state=state), factor**steps, rtol=1e-5, atol=0)
+    expected = [1, factor ** (steps // 2), factor**steps]
+    norms = jacobian_norms(rnn, x, steps=[0, steps // 2, steps], state=state)[1][0]
+    assert np.allclose(norms[0], expected, rtol=1e-5, atol=0)
+
+
+def test_a_norm_may_come_back_from_beyond_float64():
+    """1e200 to the power 2 and then 1e-100 to the power 3."""
+    exact = np.array([[1e200, 0], [0, 1e-20]]), np.array([[1e-100, 0], [0, 1e-100]])
+    products = [jacobians._scaled(a, axis=(-2, -1)) for a in (exact[0], exact[0], exact[1], exact[1], exact[1])]
+    J, exponents = np.eye(2), 0
+    for a, of_a in products:
+        J, more = jacobians._scaled(J @ a, axis=(-2, -1))
+        exponents = exponents + of_a + more
+    assert jacobians._product(J, exponents) == pytest.approx(np.diag([1e100, 0]), rel=1e-12)
+
+
+def test_norms_of_products_that_overflow_are_infinite_and_never_no_number():
+    rnn, state = still(np.diag([200.0, 1.0, 0.5]), factor=1e-3)
+    rnn.params["l0.b_h"][...] = 0
+    x, state = np.zeros((140, 1, 1)), ba.State(h=np.full((1, 1, 1, 3), 1e-300))
+    J = jacobian(rnn, x, 0, 140, state=state)[0]
+    assert np.isinf(J[0, 0])
+    assert J[1, 1] == pytest.approx(1)
+    assert not J[~np.eye(3, dtype=bool)].any()
+    norms = jacobian_norms(rnn, x, steps=[0, 139, 140], state=state)[1][0]
+    assert np.isinf(norms[0, 1:]).all()
+    assert norms[1, 2] == pytest.approx(200)
+
+
+def test_singular_values_in_float32_are_those_in_float64():
+    """A direction counts as lost only where float32 says nothing of it: of an LSTM none does here."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((10, 2, 4)).astype("float32")
+    single = ba.RNN(4, 64, cell="lstm", seed=0)
+    double = ba.RNN(4, 64, cell="lstm", dtype="float64")
+    double.params = {name: value.astype("float64") for name, value in single.params.items()}
+    found, expected = singular_values(single, x, 0, 10), singular_values(double, x.astype("float64"), 0, 10)
+    assert (found > 0).all()
+    assert np.allclose(np.log(found), np.log(expected), rtol=0, atol=0.01)
+    assert np.isfinite(lyapunov_exponents(single, x, 128)).all()
+    relu = ba.RNN(2, 64, cell="relu", init="orthogonal", seed=0)
+    relu.params["l0.b_h"][...] = 5
+    relu.params["l0.b_h"][:37] = -100
+    x = rng.standard_normal((8, 1, 2)).astype("float32")
+    always = (relu(x)[0][:, 0] == 0).all(axis=0).sum()
+    assert always >= 37
+    assert (singular_values(relu, x, 0, 8) == 0).sum() >= always
+
+
+def test_pairs_are_fewer_where_they_would_be_much_work(monkeypatch):
+    monkeypatch.setattr(jacobians, "_MULTIPLY_ADDS", 4 * 5**3 * 18)  # P = 6
+    rnn, arrays, _ = built(Case())
+    assert len(jacobian_norms(rnn, arrays["x"])[0]) == 6
+    monkeypatch.setattr(jacobians, "_NUMBERS", 1)
+    assert jacobian_norms(rnn, arrays["x"])[0].tolist() == [0, 7]
+    assert len(jacobian_norms(rnn, arrays["x"], steps=range(8))[0]) == 8
 
 
 @pytest.mark.parametrize("cell", ["tanh", "lstm"])
@@ -719,6 +803,55 @@ def test_a_diagnosis_survives_being_a_file(tmp_path):
         Diagnosis.load(path)
 
 
+def test_a_diagnosis_from_a_file_says_what_it_said(tmp_path, monkeypatch):
+    """Whatever the order in which the file's arrays arrive."""
+    rnn, arrays, keywords = built(Case(cell="lstm"))
+    found, path = diagnose(rnn, arrays["x"], arrays["target"], **keywords), tmp_path / "diagnosis.safetensors"
+    found.save(path)
+    read = serialization.File.arrays
+    for order in (sorted, lambda names: sorted(names, reverse=True)):
+
+        def in_order(file, order=order):
+            arrays = read(file)
+            return {name: arrays[name] for name in order(arrays)}
+
+        monkeypatch.setattr(serialization.File, "arrays", in_order)
+        assert str(Diagnosis.load(path)) == str(found)
+    again = Diagnosis.from_arrays(dict(reversed(found.arrays().items())))
+    assert list(again.saturation) == sorted(found.saturation)
+    serialization.write_file(path, "diagnosis", found.arrays(), {})  # of an older version
+    assert list(Diagnosis.load(path).saturation) == sorted(found.saturation)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        (
+            "exponents",
+            lambda a: a[0],
+            r"arrays\['exponents'\] has shape \(1, 4, 1\); expected \(L, D, \[E,\] N, count\)",
+        ),
+        ("exponents", lambda a: a[..., :0], r"arrays\['exponents'\] has shape \(1, 1, 4, 0\)"),
+        ("singular_values", lambda a: a[..., :3, :], r"arrays\['singular_values'\] has shape"),
+        ("flow.total", lambda a: a[0], r"arrays\['flow.total'\] has shape \(1, 7, 4\); expected \(L, D, T, \[E,\] N\)"),
+        ("flow.lengths", lambda a: a[:-1], r"arrays\['flow.lengths'\] has shape \(3,\); expected \(N,\)"),
+        ("flow.loss", lambda a: a[None], r"arrays\['flow.loss'\] has shape \(1,\)"),
+        ("flow.per_loss", lambda a: a[1:], r"arrays\['flow.per_loss'\] has shape"),
+        ("flow.at", lambda a: None, r"missing \['flow.at'\]"),
+        ("saturation.h", lambda a: a[..., None], r"arrays\['saturation.h'\] has shape \(1, 1, 7, 1\)"),
+        ("saturation.h", lambda a: a.tolist(), r"arrays\['saturation.h'\] is a list; expected a NumPy array"),
+    ],
+)
+def test_arrays_of_the_wrong_axes_are_no_diagnosis(name, change, match):
+    rnn, arrays, keywords = built(Case())
+    flat = diagnose(rnn, arrays["x"], arrays["target"], **keywords).arrays()
+    changed = {**flat, name: change(flat[name])}
+    with pytest.raises((ValueError, TypeError), match=match):
+        Diagnosis.from_arrays({k: v for k, v in changed.items() if v is not None})
+    with pytest.raises(TypeError, match="arrays is a NoneType"):
+        Diagnosis.from_arrays(None)
+
+
 def test_a_diagnosis_survives_being_arrays():
     rnn, arrays, keywords = built(Case(cell="lstm", layers=2, bidirectional=True))
     found = diagnose(rnn, arrays["x"], arrays["target"], **keywords)
@@ -759,9 +892,85 @@ def test_a_diagnosis_says_in_words_what_happens():
     assert "keeps its size: exp(+0.000) a step, 10^+0.0 over 20 steps" in said[1.0]
     assert "explodes: exp(+0.405) a step, 10^+3.5 over 20 steps" in said[1.5]
     nothing = diagnose(rnn, np.zeros((2, 2, 1)), np.ones((2, 2, 3)), lengths=[0, 0])
-    assert str(nothing) == "layer 0, direction 0: a gradient keeps its size: exp(+0.000) a step, 10^+0.0 over 0 steps"
+    assert str(nothing) == "layer 0, direction 0: no steps"
     dead = diagnose(rnn, np.zeros((2, 2, 1)), np.ones((2, 2, 3)))
-    assert "vanishes: exp(-inf) a step" in str(dead)
+    assert str(dead) == (
+        "layer 0, direction 0: a gradient is lost; 2 of 2 sequences pass nothing on; saturated: h 100%"
+    )
+
+
+def found_with(exponents, lengths, **more):
+    """A diagnosis with these exponents ``([E,] N)``."""
+    exponents, T = np.array(exponents, float), 20
+    *members, N = exponents.shape
+    flow = GradientFlow(np.zeros(members), np.array(lengths), np.ones((1, 1, T, *members, N)))
+    return Diagnosis(flow, {}, exponents[None, None, ..., None], **{"singular_values": np.ones(1), **more})
+
+
+@pytest.mark.parametrize(
+    ("exponents", "said"),
+    [
+        ([0.4, 0.5, 9.0], "a gradient explodes: exp(+0.500) a step, 10^+4.3 over 20 steps"),
+        (
+            [0.5] + 7 * [np.nan],
+            "a gradient explodes: exp(+0.500) a step, 10^+4.3 over 20 steps; 7 of 8 sequences are no numbers",
+        ),
+        (
+            7 * [0.0] + [-np.inf],
+            "a gradient keeps its size: exp(+0.000) a step, 10^+0.0 over 20 steps; 1 of 8 sequences passes nothing on",
+        ),
+        ([np.nan, np.nan], "a gradient is no number; 2 of 2 sequences are no numbers"),
+        (
+            [-np.inf, np.nan],
+            "a gradient is lost; 1 of 2 sequences passes nothing on; 1 of 2 sequences is no number",
+        ),
+        (
+            [[-0.5, -0.5], [0.5, 0.5], [-0.6, -0.6]],
+            "a gradient vanishes in 2, explodes in 1 of 3 members: "
+            "exp(-0.600 to +0.500) a step, 10^-5.2 to 10^+4.3 over 20 steps",
+        ),
+        (
+            [[0.5, np.nan], [np.nan, np.nan]],
+            "a gradient explodes in 1, is no number in 1 of 2 members: exp(+0.500) a step, 10^+4.3 over 20 steps; "
+            "3 of 4 sequences are no numbers",
+        ),
+    ],
+    ids=str,
+)
+def test_no_sequence_speaks_for_the_others(exponents, said):
+    lengths = [20, *[10] * (np.shape(exponents)[-1] - 1)]
+    assert str(found_with(exponents, lengths)) == f"layer 0, direction 0: {said}"
+
+
+def test_what_was_left_out_is_said_and_a_sequence_without_steps_does_not_count():
+    left_out = str(found_with([0.5, np.nan], [20, 0], singular_values=None)).splitlines()
+    assert left_out[0] == "layer 0, direction 0: a gradient explodes: exp(+0.500) a step, 10^+4.3 over 20 steps"
+    assert left_out[1:] == ["singular values: left out, see diagnose"]
+
+
+def test_a_network_that_is_no_number_is_diagnosed_as_such():
+    """Of a ReLU too, whose f' is 0 where its value is NaN, so that all units would seem dead."""
+    for cell in ("relu", "tanh"):
+        rnn, x = ba.RNN(2, 4, 1, cell=cell, dtype="float64"), np.ones((6, 3, 2))
+        x[2, 1] = np.nan
+        found = diagnose(rnn, x, np.ones((6, 3, 1)))
+        assert "1 of 3 sequences is no number" in str(found), cell
+        sound = np.isfinite(found.exponents[0, 0, :, 0]) | np.isneginf(found.exponents[0, 0, :, 0])
+        assert sound.tolist() == [True, False, True], cell
+        assert np.isnan(found.singular_values[0, 0, 1]).all()
+        J = jacobian(rnn, x, 2, 4)
+        assert np.isnan(J).all(axis=(-2, -1)).tolist() == [False, True, False]
+        assert np.isfinite(J[[0, 2]]).all()
+        assert np.isfinite(jacobian(rnn, x, 0, 2)).all()  # before it
+        norms = jacobian_norms(rnn, x)[1]
+        assert np.isnan(norms[1, 0, 3:]).all()
+        assert np.isfinite(norms[1, 0, :3]).all()
+        others = saturation(rnn, x[:, [0, 2]])["h"]
+        assert np.allclose(saturation(rnn, x)["h"][..., 2:], others[..., 2:])
+        assert np.isnan(saturation(rnn, x[:, [1]])["h"][..., 2:]).all()
+        rnn.params["l0.W_hh"][...] = np.nan
+        whole = diagnose(rnn, x, np.ones((6, 3, 1)))
+        assert str(whole) == "layer 0, direction 0: a gradient is no number; 3 of 3 sequences are no numbers"
 
 
 def test_a_diagnosis_leaves_out_singular_values_that_are_too_much_work(monkeypatch):
@@ -782,7 +991,8 @@ BAD = [
     (jacobian, (RNN, X, -1, 3), {}, ValueError, r"t=-1 is too small"),
     (jacobian, (RNN, X, 1.0, 3), {}, TypeError, r"t=1.0 is a float"),
     (jacobian, (RNN, X, 1, 3), {"layer": 2}, ValueError, r"layer=2; expected -2 to 1"),
-    (jacobian, (RNN, X, 1, 3), {"layer": -3}, ValueError, r"layer=-3 is too small"),
+    (jacobian, (RNN, X, 1, 3), {"layer": -3}, ValueError, r"layer=-3; expected -2 to 1: this RNN has num_layers=2"),
+    (jacobian, (LAST, X, 1, 3), {"layer": -2}, ValueError, r"layer=-2; expected -1 to 0: this RNN has num_layers=1"),
     (jacobian, (RNN, X, 1, 3), {"layer": "top"}, TypeError, r"layer='top' is a str"),
     (jacobian, (RNN, X[..., :2], 1, 3), {}, ValueError, r"x has 2 features"),
     (jacobian, (RNN, X.astype("float32"), 1, 3), {}, TypeError, r"x has dtype float32"),
@@ -804,6 +1014,10 @@ BAD = [
     (gradient_flow, (RNN, X, Y), {"at": [2, 1]}, ValueError, r"at\[0\]=2 and at\[1\]=1"),
     (gradient_flow, (RNN, X, Y), {"at": [1.5]}, TypeError, r"at\[0\]=1.5 is a float"),
     (gradient_flow, (RNN, X, Y), {"at": "all"}, TypeError, r"at='all' is a str"),
+    (gradient_flow, (RNN, X, Y), {"at": b"all"}, TypeError, r"at=b'all' is a bytes"),
+    (gradient_flow, (RNN, X, Y), {"at": {1: 2}}, TypeError, r"at=\{1: 2\} is a dict"),
+    (gradient_flow, (LAST, X, Y[0]), {"at": b"all"}, TypeError, r"at=b'all' is a bytes"),
+    (jacobian_norms, (RNN, X), {"steps": np.array(3)}, TypeError, r"steps=array\(3\) is a ndarray"),
     (gradient_flow, (LAST, X, Y[0]), {"at": [6]}, ValueError, r"at=\[6\], but this RNN has readout='last'"),
     (gradient_flow, (RNN, X, Y[1:]), {}, ValueError, r"target has shape"),
     (gradient_flow, (RNN, X, Y, "huber"), {}, ValueError, r"loss='huber' is unknown"),
@@ -893,6 +1107,61 @@ def test_the_other_plots_show_their_data():
     lines = drawn(plots.plot_lyapunov({"wild": exponents}).axes[0])
     assert lines["wild"][1].tolist() == pytest.approx([0.6, -1.0])
     assert set(lines["no growth"][1]) == {0}
+
+
+def test_one_sequence_that_is_no_number_or_dead_leaves_the_others_to_be_seen():
+    flow = flow_of(Case())
+    total, per_loss = flow.total.copy(), flow.per_loss.copy()
+    total[..., 1], per_loss[..., 1] = np.nan, np.inf
+    broken, others = dataclasses.replace(flow, total=total, per_loss=per_loss), [0, 2, 3]
+    [line] = plots.plot_gradient_flow(broken).axes[0].lines
+    assert np.allclose(line.get_ydata(), flow.total[0, 0][:, others].mean(axis=1))
+    [mesh] = plots.plot_loss_gradients(broken).axes[0].collections
+    assert np.allclose(mesh.get_array()[6], flow.per_loss[6, 0, 0][:, others].mean(axis=1))
+    values = np.array([[4.0, 2.0, 1.0], [np.nan] * 3, [0.0, 0.0, 0.0], [9.0, 2.0, 0.0]])
+    [(_, y)] = drawn(plots.plot_singular_values({"a": values}).axes[0]).values()
+    assert y.tolist() == pytest.approx([6, 2, 1])
+    lines = drawn(plots.plot_singular_values(np.stack([values, np.full((4, 3), np.nan)]), spans=[1, 2]).axes[0])
+    assert [lines[name][1][0] for name in ("largest", "median", "smallest")] == pytest.approx([6, 2, 1])
+    assert np.isnan(lines["median"][1][1])
+    lines = drawn(plots.plot_saturation({"h": np.array([[[[0.5, np.nan]]]])}).axes[0])
+    assert lines["h"][1].tolist() == [0.5]
+
+
+FLOW = GradientFlow(np.zeros(()), np.array([1]), np.ones((1, 1, 1, 1)), None, np.array([0]), np.ones((1, 1, 1, 1, 1)))
+VALUES = np.ones((2, 3))
+
+BAD_PLOTS = [
+    (plots.plot_loss, (None,), {}, TypeError, r"metrics is a NoneType"),
+    (plots.plot_gradient_flow, (None,), {}, TypeError, r"flows is a NoneType"),
+    (plots.plot_gradient_flow, ({"a": None},), {}, TypeError, r"flows is a NoneType"),
+    (plots.plot_loss_gradients, (None,), {}, TypeError, r"flow is a NoneType"),
+    (plots.plot_loss_gradients, (FLOW,), {"limits": (0, 1)}, ValueError, r"limits=\(0, 1\); expected 0 < low < high"),
+    (plots.plot_loss_gradients, (FLOW,), {"limits": (2, 1)}, ValueError, r"limits=\(2, 1\)"),
+    (plots.plot_loss_gradients, (FLOW,), {"limits": 5}, TypeError, r"limits=5; expected two numbers"),
+    (plots.plot_singular_values, (None,), {}, TypeError, r"values is a NoneType"),
+    (plots.plot_singular_values, ({"a": 3},), {}, TypeError, r"values\['a'\] is a int"),
+    (plots.plot_singular_values, (VALUES,), {"spans": 5}, TypeError, r"spans=5 is a int"),
+    (plots.plot_singular_values, (VALUES,), {"spans": [1, 2.5]}, TypeError, r"spans\[1\]=2.5 is a float"),
+    (plots.plot_saturation, (None,), {}, TypeError, r"saturation is a NoneType"),
+    (plots.plot_saturation, ({"h": VALUES},), {}, ValueError, r"saturation\['h'\] has shape \(2, 3\)"),
+    (plots.plot_lyapunov, (None,), {}, TypeError, r"exponents is a NoneType"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "args", "keywords", "error", "match"), BAD_PLOTS)
+def test_plots_name_the_argument_that_is_wrong(function, args, keywords, error, match):
+    with pytest.raises(error, match=match):
+        function(*args, **keywords)
+
+
+def test_the_bar_has_a_point_where_the_data_go_on():
+    flow = dataclasses.replace(FLOW, at=np.array([0, 1]), per_loss=np.array([1e-3, 1e3]).reshape(2, 1, 1, 1, 1))
+    flow = dataclasses.replace(flow, lengths=np.array([2]), total=np.ones((1, 1, 2, 1)))
+    flow = dataclasses.replace(flow, per_loss=np.repeat(flow.per_loss, 2, axis=3))
+    for limits, extend in [(None, "neither"), ((1, 1e4), "min"), ((1e-4, 1), "max"), ((0.1, 10), "both")]:
+        [mesh] = plots.plot_loss_gradients(flow, limits=limits).axes[0].collections
+        assert mesh.colorbar.extend == extend
 
 
 def test_plots_touch_no_global_state_and_say_what_is_missing(monkeypatch):

@@ -684,10 +684,7 @@ def test_a_run_that_diverged_keeps_its_last_good_checkpoint_and_says_how_to_go_o
         poisoned(patch, 13, nan_loss)
         assert run(text_file, *SMALL, "--steps", "40", "--out", folder) == 2
     err = capsys.readouterr().err
-    assert (
-        "error: training diverged at step 13: the loss is nan at a learning rate of 0.0021; use a smaller"
-        in err
-    )
+    assert "error: training diverged at step 13: the loss is nan at a learning rate of 0.0021; use a smaller" in err
     assert (
         f"the last good checkpoint, of step 7, is in {folder}: --resume {folder} --on-divergence halve-lr goes on"
         in err

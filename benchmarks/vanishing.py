@@ -1,11 +1,11 @@
 """Gradients that vanish, explode or keep their size: three networks that differ in W_hh alone.
 
-    python benchmarks/gradients.py [--threads 2] [--quick]
+    python benchmarks/vanishing.py [--threads 2] [--quick]
 
 One tanh layer with the same inputs, targets and remaining weights; W_hh is 0.6 times an orthogonal matrix, an
 orthogonal matrix, or has normal entries of variance 4 / H. For each: where the gradients of single losses arrive, that
 of their sum, the singular values of (3.3), Lyapunov exponents and saturation. Prints a table and writes
-results/gradients.json and images/gradient-flow.png, into runs/benchmarks unless --out says otherwise.
+results/vanishing.json and images/gradient-flow.png, into runs/benchmarks unless --out says otherwise.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from bptt_array.diagnostics import diagnose, singular_values
 SIZES, QUICK = (64, 8, 64), (16, 2, 8)
 
 #: Singular values below this are left out of the figure: with normal entries they go down to 1e-168.
-LEAST = 1e-18
+LEAST = 1e-20
 
 SHORT = "0.6 times orthogonal"
 KEEPING = "orthogonal"
@@ -106,7 +106,7 @@ def plot(found):
     for column, (kind, (diagnosis, spans, values)) in enumerate(found.items()):
         rate = diagnosis.exponents[0, 0, :, 0].mean()
         verdict = {SHORT: "vanishing", KEEPING: "keeping", WILD: "exploding"}[kind]
-        plots.plot_loss_gradients(diagnosis.flow, axes[0, column], limits=limits, bar=column == len(found) - 1)
+        plots.plot_loss_gradients(diagnosis.flow, axes[0, column], limits=limits, bar=False)
         axes[0, column].set_title(f"{verdict}\n$W_{{hh}}$ {kind}, $\\lambda_1$ = {rate:+.2f}", fontsize=11)
         last = replace(diagnosis.flow, total=diagnosis.flow.per_loss[-1])
         plots.plot_gradient_flow(
@@ -114,9 +114,15 @@ def plot(found):
         )
         plots.plot_singular_values(values, axes[2, column], spans=spans)
         axes[2, column].set_title("of the last steps: $k = T$", fontsize=10)
+        for factor, said in ((1.2, "all three lines coincide"), (10, "all three within a factor of ten")):
+            if (values[..., 0] < factor * values[..., -1]).all():
+                axes[2, column].text(0.04, 0.06, said, transform=axes[2, column].transAxes, fontsize=9)
+                break
         if column:
             for of_row in axes[:, column]:
                 of_row.set_ylabel("")
+    [mesh] = axes[0, -1].collections
+    figure.colorbar(mesh, ax=axes[0, -1], label=r"$|\partial L_k / \partial h_t|$", extend="min")
     axes[2, 0].set_ylim(LEAST, 10 * max(values.max() for _, _, values in found.values()))
     return figure
 
@@ -137,7 +143,7 @@ def main(argv=None):
         about = measure.environment(arguments.threads, measure.command(__file__), [busy])
     result = {"about": about, "sizes": list(sizes), "rows": [entry(kind, *of_kind) for kind, of_kind in found.items()]}
     print("\n".join([*measure.describe(about), "", *tables(result)]))
-    print(f"wrote {measure.save('gradients', result, arguments.out)}")
+    print(f"wrote {measure.save('vanishing', result, arguments.out)}")
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no figure")
     else:
