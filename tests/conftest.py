@@ -1,12 +1,26 @@
 """Backends to run on: every namespace at hand, each on its devices."""
 
 import importlib.util
+import signal
 
 import numpy as np
 import pytest
 
 import bptt_array as ba
 from bptt_array.backend import NumpyBackend, cuda_device_count
+
+
+def pytest_configure():
+    """Programs started by tests have to hear signals, also where these are ignored here (``nohup``, background jobs)."""
+    for name, handler in (
+        ("SIGINT", signal.default_int_handler),
+        ("SIGTERM", signal.SIG_DFL),
+        ("SIGHUP", signal.SIG_DFL),
+    ):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
