@@ -11,7 +11,7 @@ from bptt_array.backend import NumpyBackend, cuda_device_count
 
 
 def pytest_configure():
-    """Programs that tests start have to hear signals, also where these are ignored here (``nohup``, background jobs)."""
+    """Programs that tests start have to hear signals, also where these are ignored here (as under ``nohup``)."""
     for name, handler in (
         ("SIGINT", signal.default_int_handler),
         ("SIGTERM", signal.SIG_DFL),
