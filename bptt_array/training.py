@@ -262,7 +262,9 @@ class Trainer:
         """A checkpoint, if all that goes into it are numbers."""
         self._read()
         checkpoint = self.checkpoint()
-        check_parameters(self.step, self.optimizer.lr, checkpoint.params)
+        kept = {f"what the optimizer keeps of {name}": array for name, of in checkpoint.kept.items() for array in of}
+        state = {f"the state {name}": array for name, array in checkpoint.state.items()}
+        check_parameters(self.step, self.optimizer.lr, checkpoint.params | kept | state)
         self._good = checkpoint
         listener.checkpoint(checkpoint)
 

@@ -669,6 +669,20 @@ def test_parameters_that_are_no_numbers_never_reach_a_checkpoint(monkeypatch):
     assert all(np.isfinite(value).all() for kept in listener.checkpoints for value in kept.params.values())
 
 
+def test_nothing_that_is_no_number_reaches_a_checkpoint_of_the_optimizer_either(monkeypatch, tmp_path):
+    def overflow(self, update, *arguments):
+        done = update(self, *arguments)
+        self.optimizer._kept["b_y"][1][0] = np.inf  # which no parameter shows
+        return done
+
+    poisoned(monkeypatch, 7, overflow)
+    listener = Kept()
+    with pytest.raises(FloatingPointError, match="at step 7: what the optimizer keeps of b_y came to hold inf"):
+        Trainer(TEXT, Options(**TINY)).run(listener)
+    for checkpoint in listener.checkpoints:  # every one can be read again
+        assert checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, checkpoint, 3)).step == 0
+
+
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 def test_a_validation_or_a_sample_that_is_no_number_is_divergence_too(validation, monkeypatch):
     poisoned(monkeypatch, 12, nan_parameter)
