@@ -85,23 +85,26 @@ def test_a_training_step_copies_the_batch_in_and_never_waits(device, more, lengt
         optimizer.update(rnn.params, clipped)
         return state
 
-    state = None
-    for _ in range(20):  # until kernels are compiled and the pool has blocks of every size
-        state = step(state)
+    state, served = None, 0
+    for _ in range(200):  # until kernels are compiled and the pool has blocks of every size, wherever these came to lie
+        with gpuemu.count() as counted:
+            state = step(state)
+        served = 0 if counted.malloc else served + 1
+        if served == 20:
+            break
     gc.collect()  # what compiling left behind
     with rnn.backend.active():
         in_use = pool.used_bytes()
-    segments, mallocs = 1 if rnn.bidirectional else 3, []  # of 5 steps at most
-    for _ in range(5):
-        with gpuemu.count() as counted:
-            state = step(state)
-        assert counted.syncs == counted.implicit_syncs == counted.d2h == counted.p2p == 0
-        assert counted.h2d == 2 * segments + (lengths is not None)
-        assert counted.h2d_bytes == (2 * T * N + (N if lengths else 0)) * 8
-        mallocs.append(counted.malloc)
-    # The pool serves everything; now and then, depending on addresses, it has a size only in pieces that do not join.
-    assert min(mallocs) == 0
-    assert sum(mallocs) <= 1
+    with gpuemu.count() as counted:
+        state = step(state)
+    assert counted.syncs == 0
+    assert counted.implicit_syncs == 0
+    assert counted.d2h == 0
+    assert counted.p2p == 0
+    segments = 1 if rnn.bidirectional else 3  # of 5 steps at most
+    assert counted.h2d == 2 * segments + (lengths is not None)
+    assert counted.h2d_bytes == (2 * T * N + (N if lengths else 0)) * 8
+    assert counted.malloc == 0  # the pool serves everything
     with rnn.backend.active():
         assert pool.used_bytes() == in_use  # nothing grows from step to step,
     assert gc.collect() == 0  # and nothing waits for the garbage collector
