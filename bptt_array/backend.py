@@ -607,6 +607,11 @@ def resolve(device: str | Backend) -> Backend:
     return _cupy_backend(int(index or 0))
 
 
+def is_plain(array: Any) -> bool:
+    """Whether it computes as arrays do: without a mask, and without a matrix' rules."""
+    return not isinstance(array, (np.ma.MaskedArray, np.matrix))
+
+
 def backend_of(array: Array) -> Backend:
     """The backend on which an array lives."""
     if array_api_compat.is_numpy_array(array):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import array_api_compat
 import numpy as np
 
-from .backend import DTYPES, Backend, backend_of
+from .backend import DTYPES, Backend, backend_of, is_plain
 from .cells import CELLS, Cell
 from .losses import FUSED_LOSSES, LOSSES
 from .state import State
@@ -171,7 +171,7 @@ def on_host(name: str, array: Any) -> np.ndarray[Any, Any]:
 
 def check_plain(name: str, array: Any) -> None:
     """No array with a mask, a matrix' rules or somebody else's gradients."""
-    if isinstance(array, (np.ma.MaskedArray, np.matrix)):
+    if not is_plain(array):
         raise TypeError(
             f"{name} is a {type(array).__name__}; expected a plain array (for masks see lengths and weights)"
         )

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from .activations import sigmoid
-from .backend import Array, Backend
+from .backend import Array, Backend, is_plain
 from .readout import Readout
 
 UserLoss = Callable[[Array, Array], tuple[Array, Array]]
@@ -81,8 +79,7 @@ def _checked(backend: Backend, y: Array, result: Any) -> tuple[Array, Array]:
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(f"loss returned a {type(result).__name__}; {expected}")
     for name, array, shape in zip(("loss", "dy"), result, (y.shape[:-1], y.shape), strict=True):
-        masked = isinstance(array, (np.ma.MaskedArray, np.matrix))
-        if masked or not backend.owns(array) or array.dtype != y.dtype:
+        if not is_plain(array) or not backend.owns(array) or array.dtype != y.dtype:
             raise TypeError(
                 f"loss returned {name} as {type(array).__name__} of dtype {getattr(array, 'dtype', None)}; "
                 f"expected an array of {backend.name} and dtype {y.dtype}, like y"
