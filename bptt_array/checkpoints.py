@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .architecture import Architecture
+from .options import OPTIMIZERS, Options
 from .progress import Progress, is_count, is_number
 from .serialization import flush_folder, open_file, write_file
 from .wording import short
@@ -208,6 +210,38 @@ def _are_numbers(arrays: dict[str, HostArray]) -> bool:
 def _part(arrays: dict[str, HostArray], kind: str) -> dict[str, HostArray]:
     """The arrays under ``kind.``, by the rest of their names, in alphabetical order."""
     return {name.removeprefix(f"{kind}."): arrays[name] for name in sorted(arrays) if name.startswith(f"{kind}.")}
+
+
+def check_fits(checkpoint: Checkpoint, architecture: Architecture, options: Options) -> None:
+    """Whether a checkpoint is one of a run with these options: its arrays those of such a network, all of its dtype.
+
+    Raises
+    ------
+    ValueError
+        Naming what is not.
+    """
+    slots, step, members = OPTIMIZERS[options.optimizer][0](0.1).slots, checkpoint.step, architecture.member_axis
+    if step > options.steps:
+        raise ValueError(f"the checkpoint is of step {step}; expected at most the {options.steps} of its run")
+    expected: dict[str, list[tuple[int, ...]]] = {}
+    if architecture.num_layers <= len(checkpoint.params):  # before their names are listed
+        shapes = architecture.shapes
+        expected |= {f"params[{name!r}]": [shape] for name, shape in shapes.items()}
+        expected |= {f"kept[{name!r}]": [shape] * slots for name, shape in shapes.items() if step}
+        expected |= {f"updates[{name!r}]": [] for name in shapes if step}
+    if step:
+        expected |= {f"state.{name}": [architecture.states_shape(options.batch)] for name in architecture.cell.states}
+    found = {f"params[{name!r}]": [value] for name, value in checkpoint.params.items()}
+    found |= {f"kept[{name!r}]": arrays for name, arrays in checkpoint.kept.items()}
+    found |= {f"updates[{name!r}]": [] for name in checkpoint.updates}
+    found |= {f"state.{name}": [value] for name, value in checkpoint.state.items()}
+    for name in sorted(set(expected) | set(found)):
+        arrays, shapes_of = found.get(name), expected.get(name)
+        there = None if arrays is None else [array.shape for array in arrays]
+        if there != shapes_of or any(array.dtype != options.dtype for array in arrays or ()):
+            raise ValueError(f"the checkpoint's {name} is not that of this network; expected one of the same run")
+    if checkpoint.losses.shape[1:] != members:
+        raise ValueError(f"the checkpoint's losses are not those of {architecture.members} members")
 
 
 def checkpoints(folder: Path) -> list[Path]:

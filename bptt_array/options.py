@@ -85,6 +85,22 @@ class Options:
         """What decides which model a run ends with."""
         return {name: value for name, value in asdict(self).items() if name not in OF_THE_KEEPING}
 
+    def network(self, characters: int) -> dict[str, Any]:
+        """The arguments of :class:`Architecture` for a text of so many different characters."""
+        return {
+            "input_size": characters,
+            "hidden_size": self.hidden,
+            "output_size": characters,
+            "cell": self.cell,
+            "num_layers": self.layers,
+            "members": self.members,
+            "dropout": self.dropout,
+            "recurrent_dropout": self.recurrent_dropout,
+            "output": "softmax",
+            "dtype": self.dtype,
+            "seed": self.seed,
+        }
+
     def every(self, name: str) -> int:
         """``eval_every`` or ``checkpoint_every`` in steps: what was given, or a tenth of all steps."""
         return getattr(self, name) or max(1, self.steps // 10)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .architecture import Architecture
 from .backend import Array
-from .checkpoints import Checkpoint, json_line, read_lines
+from .checkpoints import Checkpoint, check_fits, json_line, read_lines
 from .divergence import DivergenceError, Watch, check_parameters
 from .optimizers import clip_by_global_norm, largest_entries
 from .options import OPTIMIZERS, Options
@@ -96,7 +96,7 @@ class Trainer:
         self.validation = _validation_streams(tokens[split:], options)
         make_optimizer, lr = OPTIMIZERS[options.optimizer]
         self.lr = lr if options.lr is None else options.lr
-        network = _network(options, len(self.vocabulary))
+        network = options.network(len(self.vocabulary))
         self.rnn = RNN(**network, init=options.init, forget_bias=options.forget_bias, device=device)
         self.optimizer = make_optimizer(self.lr)
         self.step = 0
@@ -121,8 +121,7 @@ class Trainer:
             As :meth:`restore` does.
         """
         _check_text(checkpoint, _fingerprint(text))
-        architecture = _architecture(options, len(Vocabulary(text)))
-        _check_shapes(checkpoint, architecture, options)
+        check_fits(checkpoint, Architecture.checked(**options.network(len(Vocabulary(text)))), options)
         made = cls(text, options, device, checkpoint.source)
         made.restore(checkpoint)
         return made
@@ -306,7 +305,7 @@ class Trainer:
             If it is of another text or network; nothing is changed then.
         """
         _check_text(checkpoint, self.fingerprint)
-        _check_shapes(checkpoint, self.rnn.architecture, self.options)
+        check_fits(checkpoint, self.rnn.architecture, self.options)
         from_host, backend = self.rnn.backend.from_host, self.rnn.backend
         with backend.active():
             kept = {name: [from_host(array) for array in arrays] for name, arrays in checkpoint.kept.items()}
@@ -365,50 +364,3 @@ def _check_text(checkpoint: Checkpoint, fingerprint: str) -> None:
         raise ValueError(
             f"the text is not the one that the run has learnt so far; expected that of {where}, with the same contents"
         )
-
-
-def _network(options: Options, characters: int) -> dict[str, Any]:
-    """The arguments of the network of a run that say what it is made of."""
-    return {
-        "input_size": characters,
-        "hidden_size": options.hidden,
-        "output_size": characters,
-        "cell": options.cell,
-        "num_layers": options.layers,
-        "members": options.members,
-        "dropout": options.dropout,
-        "recurrent_dropout": options.recurrent_dropout,
-        "output": "softmax",
-        "dtype": options.dtype,
-        "seed": options.seed,
-    }
-
-
-def _architecture(options: Options, characters: int) -> Architecture:
-    return Architecture.checked(**_network(options, characters))
-
-
-def _check_shapes(checkpoint: Checkpoint, architecture: Architecture, options: Options) -> None:
-    """Whether a checkpoint is one of a run with these options: its arrays those of such a network, all of its dtype."""
-    slots, step, members = OPTIMIZERS[options.optimizer][0](0.1).slots, checkpoint.step, architecture.member_axis
-    if step > options.steps:
-        raise ValueError(f"the checkpoint is of step {step}; expected at most the {options.steps} of its run")
-    expected: dict[str, list[tuple[int, ...]]] = {}
-    if architecture.num_layers <= len(checkpoint.params):  # before their names are listed
-        shapes = architecture.shapes
-        expected |= {f"params[{name!r}]": [shape] for name, shape in shapes.items()}
-        expected |= {f"kept[{name!r}]": [shape] * slots for name, shape in shapes.items() if step}
-        expected |= {f"updates[{name!r}]": [] for name in shapes if step}
-    if step:
-        expected |= {f"state.{name}": [architecture.states_shape(options.batch)] for name in architecture.cell.states}
-    found = {f"params[{name!r}]": [value] for name, value in checkpoint.params.items()}
-    found |= {f"kept[{name!r}]": arrays for name, arrays in checkpoint.kept.items()}
-    found |= {f"updates[{name!r}]": [] for name in checkpoint.updates}
-    found |= {f"state.{name}": [value] for name, value in checkpoint.state.items()}
-    for name in sorted(set(expected) | set(found)):
-        arrays, shapes_of = found.get(name), expected.get(name)
-        there = None if arrays is None else [array.shape for array in arrays]
-        if there != shapes_of or any(array.dtype != options.dtype for array in arrays or ()):
-            raise ValueError(f"the checkpoint's {name} is not that of this network; expected one of the same run")
-    if checkpoint.losses.shape[1:] != members:
-        raise ValueError(f"the checkpoint's losses are not those of {architecture.members} members")
