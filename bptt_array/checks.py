@@ -137,6 +137,24 @@ def check_dropout_seed(seed: Any) -> int | str | None:
     return check_count("dropout_seed", seed, least=0, most=LARGEST_SEED)
 
 
+def check_dropout_rows(rows: Any, N: int) -> tuple[int, int]:
+    """``(first, batch)``: where N sequences are in a batch; None: they are all of it."""
+    if rows is None:
+        return 0, N
+    if not isinstance(rows, (tuple, list)) or len(rows) != 2:
+        raise TypeError(
+            f"dropout_rows={said(rows)} is no pair; expected (first, batch), the place of these N={N} sequences in a "
+            "batch, or None"
+        )
+    first, batch = (check_count(f"dropout_rows[{k}]", row, least=0) for k, row in enumerate(rows))
+    if first + N > batch:
+        raise ValueError(
+            f"dropout_rows={said((first, batch))}, but there are N={N} sequences; expected first + N to be at most "
+            "batch"
+        )
+    return first, batch
+
+
 def check_dtype(dtype: Any, argument: str = "dtype") -> str:
     """``"float32"`` or ``"float64"`` from a name or anything NumPy takes for a dtype."""
     try:
@@ -279,10 +297,8 @@ def check_x(
             f"x has shape {tuple(x.shape)}, with {x.shape[1]} where the members are; this RNN has members={members}"
         )
     T, N = x.shape[0], x.shape[2 if per_member else 1]
-    if T == 0 or N == 0:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}: T={T} steps and N={N} sequences; expected at least one of each"
-        )
+    if T == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}: T=0 steps of N={N} sequences; expected at least one step")
     return T, N
 
 
@@ -330,7 +346,7 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
     check_plain("lengths", lengths)
     array = host_array("lengths", lengths, f"N={N} integers")
     check_shape("lengths", array, (N,), "(N,)")
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iu" and N:  # an empty list has floats
         raise TypeError(f"lengths has dtype {array.dtype}; expected integers")
     wrong = np.flatnonzero((array < 0) | (array > T))
     if wrong.size:
@@ -406,7 +422,7 @@ def check_range(
         values = backend.to_host(array)
     else:
         return
-    rows = max(1, _BLOCK * len(values) // max(1, values.size)) if timed else len(values)
+    rows = max(1, _BLOCK * len(values) // max(1, values.size)) if timed else max(1, len(values))
     for start in range(0, len(values), rows):  # what is longer than memory is never looked at as a whole
         block = values[start : start + rows]
         wrong = (block < 0) | (block >= size)

@@ -96,15 +96,20 @@ def _checked(backend: Backend, y: Array, result: Any) -> tuple[Array, Array]:
 class Objective:
     """A loss with its weights and its reduction: from hidden states to ``L`` and ``dL/dv``.
 
-    ``loss`` is one of :data:`LOSSES` or the caller's ``(y, target) -> (loss, dy)``; ``scale`` is the constant
-    that the reduction multiplies by. With ``members`` E there is an axis of them before that of the sequences, in
+    ``loss`` is one of :data:`LOSSES` or the caller's ``(y, target) -> (loss, dy)``; ``steps`` is what a mean is taken
+    over, None for the sum (2.1). With ``members`` E there is an axis of them before that of the sequences, in
     targets and weights possibly of 1, and every member has its own L: ``(E,)``.
     """
 
     readout: Readout
     loss: str | UserLoss
-    scale: float
+    steps: int | None
     members: int | None = None
+
+    @property
+    def scale(self) -> float:
+        """What the sum is multiplied by; without any valid step it is 0 either way."""
+        return 1.0 if self.steps is None else 1.0 / max(1, self.steps)
 
     def __call__(self, h: Array, target: Array, weights: Array | None) -> tuple[Array, Array]:
         """Loss (reduced: 0-d or (E,)) and ``dv (..., O)`` of states ``h (..., H)``; ``weights (...)``.

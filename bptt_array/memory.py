@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .architecture import Architecture
 from .backend import Backend
@@ -88,7 +88,8 @@ def plan_for(
     truncate: Truncate,
     backward: str,
 ) -> Plan:
-    """The plan of one call of ``loss_and_grad``."""
+    """The plan of one call of ``loss_and_grad``; of a batch without sequences, that of one."""
+    work = replace(work, N=max(1, work.N))
     itemsize = 4 if network.dtype == "float32" else 8
     row = (*network.lead, work.N, network.hidden_size)
     two = network.bidirectional

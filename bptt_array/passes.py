@@ -166,10 +166,12 @@ def run_loss_and_grad(
                 unrolled.discard(start)
     last_state = network.as_state(unrolled.last)
     arrays.end()
-    return head.loss, _gradients(network, sweep, readout_grads), last_state
+    return head.loss, _gradients(network, sweep, readout_grads, objective.steps), last_state
 
 
-def _gradients(network: Network, sweep: BackwardPass, readout_grads: dict[str, Array]) -> Gradients:
+def _gradients(
+    network: Network, sweep: BackwardPass, readout_grads: dict[str, Array], steps: int | None = None
+) -> Gradients:
     readout, params = network.readout, sweep.grads
     if readout.W_hy is not None:  # zero where no output has a gradient
         for name in ("W_hy", "b_y"):
@@ -178,4 +180,4 @@ def _gradients(network: Network, sweep: BackwardPass, readout_grads: dict[str, A
     reset, d_initial = sweep.unrolled.batch.reset, sweep.d_initial
     if reset is not None:  # what the state was there does not matter
         d_initial = without(network.backend, d_initial, reset)
-    return Gradients(params=params, state=network.as_state(d_initial), x=sweep.dx)
+    return Gradients(params=params, state=network.as_state(d_initial), x=sweep.dx, steps=steps)

@@ -24,6 +24,7 @@ from .cells import Cell
 from .checks import (
     check_backward,
     check_count,
+    check_dropout_rows,
     check_dropout_seed,
     check_flag,
     check_float,
@@ -403,6 +404,7 @@ class RNN:
         lengths: Any = None,
         reset: Any = None,
         dropout_seed: int | None = None,
+        dropout_rows: tuple[int, int] | None = None,
         validate: bool = False,
     ) -> tuple[Array, State]:
         """Run the network forward, keeping nothing for a backward pass.
@@ -410,7 +412,8 @@ class RNN:
         Parameters
         ----------
         x : (T, N, I) of the network's dtype, or (T, N) integer tokens
-            On the network's device. Of an ensemble also (T, E, N, I) or (T, E, N).
+            On the network's device. Of an ensemble also (T, E, N, I) or (T, E, N). N may be 0, as of an empty part
+            of a batch: its loss is 0, and so are gradients.
         state : State, optional
             Initial state, ``h (L, D, N, H)`` and, of an LSTM, ``c``; zeros if left out.
         lengths : N integers on the host, optional
@@ -422,6 +425,9 @@ class RNN:
         dropout_seed : int, optional
             With it dropout acts, with the masks of this seed, which are the same on every device and in every call;
             steps are counted from the beginning of the call. Without it, as in inference, nothing is left out.
+        dropout_rows : (int, int), optional
+            ``(first, batch)``: these sequences are those from ``first`` on of a batch that was shared out; they get
+            the masks that they would have in it.
         validate : bool
             Check tokens that are on a CUDA device too, at the cost of a synchronisation.
 
@@ -437,7 +443,7 @@ class RNN:
         """
         with self.backend.active(), self._layout.in_errors():
             batch = self._batch(x, state, lengths, reset, validate, host=False)
-            dropout = self._dropout(dropout_seed)
+            dropout = self._dropout(dropout_seed, dropout_rows, batch.N)
             network = self._network()
             y, unrolled = passes.run_forward(network, batch, dropout, keep=False)
             return self._outward(y), network.as_state(unrolled.last)
@@ -450,6 +456,7 @@ class RNN:
         lengths: Any = None,
         reset: Any = None,
         dropout_seed: int | str | None = None,
+        dropout_rows: tuple[int, int] | None = None,
         backward: str = "sequential",
         validate: bool = False,
     ) -> tuple[Array, State, BackwardFunction]:
@@ -475,7 +482,7 @@ class RNN:
         with self.backend.active(), self._layout.in_errors():
             batch = self._batch(x, state, lengths, reset, validate, host=False)
             check_backward(backward, self.architecture.cell)
-            dropout = self._dropout(dropout_seed, needed=True)
+            dropout = self._dropout(dropout_seed, dropout_rows, batch.N, needed=True)
             self._check_params(self.params)
             copy = {name: backend.copy(value) for name, value in self.params.items()}
             network = self._bind(copy)
@@ -499,6 +506,7 @@ class RNN:
         backward: str = "sequential",
         input_grad: bool = False,
         dropout_seed: int | str | None = None,
+        dropout_rows: tuple[int, int] | None = None,
         validate: bool = False,
     ) -> tuple[Array, Gradients, State]:
         """The loss (2.1), its gradient by backpropagation through time, and the final state.
@@ -507,7 +515,7 @@ class RNN:
 
         Parameters
         ----------
-        x, state, lengths, reset, validate
+        x, state, lengths, reset, validate, dropout_rows
             As for calling the network; ``validate`` also reads class targets back.
         target : array
             ``"mse"``, ``"binary_cross_entropy"``: the shape and dtype of ``y``. ``"cross_entropy"``: class
@@ -553,7 +561,7 @@ class RNN:
             check_input_grad(input_grad, x)
             truncate = check_truncate(truncate, bidirectional=self.bidirectional)
             check_backward(backward, self.architecture.cell)
-            dropout = self._dropout(dropout_seed, needed=True)
+            dropout = self._dropout(dropout_seed, dropout_rows, batch.N, needed=True)
             if memory is None:
                 plan = schedules.plan(batch.T, longest=network.segment_length(batch), truncate=truncate)
             else:
@@ -671,6 +679,7 @@ class RNN:
         reduction: str = "mean",
         reset: Any = None,
         dropout_seed: int | None = None,
+        dropout_rows: tuple[int, int] | None = None,
         validate: bool = False,
     ) -> tuple[Array, State]:
         """The loss and the final state of :meth:`loss_and_grad`, without the gradient, at about half its cost.
@@ -681,7 +690,8 @@ class RNN:
             batch = self._batch(x, state, lengths, reset, validate, host=True)
             network = self._network()
             objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
-            return passes.run_loss(network, batch, objective, targets, self._dropout(dropout_seed))
+            dropout = self._dropout(dropout_seed, dropout_rows, batch.N)
+            return passes.run_loss(network, batch, objective, targets, dropout)
 
     # ---- what the passes are given --------------------------------------------------------------------
 
@@ -693,8 +703,9 @@ class RNN:
     ) -> Plan:
         return plan_for(self.architecture, self.backend, work, memory, truncate, backward)
 
-    def _dropout(self, seed: Any, *, needed: bool = False) -> Dropout | None:
+    def _dropout(self, seed: Any, rows: Any, N: int, *, needed: bool = False) -> Dropout | None:
         """The masks of a call, or None where nothing is left out."""
+        first, batch = check_dropout_rows(rows, N)
         rate, recurrent_rate = self.architecture.dropout, self.architecture.recurrent_dropout
         seed = check_dropout_seed(seed)
         if not (rate or recurrent_rate):
@@ -708,7 +719,7 @@ class RNN:
         if seed is None or isinstance(seed, str):
             return None
         dtype = self.backend.dtype(self.dtype)
-        return Dropout(self.backend, dtype, rate, recurrent_rate, seed, self.seed, self.members)
+        return Dropout(self.backend, dtype, rate, recurrent_rate, seed, self.seed, self.members, first, batch)
 
     def _objective(
         self,
@@ -733,13 +744,12 @@ class RNN:
             check_place("weights", weights, backend, host=True)
             check_float("weights", weights, self.dtype)
             check_outputs_like("weights", weights, y_shape, architecture.outputs_axes, architecture, features=False)
-        # (2.1) is a sum; without any valid step it is 0 either way.
-        scale = 1.0 if reduction == "sum" else 1.0 / max(1, batch.valid_outputs(self.readout))
+        steps = None if reduction == "sum" else batch.valid_outputs(self.readout)
         if self.members is not None:
             before = 1 if every else 0
             target = for_members(target, len(y_shape) - (not features), before)
             weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
-        return Objective(network.readout, loss, scale, self.members), passes.Targets(target, weights)
+        return Objective(network.readout, loss, steps, self.members), passes.Targets(target, weights)
 
     def _batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
         check_flag("validate", validate)

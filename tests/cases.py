@@ -359,7 +359,7 @@ def _masks(case, k):
         return None
     backend = bptt_array.backend.NumpyBackend()
     rates = case.dropout, case.recurrent_dropout
-    dropout = bptt_array.dropout.Dropout(backend, np.float64, *rates, case.dropout_seed, SEED + k, None)
+    dropout = bptt_array.dropout.Dropout(backend, np.float64, *rates, case.dropout_seed, SEED + k, None, 0, case.N)
     sides = (2,) if case.bidirectional else ()
     recurrent = [dropout.recurrent(layer, sides, case.N, case.H) for layer in range(case.layers)]
     width = case.H * case.directions

@@ -543,6 +543,7 @@ class Right:
             "reset": None,
             "validate": True,  # where it is not said, tokens that are on a device already are not looked at
             "dropout_seed": 3,
+            "dropout_rows": (0, self.N),
         }
         wrong = {
             "x": arrays_like(x, self.rnn),
@@ -550,6 +551,7 @@ class Right:
             "lengths": self.lengths(),
             "reset": arrays_like(np.ones(self.N, bool), self.rnn) | st.just([True] * self.N),
             "dropout_seed": seeds | st.just("off") | st.none(),
+            "dropout_rows": st.tuples(seeds, seeds) | st.none(),
         }
         if self.rnn.backend.name == "cpu":
             wrong["validate"] = flags

@@ -92,7 +92,6 @@ RUN = [
     (dict(x=f32(T, N, I, 1)), ValueError, r"x has shape \(5, 3, 4, 1\)"),
     (dict(x=f32(T, N, I + 1)), ValueError, r"x has 5 features \(last axis\) but this RNN was built with input_size=4"),
     (dict(x=f32(0, N, I)), ValueError, r"x has shape \(0, 3, 4\): T=0"),
-    (dict(x=f32(T, 0, I)), ValueError, r"N=0 sequences"),
     (dict(x=np.zeros((T, N, 1), int)), ValueError, r"x has integers in shape \(5, 3, 1\); expected tokens of shape"),
     (dict(x=np.full((T, N), I)), ValueError, r"x\[0, 0\]=4; expected 0 to 3"),
     (dict(x=np.full((T, N), -1)), ValueError, r"x\[0, 0\]=-1; expected 0 to 3"),
@@ -113,6 +112,11 @@ RUN = [
     (dict(dropout_seed=1.0), TypeError, r"dropout_seed=1\.0 is a float"),
     (dict(dropout_seed=True), TypeError, r"dropout_seed=True is a bool"),
     (dict(dropout_seed="on"), ValueError, r"dropout_seed='on' is unknown; expected a whole number of at least 0, or 'off'"),
+    (dict(dropout_rows=3), TypeError, r"dropout_rows=3 is no pair; expected \(first, batch\), the place of these N=3 sequences"),
+    (dict(dropout_rows=(1, 2, 3)), TypeError, r"dropout_rows=\(1, 2, 3\) is no pair"),
+    (dict(dropout_rows=(-1, 3)), ValueError, r"dropout_rows\[0\]=-1 is too small"),
+    (dict(dropout_rows=(0, 3.0)), TypeError, r"dropout_rows\[1\]=3\.0 is a float"),
+    (dict(dropout_rows=(1, 3)), ValueError, r"dropout_rows=\(1, 3\), but there are N=3 sequences; expected first \+ N"),
     (dict(dropout_seed=np.arange(2)), TypeError, r"dropout_seed=array\(\[0, 1\]\) is a ndarray"),
 ]  # fmt: skip
 DEEP = dict(cell="lstm", num_layers=2, bidirectional=True, members=2)

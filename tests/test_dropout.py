@@ -12,8 +12,8 @@ from bptt_array.dropout import Dropout, _hash_, _signed
 T, N, K = 40, 8, 32
 
 
-def masks(backend, dtype="float64", rate=0.3, seed=5, network_seed=2, members=None):
-    return Dropout(backend, backend.dtype(dtype), rate, rate, seed, network_seed, members)
+def masks(backend, dtype="float64", rate=0.3, seed=5, network_seed=2, members=None, first=0, batch=N):
+    return Dropout(backend, backend.dtype(dtype), rate, rate, seed, network_seed, members, first, batch)
 
 
 def lowbias32(x, key):

@@ -144,7 +144,7 @@ MUTANTS = {
     "a dropout mask forgotten in backward": ("bptt.py", "dx *= mask", "pass"),
     "a mask without its scale": ("dropout.py", "mask *= 1 / (1 - rate)", "pass"),
     "a mask of the wrong layer": ("dropout.py", "return self._mask(self.rate, 2 * layer,", "return self._mask(self.rate, 0,"),
-    "a mask that begins anew in every segment": ("dropout.py", "2 * layer, start * N * K", "2 * layer, 0 * N * K"),
+    "a mask that begins anew in every segment": ("dropout.py", "self._mask(self.rate, 2 * layer, start,", "self._mask(self.rate, 2 * layer, 0,"),
     "the mask of the state forgotten backward": ("recurrence.py", "product *= mask", "pass"),
     "the mask of the state forgotten in dW_hh": ("layer.py", "if self.forward.mask is None else tape.h_before * self.forward.mask", "if True else None"),
     "the same mask of the state in every layer": ("dropout.py", "2 * layer + 1", "1"),
