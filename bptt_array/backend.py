@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat
 import array_api_compat.numpy
@@ -76,6 +76,13 @@ class NumpyElementwise(Elementwise):
 
     def tanh_(self, out: Array, a: Array) -> None:
         np.tanh(a, out)
+
+
+class CudaDevice(NamedTuple):
+    """One device, and whether CuPy has NCCL for it."""
+
+    place: str
+    has_nccl: bool
 
 
 class Backend:
@@ -185,6 +192,31 @@ class Backend:
         """``a[t, ...]`` for every t, as views, first to last or last to first."""
         steps = range(a.shape[0])
         return (a[t, ...] for t in (reversed(steps) if reverse else steps))
+
+    # ---- between processes ----------------------------------------------------------------------------
+
+    def synchronize(self) -> None:
+        """Wait for all that was begun on this device (on CUDA: on the current stream)."""
+
+    def host_buffer(self, a: Array) -> np.ndarray[Any, Any]:
+        """An array on the host that ``a`` can be copied to: where that helps, in page-locked memory."""
+        return np.empty(tuple(a.shape), str(a.dtype).rpartition(".")[2])
+
+    def copy_to_host_(self, out: np.ndarray[Any, Any], a: Array) -> None:
+        """``out <- a``, done when this returns."""
+        out[...] = self.to_host(a)
+
+    def copy_from_host_(self, out: Array, a: np.ndarray[Any, Any]) -> None:
+        """``out <- a``; on CUDA perhaps later, in the order of the current stream."""
+        out[...] = self.from_host(a)
+
+    def cuda_device(self) -> CudaDevice | None:
+        """Which CUDA device this is, for those who send its arrays; None where they have to go through the host."""
+        return None
+
+    def nccl(self, size: int, rank: int) -> Any:
+        """CuPy's NCCL communicator of all processes of an MPI job; all have to call this."""
+        raise ValueError(f"{self.name} has no NCCL")
 
     # ---- primitives -----------------------------------------------------------------------------------
 
@@ -448,6 +480,30 @@ class CupyBackend(Backend):
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         host: np.ndarray[Any, Any] = self.cupy.asnumpy(array)
         return host
+
+    def synchronize(self) -> None:
+        self.cupy.cuda.get_current_stream().synchronize()
+
+    def host_buffer(self, a: Array) -> np.ndarray[Any, Any]:
+        import cupyx
+
+        locked: np.ndarray[Any, Any] = cupyx.empty_pinned(a.shape, a.dtype)
+        return locked
+
+    def copy_to_host_(self, out: np.ndarray[Any, Any], a: Array) -> None:
+        a.get(out=out)
+
+    def copy_from_host_(self, out: Array, a: np.ndarray[Any, Any]) -> None:
+        out.set(a)
+
+    def cuda_device(self) -> CudaDevice | None:
+        nccl = importlib.import_module("cupy.cuda.nccl")
+        return CudaDevice(self.cupy.cuda.Device(self._index).pci_bus_id, bool(nccl.available))
+
+    def nccl(self, size: int, rank: int) -> Any:
+        import cupyx.distributed
+
+        return cupyx.distributed.init_process_group(size, rank, use_mpi=True)
 
     def matmul_(self, out: Array, a: Array, b: Array) -> None:
         self.cupy.matmul(a, b, out=out)

