@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import __version__
 from .backend import DTYPES, cuda_description, cuda_device_count, resolve
 from .cells import CELLS
+from .distributed import communicator
 from .divergence import DivergenceError
 from .environment import versions
 from .initializers import INITIALIZERS
+from .jobs import Job
 from .options import OF_THE_KEEPING, ON_DIVERGENCE, OPTIMIZERS, Options
 from .signals import Stop
+from .transports import NAMES as TRANSPORTS
 
 if TYPE_CHECKING:
     from .checkpoints import Checkpoint
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "bptt-array"
 #: Options of a run that may be others where it is resumed.
-MAY_CHANGE = ("device", *OF_THE_KEEPING)
+MAY_CHANGE = ("device", "transport", *OF_THE_KEEPING)
 
 
 class CommandError(Exception):
@@ -53,25 +57,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         if sys.stdout is not None:  # it may have been closed before the program began
             sys.stdout.flush()
-    except (CommandError, ValueError, FloatingPointError) as error:
-        return _fail(_in_flags(str(error), options))
-    except MemoryError as error:
-        return _fail(f"not enough memory ({error}); use a smaller --hidden or --batch")
-    except OSError as error:
-        if error.errno is None:  # in our own words
-            return _fail(str(error))
-        if error.filename is None:  # standard output is closed or full: keep the interpreter from trying again
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the end of the process)
-        return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except _FORESEEN as error:
+        _tell(error, options)
+        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 2
     return status
 
 
-def _fail(message: str) -> int:
-    _say(f"error: {message}")
-    return 2
+#: Errors that one line is enough for.
+_FORESEEN = (CommandError, ValueError, FloatingPointError, MemoryError, OSError, KeyboardInterrupt)
+
+
+def _tell(error: BaseException, options: argparse.Namespace, whose: str = "") -> None:
+    """Say what went wrong, in one line if it was to be foreseen; ``whose`` stands before it."""
+    if isinstance(error, KeyboardInterrupt):
+        _say(f"{whose}interrupted")
+    elif not isinstance(error, _FORESEEN):
+        _say(f"{whose}a mistake of the program")
+        traceback.print_exception(error)
+    else:
+        _say(f"error: {whose}{_what(error, options)}")
+
+
+def _what(error: BaseException, options: argparse.Namespace) -> str:
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error}); use a smaller --hidden or --batch"
+    if not isinstance(error, OSError):
+        return _in_flags(str(error), options)
+    if error.errno is None:  # in our own words
+        return str(error)
+    if error.filename is None:  # standard output is closed or full: keep the interpreter from trying again
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the end of the process)
+    return f"{error.filename or 'output'}: {error.strerror or error}"
 
 
 def _say(message: str) -> None:
@@ -207,6 +223,12 @@ def parser() -> argparse.ArgumentParser:
         help="write how the gradient flows through time into the run folder that often (default: never)",
     )
     add.add_argument("--device", help="cpu, cuda, cuda:1 (and so on) or auto (default: cpu)")
+    add.add_argument(
+        "--transport",
+        choices=("auto", *TRANSPORTS),
+        help="of a job that mpiexec started on GPUs, how gradients travel: by NCCL, by an MPI that takes a device's "
+        "memory, or through the host's (default: the first that there is)",
+    )
     add.add_argument("--dtype", choices=DTYPES, help="of weights, states and gradients")
     add.add_argument("--seed", type=int, help="of the initial weights, of dropout and of the sample")
     where = add.add_mutually_exclusive_group()
@@ -256,52 +278,74 @@ def parser() -> argparse.ArgumentParser:
 def train(options: argparse.Namespace) -> int:
     _need("train", "tqdm", "matplotlib")
     names = Options.__dataclass_fields__
-    given = {name: value for name, value in vars(options).items() if name in (*names, "device")}
+    given = {name: value for name, value in vars(options).items() if name in (*names, *MAY_CHANGE)}
     for name in names:  # so that errors can name what was not given too
         vars(options).setdefault(name, getattr(Options, name))
+    job = _job(given.pop("transport", None))
+    go = _train_anew if options.resume is None else _resume
     with Stop() as stop:
         try:
-            go = _train_anew if options.resume is None else _resume
-            return go(options, given, stop)
+            return job.run(lambda: go(options, given, stop, job), lambda error, whose: _tell(error, options, whose))
         except KeyboardInterrupt:  # a second signal
             _say("interrupted")
             return 128 + (stop.signal or signal.SIGINT)
 
 
-def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: Stop) -> int:
+def _job(transport: str | None) -> Job:
+    """The job that this process belongs to."""
+    try:
+        ranks = communicator(transport or "auto")
+    except ImportError as error:
+        raise CommandError(str(error)) from None
+    if ranks.size > 1:
+        _need("train on several processes", "threadpoolctl")
+    elif transport is not None:
+        raise ValueError(f"--transport {transport} is for several processes, started by mpiexec; leave it out")
+    return Job(ranks)
+
+
+def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: Stop, job: Job) -> int:
     from .claims import new_run
     from .training import Trainer
 
-    device = resolve(given.pop("device", "cpu"))
-    chosen = Options(**given)
+    device = job.on_each(lambda: job.device(given.pop("device", "cpu")))
+    chosen = job.on_each(lambda: Options(**given))
     source = [os.path.abspath(file) for file in options.files] or None
-    trainer = Trainer(_text(options.files), chosen, device, source)
-    with new_run(options.out) as folder:
-        print(f"{trainer.rnn!r}")
-        print(f"learning {_described(options.files)}: {_size(trainer)}")
-        return _run(trainer, folder, stop)
+    text = job.at_first(lambda: _text(options.files))
+    trainer = job.on_each(lambda: Trainer(text, chosen, device, source, job.ranks))
+    with job.first_within(lambda: new_run(options.out)) as folder:
+        if folder is not None:
+            print(f"{trainer.rnn!r}")
+            print(f"learning {_described(options.files)}: {_size(trainer)}{_shared(trainer, folder, job)}")
+        return _run(trainer, folder, stop, job)
 
 
-def _resume(options: argparse.Namespace, given: dict[str, Any], stop: Stop) -> int:
+def _resume(options: argparse.Namespace, given: dict[str, Any], stop: Stop, job: Job) -> int:
     from .claims import resumed_run
     from .training import Trainer
 
     for name in given:
         if name not in MAY_CHANGE:
             flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} belongs to the run from its beginning; leave it out with --resume")
-    with resumed_run(options.resume, _say) as (folder, checkpoint):
-        device = resolve(given.pop("device", checkpoint.device))
+            raise job.together(ValueError(f"{flag} belongs to the run from its beginning; leave it out with --resume"))
+    with job.first_within(lambda: resumed_run(options.resume, _say)) as claimed:
+        folder, found = (None, None) if claimed is None else claimed
+        checkpoint: Any = job.at_first(lambda: found)
+        device = job.on_each(lambda: job.device(given.pop("device", job.same_device(checkpoint.device))))
         source = [os.path.abspath(file) for file in options.files] or checkpoint.source
-        text, chosen = _text_of(checkpoint, options.files), _options_of(checkpoint, given)
-        trainer = Trainer.resumed(replace(checkpoint, source=source), text, chosen, device)
-        folder.save_results(trainer)  # the run may have been killed between a checkpoint and what follows from it
-        print(f"{trainer.rnn!r}")
-        print(
-            f"going on with {options.resume} after step {checkpoint.step} of {trainer.options.steps}, learning "
-            f"{_described(source)}: {_size(trainer)}"
+        text = job.at_first(lambda: _text_of(checkpoint, options.files))
+        chosen = job.on_each(lambda: _options_of(checkpoint, given))
+        trainer = job.on_each(
+            lambda: Trainer.resumed(replace(checkpoint, source=source), text, chosen, device, job.ranks)
         )
-        return _run(trainer, folder, stop)
+        if folder is not None:
+            folder.save_results(trainer)  # the run may have been killed between a checkpoint and what follows from it
+            print(f"{trainer.rnn!r}")
+            print(
+                f"going on with {options.resume} after step {checkpoint.step} of {trainer.options.steps}, learning "
+                f"{_described(source)}: {_size(trainer)}{_shared(trainer, folder, job)}"
+            )
+        return _run(trainer, folder, stop, job)
 
 
 def _options_of(checkpoint: Checkpoint, given: dict[str, Any]) -> Options:
@@ -333,24 +377,42 @@ def _size(trainer: Trainer) -> str:
     return f"{trainer.characters:,} characters, {len(trainer.vocabulary)} different"
 
 
-def _run(trainer: Trainer, folder: RunFolder, stop: Stop) -> int:
-    """Train, from wherever the trainer is, into a folder; say how it went."""
-    from .runs import RunListener
+def _shared(trainer: Trainer, folder: RunFolder, job: Job) -> str:
+    """Of a job: who has how much of it, and what to do when it is ended by force, which nobody can say then."""
+    if job.alone:
+        return ""
+    batch, size = trainer.options.batch, job.ranks.size
+    each = f"{batch // size}" if batch % size == 0 else f"{batch // size} or {batch // size + 1}"
+    return (
+        f"\non {size} ranks ({job.environment['MPI']}), each with {each} of {batch} streams; if one of them dies, the "
+        f"job ends; to go on from the last checkpoint: {job.command('train', '--resume', str(folder.path))}"
+    )
+
+
+def _run(trainer: Trainer, folder: RunFolder | None, stop: Stop, job: Job) -> int:
+    """Train, from wherever the trainer is, into a folder (None: that is another rank's); say how it went."""
+    from .runs import RunListener, SilentListener
     from .sampling import sample as write
 
-    if changed := folder.describe(trainer.rnn.backend.name):
+    if folder is None:
+        try:
+            trainer.run(SilentListener(stop))
+        except DivergenceError as error:
+            raise job.together(FloatingPointError(str(error))) from None
+        return 0
+    if changed := folder.describe(trainer.rnn.backend.name, job.environment):
         _say(f"not as it was when the run was last started, and so perhaps not to the last bit: {', '.join(changed)}")
     with RunListener(trainer, folder, stop, _say) as listener:
         try:
             trainer.run(listener)
         except DivergenceError as error:
             folder.diverged = True
-            raise FloatingPointError(f"{error}{listener.way_out()}") from None
+            raise job.together(FloatingPointError(f"{error}{listener.way_out()}")) from None
     folder.save_plot(trainer)
-    if stop.signal is not None and trainer.step < trainer.options.steps:
-        go_on = shlex.join([sys.executable, "-m", "bptt_array", "train", "--resume", str(folder.path)])
+    if trainer.step < trainer.options.steps:
+        go_on = job.command("train", "--resume", str(folder.path))
         _say(f"interrupted after step {trainer.step}; what was learnt is in {folder.path}; to go on: {go_on}")
-        return 128 + stop.signal
+        return 128 + (stop.signal or signal.SIGTERM)
     print(f"\nSaved in {folder.path}. For more text, and for a page that shows the run:")
     for command in ("sample", "report"):
         print(shlex.join([sys.executable, "-m", "bptt_array", command, str(folder.path)]))

@@ -47,6 +47,10 @@ _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _LAUNCHED = ("PMIX_RANK", "PMI_RANK", "PALS_RANKID")
 
 
+class RanksDifferError(ValueError):
+    """Raised by all ranks together: what has to be the same on all of them is not."""
+
+
 class Reduced(NamedTuple):
     """What all ranks know after a reduction, to the same bits.
 
@@ -57,8 +61,8 @@ class Reduced(NamedTuple):
         the whole batch's loss is. ``steps`` is None.
     loss : array or None
         Of the whole batch, on the device.
-    flags : 0-d array on the device
-        How many ranks gave ``flag=True``.
+    flags : 0-d array
+        How many ranks gave ``flag=True``; where the gradients are, of one process on the host.
     """
 
     grads: Gradients
@@ -113,7 +117,7 @@ class OneProcess:
 
         Raises
         ------
-        ValueError, TypeError
+        RanksDifferError, a ValueError
             On all ranks, where names, shapes or dtypes are not the same on all (looked at once for each set of them).
         """
         _check_gradients(grads, loss)
@@ -121,9 +125,7 @@ class OneProcess:
         return self._all_reduce(grads, loss, flag=bool(flag))
 
     def _all_reduce(self, grads: Gradients, loss: Array | None, *, flag: bool) -> Reduced:
-        backend = backend_of(next(iter(grads.params.values())))
-        with backend.active():
-            return Reduced(replace(grads, steps=None), loss, backend.xp.full((), float(flag), device=backend.device))
+        return Reduced(replace(grads, steps=None), loss, np.asarray(float(flag)))
 
     def sum(self, arrays: Arrays) -> dict[str, Array]:
         """Every array summed over all ranks, as arrays of their own: one message for each dtype."""
@@ -135,7 +137,7 @@ class OneProcess:
 
         Raises
         ------
-        ValueError, TypeError
+        RanksDifferError, a ValueError
             On all ranks, where names, shapes or dtypes are not the same on all; nothing is changed then.
         """
         _check_arrays("params", params)
@@ -147,7 +149,7 @@ class OneProcess:
 
         Raises
         ------
-        ValueError
+        RanksDifferError, a ValueError
             On all ranks, naming the parameters and the ranks that have others than rank 0.
         """
         _check_arrays("params", params)
@@ -243,7 +245,7 @@ class Communicator(OneProcess):
             if digests.get(name) != of_ranks[0].get(name)
         ]
         if wrong:
-            raise ValueError(
+            raise RanksDifferError(
                 f"params are not the same on all {self.size} ranks: {', '.join(wrong)} differ from those of rank 0; "
                 "broadcast them at the start, and update them with what all_reduce returns only"
             )
@@ -402,15 +404,19 @@ def _check_alike(layouts: tuple[Any, ...]) -> None:
     for rank, (what, *arrays) in enumerate(layouts):
         first_what, *first = layouts[0]
         if what != first_what:
-            raise ValueError(
+            raise RanksDifferError(
                 f"rank {rank} has the gradient of {what}, rank 0 that of {first_what}; expected the same reduction on "
                 "all"
             )
         for mine, theirs in zip(arrays, first, strict=False):
             if mine != theirs:
-                raise ValueError(f"rank {rank} has {_named(mine)} where rank 0 has {_named(theirs)}; expected the same")
+                raise RanksDifferError(
+                    f"rank {rank} has {_named(mine)} where rank 0 has {_named(theirs)}; expected the same"
+                )
         if len(arrays) != len(first):
-            raise ValueError(f"rank {rank} has {len(arrays)} arrays where rank 0 has {len(first)}; expected the same")
+            raise RanksDifferError(
+                f"rank {rank} has {len(arrays)} arrays where rank 0 has {len(first)}; expected the same"
+            )
 
 
 def _named(array: tuple[str, tuple[int, ...], str]) -> str:

@@ -98,6 +98,18 @@ def _what(values: HostArray, names: list[str]) -> tuple[str, list[str]]:
     return " and ".join(parts), list(wrong)
 
 
+def check_losses(step: int, lr: float, losses: HostArray) -> None:
+    """``losses (updates, [E])`` are numbers.
+
+    Raises
+    ------
+    DivergenceError
+    """
+    for loss in losses:
+        if not np.isfinite(loss).all():
+            raise DivergenceError(step, lr, *_what(loss[None], []))
+
+
 def check_parameters(step: int, lr: float, params: dict[str, HostArray]) -> None:
     """Nothing that is no number is worth keeping.
 

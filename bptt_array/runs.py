@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +57,15 @@ class RunFolder:
         self.path = path
         self.diverged = False
 
-    def describe(self, device: str) -> list[str]:
+    def describe(self, device: str, job: Mapping[str, str]) -> list[str]:
         """Note what the run runs on, from here on; returns what of it is not as it was at the last start."""
         before = self.started()
-        now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "device": device, **versions()}
+        now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "device": device, **versions(), **job}
         text = json.dumps([*before, now], indent=1) + "\n"
         write_atomically(self.path / ENVIRONMENT, text.encode(), flush=False)
         then = before[-1] if before else now
-        return [f"{name} {then.get(name)} -> {now[name]}" for name in list(now)[1:] if then.get(name) != now[name]]
+        names = [name for name in {**now, **then} if name != "started" and then.get(name) != now.get(name)]
+        return [f"{name} {then.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]
 
     def started(self) -> list[dict[str, str]]:
         """What the run ran on, for every time that it was started or resumed."""
@@ -130,7 +131,23 @@ class RunFolder:
                 folder.rmdir()
 
 
-class RunListener(Listener):
+class SilentListener(Listener):
+    """Keeps to itself what a run tells.
+
+    Parameters
+    ----------
+    stop : Stop
+        Whether to end after an update.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+
+    def stop(self) -> bool:
+        return self._stop.requested
+
+
+class RunListener(SilentListener):
     """Writes what a run tells into its folder, and shows it: a bar, and a line for every validation.
 
     Parameters
@@ -142,7 +159,8 @@ class RunListener(Listener):
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, stop: Stop, say: Callable[[str], None]) -> None:
-        self._trainer, self._folder, self._stop, self._say = trainer, folder, stop, say
+        super().__init__(stop)
+        self._trainer, self._folder, self._say = trainer, folder, say
 
     def __enter__(self) -> RunListener:
         from tqdm import tqdm
@@ -186,9 +204,6 @@ class RunListener(Listener):
 
     def went_back(self, error: DivergenceError, step: int, lr: float) -> None:
         self._say(f"{error}; going back to step {step} and on with --lr {lr:g}")
-
-    def stop(self) -> bool:
-        return self._stop.requested
 
     def way_out(self) -> str:
         """Of a run that diverged: what there is to go on from."""

@@ -123,6 +123,8 @@ class Streams:
         N.
     seq_len : int
         T.
+    rows : slice
+        Which of the N streams are to be read here; all of them, if left out.
 
     Raises
     ------
@@ -130,7 +132,7 @@ class Streams:
         If a stream would be shorter than one sequence.
     """
 
-    def __init__(self, tokens: Tokens, batch: int, seq_len: int, name: str = "text") -> None:
+    def __init__(self, tokens: Tokens, batch: int, seq_len: int, name: str = "text", rows: slice = slice(None)) -> None:
         check_plain("tokens", tokens)
         if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             kind = f"{type(tokens).__name__} of shape {getattr(tokens, 'shape', None)}"
@@ -145,8 +147,8 @@ class Streams:
             )
         used = batch * length
         # (length, N): time first, every stream a column; the target is the next character.
-        self.inputs = np.ascontiguousarray(tokens[:used].reshape(batch, length).T)
-        self.targets = np.ascontiguousarray(tokens[1 : used + 1].reshape(batch, length).T)
+        self.inputs = np.ascontiguousarray(tokens[:used].reshape(batch, length)[rows].T)
+        self.targets = np.ascontiguousarray(tokens[1 : used + 1].reshape(batch, length)[rows].T)
         self.seq_len = seq_len
 
     def __len__(self) -> int:

@@ -1,11 +1,15 @@
-"""The main job: learn a text character by character, by truncated BPTT over streams of it."""
+"""The main job: learn a text character by character, by truncated BPTT over streams of it.
+
+The ranks of a job share the streams out. After each update all of them know the same, to the same bits, and do the same
+with it, so that nobody has to be told: only what a run tells (a :class:`~bptt_array.progress.Listener`) is one's own.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +18,8 @@ import numpy as np
 from .architecture import Architecture
 from .backend import Array
 from .checkpoints import Checkpoint, check_fits, json_line, read_lines
-from .divergence import DivergenceError, Watch, check_parameters
+from .distributed import OneProcess
+from .divergence import DivergenceError, Watch, check_losses, check_parameters
 from .optimizers import clip_by_global_norm, largest_entries
 from .options import OPTIMIZERS, Options
 from .progress import Listener, Progress
@@ -41,13 +46,17 @@ class Update(NamedTuple):
     ----------
     loss : 0-d, or (E,)
     state : State
+        Of this rank's streams.
     largest : dict of str to array
         The largest absolute entry of every gradient, 0-d or (E,).
+    stops : 0-d
+        How many ranks want to stop; where the host has it, on the host.
     """
 
     loss: Array
     state: State
     largest: dict[str, Array]
+    stops: Array
 
 
 class Trainer:
@@ -60,6 +69,8 @@ class Trainer:
     device : str or Backend
     source : list of str, optional
         The files of the text, for checkpoints to know.
+    ranks : OneProcess
+        Those that train together; this process alone, if left out.
 
     Attributes
     ----------
@@ -84,16 +95,27 @@ class Trainer:
     #: Steps between two lines of metrics: the device is asked for the loss that often.
     report_every = 10
 
-    def __init__(self, text: str, options: Options, device: Any = "cpu", source: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        options: Options,
+        device: Any = "cpu",
+        source: Sequence[str] | None = None,
+        ranks: OneProcess | None = None,
+    ) -> None:
         self.options = options
+        self.ranks = OneProcess() if ranks is None else ranks
         self.source = None if source is None else list(source)
         self.vocabulary = Vocabulary(text)
         self.characters = len(text)
         self.fingerprint = _fingerprint(text)
         tokens = self.vocabulary.encode(text)
         split = len(tokens) - int(len(tokens) * options.validation)
-        self.train = Streams(tokens[:split], options.batch, options.seq_len, "the text without its held-out part")
-        self.validation = _validation_streams(tokens[split:], options)
+        streams = tokens[:split], options.batch, options.seq_len, "the text without its held-out part"
+        self.rows = self.ranks.part(options.batch)
+        self.train = Streams(*streams, rows=self.rows)
+        self._diagnosed = tuple(map(np.copy, Streams(*streams, rows=slice(DIAGNOSED)).at(0)[1:]))
+        self.validation, self._validation_share = self._validation_streams(tokens[split:])
         make_optimizer, lr = OPTIMIZERS[options.optimizer]
         self.lr = lr if options.lr is None else options.lr
         network = options.network(len(self.vocabulary))
@@ -111,7 +133,14 @@ class Trainer:
         self._good: Checkpoint | None = None
 
     @classmethod
-    def resumed(cls, checkpoint: Checkpoint, text: str, options: Options, device: Any = "cpu") -> Trainer:
+    def resumed(
+        cls,
+        checkpoint: Checkpoint,
+        text: str,
+        options: Options,
+        device: Any = "cpu",
+        ranks: OneProcess | None = None,
+    ) -> Trainer:
         """A trainer that goes on from a checkpoint, whose arrays are compared with what the options need before any
         is made.
 
@@ -122,14 +151,14 @@ class Trainer:
         """
         _check_text(checkpoint, _fingerprint(text))
         check_fits(checkpoint, Architecture.checked(**options.network(len(Vocabulary(text)))), options)
-        made = cls(text, options, device, checkpoint.source)
+        made = cls(text, options, device, checkpoint.source, ranks)
         made.restore(checkpoint)
         return made
 
     # ---- a run ----------------------------------------------------------------------------------------
 
     def run(self, listener: Listener | None = None) -> None:
-        """Train until ``options.steps`` updates are done, or ``listener.stop()`` says so after one.
+        """Train until ``options.steps`` updates are done, or the listener of a rank says that one is to be the last.
 
         There is a checkpoint at the beginning, every so often, and at the end or where it is stopped.
 
@@ -140,6 +169,7 @@ class Trainer:
             the learning rate was halved many times. The trainer is then as it was at the last checkpoint.
         """
         listener = Listener() if listener is None else listener
+        self.ranks.broadcast(self.rnn.params)
         with np.errstate(over="ignore", invalid="ignore"):  # the watch looks at what they lead to
             self._began = time.perf_counter() - self._elapsed
             if self._good is None:
@@ -150,19 +180,21 @@ class Trainer:
                     stopped = self._advance(listener)
                 except DivergenceError as error:
                     self._go_back(error, listener)
-                    stopped = listener.stop()
 
     def _advance(self, listener: Listener) -> bool:
         """One update, and what is due after it; returns whether to stop here."""
         options = self.options
         first, x, target = self.train.at(self.step)
         self.step += 1
-        done = self.update(x, target, None if first else self.state, self.step)
+        done = self.update(x, target, None if first else self.state, self.step, listener.stop)
         self.state = done.state
         self._watch.add(self.step, self.optimizer.lr, done.loss, done.largest)
-        stopped, last = listener.stop(), self.step == options.steps
+        last = self.step == options.steps
         evaluate = last or self.step % options.every("eval_every") == 0
         reports = evaluate or self.step % self.report_every == 0
+        # To ask a device is to wait for it: that is done where there is something to report.
+        on_host = isinstance(done.stops, (np.ndarray, np.generic))
+        stopped = (on_host or reports) and bool(done.stops > 0)
         if reports:
             self._measure(evaluate=evaluate)
         if options.diagnose_every and self.step % options.diagnose_every == 0:
@@ -174,18 +206,28 @@ class Trainer:
             listener.progress(self.metrics[-1], self.seconds[-1])
         return stopped
 
-    def update(self, x: Any, target: Any, state: State | None, step: int) -> Update:
-        """Update number ``step``: (2.1), (3.1)-(3.4) and (4). Nothing here waits for the device."""
+    def update(
+        self, x: Any, target: Any, state: State | None, step: int, stop: Callable[[], bool] = lambda: False
+    ) -> Update:
+        """Update number ``step``: (2.1), (3.1)-(3.4) and (4), with ``x`` and ``target`` of this rank's streams.
+
+        Nothing here waits for the device. ``stop`` says, when the gradient is there, whether this rank wants the update
+        to be the last.
+        """
         options, members = self.options, self.rnn.members
         self.optimizer.lr = self.lr * (1 - (step - 1) / options.steps)
         seed = step if options.dropout or options.recurrent_dropout else None
-        loss, grads, state = self.rnn.loss_and_grad(x, target, "cross_entropy", state=state, dropout_seed=seed)
+        rows = self.rows.start, options.batch
+        loss, own, state = self.rnn.loss_and_grad(
+            x, target, "cross_entropy", state=state, dropout_seed=seed, dropout_rows=rows
+        )
+        grads, loss, stops = self.ranks.all_reduce(own, loss, flag=stop())
         changes = {name: grads.params[name] for name in self.rnn.params}  # in this order they are named
         largest = largest_entries(changes, members)
         if options.clip:
             changes = clip_by_global_norm(changes, options.clip, members, largest=largest)
         self.optimizer.update(self.rnn.params, changes)
-        return Update(loss, state, largest)
+        return Update(loss, state, largest, stops)
 
     def _measure(self, *, evaluate: bool) -> None:
         """Another line of metrics."""
@@ -237,23 +279,38 @@ class Trainer:
         """
         if self.validation is None:
             return None
-        state, watch = None, Watch(self.rnn.backend)
+        state, losses, backend = None, [], self.rnn.backend
         for _, x, target in self.validation.once():
             loss, state = self.rnn.loss(x, target, "cross_entropy", state=state)
-            watch.add(self.step, self.optimizer.lr, loss, {})
+            losses.append(loss)
+        with backend.active():
+            means = backend.to_host(backend.xp.stack(losses)) * self._validation_share
+        means = self.ranks.sum({"losses": means})["losses"]
         try:
-            return np.asarray(np.mean(watch.read(), axis=0))
+            check_losses(self.step, self.optimizer.lr, means)
         except DivergenceError:
             check_parameters(self.step, self.optimizer.lr, self._host_params())
             raise
+        return np.asarray(np.mean(means, axis=0))
+
+    def _validation_streams(self, tokens: Any) -> tuple[Streams | None, float]:
+        """As many streams of the validation text as training has, or as fit, and which part of them is this rank's.
+
+        None if there is no text for one.
+        """
+        if len(tokens) < 2:
+            return None, 0.0
+        seq_len = min(self.options.seq_len, len(tokens) - 1)
+        batch = min(self.options.batch, (len(tokens) - 1) // seq_len)
+        rows = self.ranks.part(batch)
+        return Streams(tokens, batch, seq_len, rows=rows), (rows.stop - rows.start) / batch
 
     def diagnose(self) -> Diagnosis:
         """How the gradient flows through a batch of the text: the same one throughout a run."""
         from .diagnostics import diagnose
 
-        _, x, target = self.train.at(0)
-        few = slice(0, DIAGNOSED)
-        return diagnose(self.rnn, self.rnn.asarray(x[:, few]), self.rnn.asarray(target[:, few]), "cross_entropy")
+        x, target = map(self.rnn.asarray, self._diagnosed)
+        return diagnose(self.rnn, x, target, "cross_entropy")
 
     # ---- checkpoints ----------------------------------------------------------------------------------
 
@@ -264,11 +321,12 @@ class Trainer:
         kept = {f"what the optimizer keeps of {name}": array for name, of in checkpoint.kept.items() for array in of}
         state = {f"the state {name}": array for name, array in checkpoint.state.items()}
         check_parameters(self.step, self.optimizer.lr, checkpoint.params | kept | state)
+        self.ranks.check_equal(self.rnn.params)
         self._good = checkpoint
         listener.checkpoint(checkpoint)
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it is after this update."""
+        """The run as it is after this update, of all ranks; all have to call this."""
         to_host, optimizer = self.rnn.backend.to_host, self.optimizer.state_dict()
         self._read()
         if math.isfinite(self._began):
@@ -290,7 +348,9 @@ class Trainer:
             losses=np.array(self._losses, self.options.dtype).reshape(-1, *members),
             params=self._host_params(),
             kept={name: [to_host(array) for array in kept] for name, kept in optimizer["kept"].items()},
-            state={name: to_host(array) for name, array in state.items() if array is not None},
+            state={
+                name: self.ranks.gather(to_host(array), axis=-2) for name, array in state.items() if array is not None
+            },
         )
 
     def _host_params(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -311,7 +371,7 @@ class Trainer:
             kept = {name: [from_host(array) for array in arrays] for name, arrays in checkpoint.kept.items()}
             self.optimizer.load_state_dict({"updates": checkpoint.updates, "kept": kept})
             self.rnn.params.update({name: from_host(value) for name, value in checkpoint.params.items()})
-            state = {name: from_host(array) for name, array in checkpoint.state.items()}
+            state = {name: from_host(array[..., self.rows, :]) for name, array in checkpoint.state.items()}
         self.state = State(**state) if state else None
         self.step, self.lr, self._good = checkpoint.step, checkpoint.lr, checkpoint
         self.metrics, self.seconds, self._lines, self._times = [], [], bytearray(), bytearray()
@@ -344,14 +404,6 @@ DIAGNOSED = 4
 def _of_members(means: Means | None) -> list[float] | None:
     """One number for every member; None where there are no members or no means."""
     return None if means is None or means.ndim == 0 else means.tolist()
-
-
-def _validation_streams(tokens: Any, options: Options) -> Streams | None:
-    """As many streams of the validation text as training has, or as fit; None if there is no text for one."""
-    if len(tokens) < 2:
-        return None
-    seq_len = min(options.seq_len, len(tokens) - 1)
-    return Streams(tokens, min(options.batch, (len(tokens) - 1) // seq_len), seq_len)
 
 
 def _fingerprint(text: str) -> str:

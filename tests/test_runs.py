@@ -477,10 +477,10 @@ def test_a_folder_that_is_removed_while_training_is_one_line(text_file, tmp_path
     folder = tmp_path / "run"
     update = Trainer.update
 
-    def remove_later(self, x, target, state, step):
+    def remove_later(self, x, target, state, step, stop):
         if step == 10:
             shutil.rmtree(folder)
-        return update(self, x, target, state, step)
+        return update(self, x, target, state, step, stop)
 
     monkeypatch.setattr(Trainer, "update", remove_later)
     assert run(text_file, *SMALL, "--steps", "40", "--out", folder) == 2
