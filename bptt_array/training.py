@@ -131,6 +131,7 @@ class Trainer:
         self._lines, self._times = bytearray(), bytearray()  # metrics and seconds as lines of JSON
         self._elapsed, self._began = 0.0, math.nan
         self._good: Checkpoint | None = None
+        self._stopped = False  # by what all ranks know
 
     @classmethod
     def resumed(
@@ -174,15 +175,15 @@ class Trainer:
             self._began = time.perf_counter() - self._elapsed
             if self._good is None:
                 self._keep(listener)
-            stopped = False
-            while self.step < self.options.steps and not stopped:
+            self._stopped = False
+            while self.step < self.options.steps and not self._stopped:
                 try:
-                    stopped = self._advance(listener)
+                    self._advance(listener)
                 except DivergenceError as error:
                     self._go_back(error, listener)
 
-    def _advance(self, listener: Listener) -> bool:
-        """One update, and what is due after it; returns whether to stop here."""
+    def _advance(self, listener: Listener) -> None:
+        """One update, and what is due after it."""
         options = self.options
         first, x, target = self.train.at(self.step)
         self.step += 1
@@ -194,17 +195,16 @@ class Trainer:
         reports = evaluate or self.step % self.report_every == 0
         # To ask a device is to wait for it: that is done where there is something to report.
         on_host = isinstance(done.stops, (np.ndarray, np.generic))
-        stopped = (on_host or reports) and bool(done.stops > 0)
+        self._stopped = (on_host or reports) and bool(done.stops > 0)
         if reports:
             self._measure(evaluate=evaluate)
         if options.diagnose_every and self.step % options.diagnose_every == 0:
             self._read()
             listener.diagnosis(self.step, self.diagnose())
-        if stopped or last or self.step % options.every("checkpoint_every") == 0:
+        if self._stopped or last or self.step % options.every("checkpoint_every") == 0:
             self._keep(listener)
         if reports:  # when it cannot be lost any more: nobody may be there to read it
             listener.progress(self.metrics[-1], self.seconds[-1])
-        return stopped
 
     def update(
         self, x: Any, target: Any, state: State | None, step: int, stop: Callable[[], bool] = lambda: False

@@ -588,11 +588,11 @@ def poisoned(monkeypatch, step, change, times=1):
     """Let something go wrong in an update, so many times."""
     update, left = Trainer.update, [times]
 
-    def spoil(self, x, target, state, at):
+    def spoil(self, x, target, state, at, stop=lambda: False):
         if at == step and left[0]:
             left[0] -= 1
-            return change(self, update, x, target, state, at)
-        return update(self, x, target, state, at)
+            return change(self, update, x, target, state, at, stop)
+        return update(self, x, target, state, at, stop)
 
     monkeypatch.setattr(Trainer, "update", spoil)
 
