@@ -36,7 +36,7 @@ from . import transports
 from .backend import Array, Backend, backend_of
 from .checks import check_count, check_flag, check_option
 from .state import Gradients, State
-from .transports import Transport
+from .transports import RanksError, Transport
 from .wording import said
 
 Arrays = Mapping[str, Array]
@@ -45,10 +45,6 @@ Arrays = Mapping[str, Array]
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 #: Of launchers that do not.
 _LAUNCHED = ("PMIX_RANK", "PMI_RANK", "PALS_RANKID")
-
-
-class RanksDifferError(ValueError):
-    """Raised by all ranks together: what has to be the same on all of them is not."""
 
 
 class Reduced(NamedTuple):
@@ -117,7 +113,7 @@ class OneProcess:
 
         Raises
         ------
-        RanksDifferError, a ValueError
+        RanksError, a ValueError
             On all ranks, where names, shapes or dtypes are not the same on all (looked at once for each set of them).
         """
         _check_gradients(grads, loss)
@@ -137,7 +133,7 @@ class OneProcess:
 
         Raises
         ------
-        RanksDifferError, a ValueError
+        RanksError, a ValueError
             On all ranks, where names, shapes or dtypes are not the same on all; nothing is changed then.
         """
         _check_arrays("params", params)
@@ -149,7 +145,7 @@ class OneProcess:
 
         Raises
         ------
-        RanksDifferError, a ValueError
+        RanksError, a ValueError
             On all ranks, naming the parameters and the ranks that have others than rank 0.
         """
         _check_arrays("params", params)
@@ -204,12 +200,12 @@ class Communicator(OneProcess):
                 if mean:  # without any valid step everything is 0
                     flat[:-2] /= backend.xp.maximum(steps, backend.xp.ones_like(steps))
                 summed |= _unpacked(backend, flat, group)
-            part = _share(backend, grads.steps, steps) if mean else None
-        whole = Gradients(
-            params={name: summed[name] for name in grads.params},
-            state=State(*(_scaled(array, part) for array in (grads.state.h, grads.state.c))),
-            x=_scaled(grads.x, part),
-        )
+            share = _share(backend, grads.steps, steps) if mean else None
+            state, x = (
+                State(*(_scaled(array, share) for array in (grads.state.h, grads.state.c))),
+                _scaled(grads.x, share),
+            )
+        whole = Gradients({name: summed[name] for name in grads.params}, state, x)
         return Reduced(whole, summed.get("loss"), flags)
 
     def sum(self, arrays: Arrays) -> dict[str, Array]:
@@ -245,7 +241,7 @@ class Communicator(OneProcess):
             if digests.get(name) != of_ranks[0].get(name)
         ]
         if wrong:
-            raise RanksDifferError(
+            raise RanksError(
                 f"params are not the same on all {self.size} ranks: {', '.join(wrong)} differ from those of rank 0; "
                 "broadcast them at the start, and update them with what all_reduce returns only"
             )
@@ -404,19 +400,15 @@ def _check_alike(layouts: tuple[Any, ...]) -> None:
     for rank, (what, *arrays) in enumerate(layouts):
         first_what, *first = layouts[0]
         if what != first_what:
-            raise RanksDifferError(
+            raise RanksError(
                 f"rank {rank} has the gradient of {what}, rank 0 that of {first_what}; expected the same reduction on "
                 "all"
             )
         for mine, theirs in zip(arrays, first, strict=False):
             if mine != theirs:
-                raise RanksDifferError(
-                    f"rank {rank} has {_named(mine)} where rank 0 has {_named(theirs)}; expected the same"
-                )
+                raise RanksError(f"rank {rank} has {_named(mine)} where rank 0 has {_named(theirs)}; expected the same")
         if len(arrays) != len(first):
-            raise RanksDifferError(
-                f"rank {rank} has {len(arrays)} arrays where rank 0 has {len(first)}; expected the same"
-            )
+            raise RanksError(f"rank {rank} has {len(arrays)} arrays where rank 0 has {len(first)}; expected the same")
 
 
 def _named(array: tuple[str, tuple[int, ...], str]) -> str:

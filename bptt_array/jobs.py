@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from .backend import Backend, cuda_device_count, resolve
-from .distributed import OneProcess, RanksDifferError, library
+from .distributed import OneProcess, library
+from .transports import RanksError
 
 T = TypeVar("T")
 
@@ -127,7 +128,7 @@ class Job:
             return work()
         try:
             status = work()
-        except RanksDifferError as error:
+        except RanksError as error:
             status = self._failed(error, None, tell)
         except OnEveryRankError as failure:
             status = self._failed(failure.error, failure.rank, tell)

@@ -195,7 +195,7 @@ class Trainer:
         reports = evaluate or self.step % self.report_every == 0
         # To ask a device is to wait for it: that is done where there is something to report.
         on_host = isinstance(done.stops, (np.ndarray, np.generic))
-        self._stopped = (on_host or reports) and bool(done.stops > 0)
+        self._stopped = (on_host or reports) and bool(self.rnn.backend.to_host(done.stops) > 0)
         if reports:
             self._measure(evaluate=evaluate)
         if options.diagnose_every and self.step % options.diagnose_every == 0:

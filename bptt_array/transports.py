@@ -15,6 +15,10 @@ from .backend import Array, Backend
 NAMES = ("nccl", "direct", "host")
 
 
+class RanksError(ValueError):
+    """Raised by all ranks together: what has to fit together does not."""
+
+
 class Device(NamedTuple):
     """What a rank says of its CUDA device before anything is sent.
 
@@ -138,7 +142,7 @@ def choose(asked: str, devices: Sequence[Device | None]) -> str:
 
     Raises
     ------
-    ValueError
+    RanksError
         If what was asked for cannot be.
     """
     for_all = [device for device in devices if device is not None]
@@ -155,5 +159,5 @@ def choose(asked: str, devices: Sequence[Device | None]) -> str:
         if asked == "auto" and not all(device.direct for device in for_all):
             reasons["direct"] = "MPI does not say that it takes a device's memory"
     if asked in reasons:
-        raise ValueError(f"transport={asked!r}: {reasons[asked]}; use 'auto' or 'host'")
+        raise RanksError(f"transport={asked!r}: {reasons[asked]}; use 'auto' or 'host'")
     return next(name for name in (NAMES if asked == "auto" else (asked,)) if name not in reasons)

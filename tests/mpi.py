@@ -1,0 +1,60 @@
+"""Programs started by ``mpiexec``: real ranks, on this machine."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+BESIDE = Path(sys.executable).parent / "mpiexec"
+MPIEXEC = str(BESIDE) if BESIDE.exists() else shutil.which("mpiexec")
+
+needs_mpi = pytest.mark.skipif(
+    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
+    reason="needs mpi4py and an mpiexec: pip install mpi4py mpich",
+)
+
+#: What Open MPI asks of those who start it as root, or with more ranks than cores; and one thread each, as tests of
+#: several ranks on a few cores want it.
+ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def start(ranks, *command, **environment):
+    """``mpiexec -n RANKS python COMMAND``, in a process group of its own; the tests' modules can be imported."""
+    path = os.pathsep.join(map(str, [TESTS, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    return subprocess.Popen(
+        [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, command)],
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": path} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, seconds=120):
+    """Its exit status and what it wrote, ``(status, out, err)``; what takes longer hangs, and is a failure."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"still there after {seconds} s; it had written:\n{out}\n{err}")
+    return process.returncode, out, err
+
+
+def run(ranks, *command, seconds=120, **environment):
+    """:func:`start` and :func:`finish`."""
+    return finish(start(ranks, *command, **environment), seconds)

@@ -1,0 +1,107 @@
+"""``python on_job.py FAULT ARGUMENTS``: the command line with a fault in it, for what real ranks do about it."""
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+
+from bptt_array import cli, distributed, runs, training
+
+FAULT, *ARGUMENTS = sys.argv[1:]
+STEP = 10
+
+
+def of_rank(rank, fault):
+    """Let ``fault(trainer)`` happen to one rank before update number STEP."""
+    update = training.Trainer.update
+
+    def spoiled(self, x, target, state, step, stop):
+        if step == STEP and self.ranks.rank == rank:
+            fault(self)
+        return update(self, x, target, state, step, stop)
+
+    training.Trainer.update = spoiled
+
+
+def error(exception):
+    def fail(trainer):
+        raise exception
+
+    return fail
+
+
+def changed(trainer):
+    trainer.rnn.params["W_hy"][0, 0] += 1e-6
+
+
+def not_a_number(trainer):
+    trainer.rnn.params["W_hy"][0, 0] = float("nan")
+
+
+def die(trainer):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate(trainer):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def twice(trainer):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def on_start(rank, exception):
+    make = training.Trainer.__init__
+
+    def spoiled(self, text, options, device, source, ranks):
+        if ranks.rank == rank:
+            raise exception
+        make(self, text, options, device, source, ranks)
+
+    training.Trainer.__init__ = spoiled
+
+
+def full_disk():
+    save = runs.RunFolder.save
+
+    def spoiled(self, trainer, checkpoint):
+        if checkpoint.step > STEP:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        save(self, trainer, checkpoint)
+
+    runs.RunFolder.save = spoiled
+
+
+def threads():
+    """Say how many threads this rank has, instead of training."""
+    import threadpoolctl
+
+    def told(options):
+        cli._job(None)
+        return print(json.dumps([pool["num_threads"] for pool in threadpoolctl.threadpool_info()])) or 0
+
+    cli.train = told
+
+
+FAULTS = {
+    "die": lambda: of_rank(1, die),
+    "die-first": lambda: of_rank(0, die),
+    "terminate": lambda: of_rank(1, terminate),
+    "twice": lambda: of_rank(1, twice),
+    "error": lambda: of_rank(1, error(OSError(errno.EIO, "Input/output error", "/data"))),
+    "mistake": lambda: of_rank(1, error(KeyError("a mistake"))),
+    "changed": lambda: of_rank(1, changed),
+    "not-a-number": lambda: of_rank(1, not_a_number),
+    "no-memory": lambda: on_start(1, MemoryError("Unable to allocate 1.00 TiB")),
+    "full-disk": full_disk,
+    "threads": threads,
+}
+
+if __name__ == "__main__":
+    FAULTS[FAULT]()
+    assert distributed.launched() > 1
+    sys.exit(cli.main(ARGUMENTS))
