@@ -21,7 +21,7 @@ from .backend import DTYPES, cuda_description, cuda_device_count, resolve
 from .cells import CELLS
 from .distributed import communicator
 from .divergence import DivergenceError
-from .environment import versions
+from .environment import version, versions
 from .initializers import INITIALIZERS
 from .jobs import Job
 from .options import OF_THE_KEEPING, ON_DIVERGENCE, OPTIMIZERS, Options
@@ -466,8 +466,8 @@ def parity(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    for name, version in versions().items():
-        print(f"{name:<17} {version}")
+    for name, found in {**versions(), "mpi4py": version("mpi4py")}.items():
+        print(f"{name:<17} {found}")
     print("device cpu        NumPy")
     count = cuda_device_count()
     for index in range(count):

@@ -43,8 +43,9 @@ Arrays = Mapping[str, Array]
 
 #: How launchers say how many processes they started: Open MPI, MPICH and its relatives, MVAPICH.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-#: Of launchers that do not.
-_LAUNCHED = ("PMIX_RANK", "PMI_RANK", "PALS_RANKID")
+#: Of launchers that only say which process this is; Slurm's says the rest by itself.
+_RANKS = ("PMIX_RANK", "PMI_RANK", "PALS_RANKID")
+_SLURM_SIZE = "SLURM_STEP_NUM_TASKS"
 
 
 class Reduced(NamedTuple):
@@ -109,7 +110,7 @@ class OneProcess:
         Returns
         -------
         Reduced
-            Arrays of their own, on the device; nothing given is changed.
+            On the device; nothing given is changed.
 
         Raises
         ------
@@ -197,10 +198,12 @@ class Communicator(OneProcess):
                 flat[-1] = float(flag)
                 transport.sum_(flat)
                 steps, flags = flat[-2], flat[-1]
+                share: Array = None
                 if mean:  # without any valid step everything is 0
-                    flat[:-2] /= backend.xp.maximum(steps, backend.xp.ones_like(steps))
+                    steps = backend.xp.maximum(steps, backend.xp.ones_like(steps))
+                    flat[:-2] /= steps
+                    share = float(grads.steps or 0) / steps  # of all valid steps, this rank's
                 summed |= _unpacked(backend, flat, group)
-            share = _share(backend, grads.steps, steps) if mean else None
             state, x = (
                 State(*(_scaled(array, share) for array in (grads.state.h, grads.state.c))),
                 _scaled(grads.x, share),
@@ -293,10 +296,11 @@ def communicator(transport: str = "auto") -> OneProcess:
 
 def launched() -> int:
     """How many processes the launcher of this one says it started: 1 without any, 0 where it does not say."""
-    for name in _SIZES:
+    launched = any(name in os.environ for name in _RANKS)
+    for name in (*_SIZES, *([_SLURM_SIZE] if launched else [])):
         if os.environ.get(name, "").isdecimal():
             return max(1, int(os.environ[name]))
-    return 0 if any(name in os.environ for name in _LAUNCHED) else 1
+    return 0 if launched else 1
 
 
 def library() -> str:
@@ -346,11 +350,6 @@ def _unpacked(backend: Backend, flat: Array, arrays: Arrays) -> dict[str, Array]
         views[name] = backend.xp.reshape(flat[start : start + size], array.shape)
         start += size
     return views
-
-
-def _share(backend: Backend, mine: int | None, all_steps: Array) -> Array:
-    """This rank's part of all valid steps, on the device."""
-    return float(mine or 0) / backend.xp.maximum(all_steps, backend.xp.ones_like(all_steps))
 
 
 def _scaled(array: Array | None, factor: Array | None) -> Array | None:

@@ -154,7 +154,13 @@ class Job:
     def device(self, name: str) -> Backend:
         """:func:`~bptt_array.backend.resolve`, and of ``"cuda"`` and ``"auto"`` a device for each rank of a machine."""
         count = 0 if self.alone or name not in ("cuda", "auto") else cuda_device_count()
-        return resolve(f"cuda:{self._local % count}" if count else name)
+        backend = resolve(f"cuda:{self._local % count}" if count else name)
+        asked = getattr(self.ranks, "transport", "auto")
+        if asked != "auto" and backend.cuda_device() is None:
+            raise ValueError(
+                f"--transport {asked} is for CUDA devices, but this run is on {backend.name}; leave it out"
+            )
+        return backend
 
     def same_device(self, name: str) -> str:
         """What a run that was on the device ``name`` of rank 0 goes on with on all."""

@@ -140,12 +140,16 @@ def _takes_device_memory(comm: Any) -> bool:
 def choose(asked: str, devices: Sequence[Device | None]) -> str:
     """One of :data:`NAMES` for all ranks, from what was asked for and what each says of its device.
 
+    What is on no CUDA device goes by the host, whatever was asked for.
+
     Raises
     ------
     RanksError
         If what was asked for cannot be.
     """
     for_all = [device for device in devices if device is not None]
+    if not for_all:
+        return "host"
     reasons = {}
     if len(for_all) < len(devices):
         reasons["nccl"] = reasons["direct"] = f"rank {list(devices).index(None)} has its arrays on no CUDA device"

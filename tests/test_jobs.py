@@ -270,7 +270,7 @@ def test_the_learning_rate_is_halved_on_all_ranks(text_file, tmp_path):
         (["/nowhere.txt"], "error: /nowhere.txt cannot be read"),
         (["--resume", "/nowhere"], "error: /nowhere is no run folder"),
         (["--resume", "/nowhere", "--hidden", "3"], "error: --hidden belongs to the run"),
-        (["--transport", "nccl"], "error: .*transport='nccl': rank 0 has its arrays on no CUDA device"),
+        (["--transport", "nccl"], "error: --transport nccl is for CUDA devices, but this run is on cpu"),
     ],
 )
 def test_an_error_of_all_is_told_once(arguments, words, tmp_path):
@@ -330,17 +330,17 @@ def test_threads_of_a_rank(mine, all_of_them, expected, monkeypatch):
 
 def test_every_rank_of_a_machine_takes_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr(jobs, "cuda_device_count", lambda: 2)
-    monkeypatch.setattr(jobs, "resolve", lambda name: name)
+    monkeypatch.setattr(jobs, "resolve", lambda name: SimpleNamespace(name=name))
     job = jobs.Job(OneProcess())
-    assert [job.device(name) for name in ("cuda", "auto", "cuda:1", "cpu")] == ["cuda", "auto", "cuda:1", "cpu"]
+    assert [job.device(name).name for name in ("cuda", "auto", "cuda:1", "cpu")] == ["cuda", "auto", "cuda:1", "cpu"]
     job.alone = False
     for local, expected in enumerate(["cuda:0", "cuda:1", "cuda:0"]):
         job._local = local
-        assert job.device("cuda") == job.device("auto") == expected
-        assert (job.device("cuda:1"), job.device("cpu")) == ("cuda:1", "cpu")
+        assert job.device("cuda").name == job.device("auto").name == expected
+        assert (job.device("cuda:1").name, job.device("cpu").name) == ("cuda:1", "cpu")
     assert (job.same_device("cuda:0"), job.same_device("cpu")) == ("cuda", "cpu")
     monkeypatch.setattr(jobs, "cuda_device_count", lambda: 0)
-    assert (job.device("cuda"), job.device("auto")) == ("cuda", "auto")  # for resolve to say what is missing
+    assert (job.device("cuda").name, job.device("auto").name) == ("cuda", "auto")  # for resolve to say what is missing
 
 
 def test_a_transport_is_for_several_processes(capsys):
