@@ -513,6 +513,8 @@ class CupyBackend(Backend):
         return self.cupy.ascontiguousarray(W) if W.ndim > 2 else W
 
     def accumulator(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
+        if 0 in rows:  # an empty batch, of which cuBLAS will not hear
+            return lambda out, a: None
         if W.ndim == 2 and self.gemm is not None:
             return self._gemm_accumulator(W)
         W = self._in_order(W)
