@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+#: Where programs find what they import.
+FOLDERS = [TESTS, TESTS.parent / "benchmarks"]
 BESIDE = Path(sys.executable).parent / "mpiexec"
 MPIEXEC = str(BESIDE) if BESIDE.exists() else shutil.which("mpiexec")
 
@@ -32,7 +34,7 @@ ENVIRONMENT = {
 
 def start(ranks, *command, **environment):
     """``mpiexec -n RANKS python COMMAND``, in a process group of its own; the tests' modules can be imported."""
-    path = os.pathsep.join(map(str, [TESTS, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    path = os.pathsep.join(map(str, [*FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])]))
     return subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, command)],
         env=os.environ | ENVIRONMENT | {"PYTHONPATH": path} | environment,

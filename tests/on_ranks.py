@@ -8,6 +8,7 @@ import traceback
 
 import numpy as np
 from cases import CASES, DROPPED, GATED, LENGTHS, SCHEDULED, STACKED, TRUNCATED, Case
+from communication import Counting
 from shares import assert_near, assert_rows, bound, whole_and_parts
 
 import bptt_array as ba
@@ -23,25 +24,6 @@ FEW = [
     Case(bidirectional=True, cell="gru", readout="last", lengths=LENGTHS, dropout=0.3, layers=2),
     Case(members=2, recurrent_dropout=0.3, output="softmax", loss="cross_entropy", target="classes"),
 ]
-
-
-class Counting:
-    """A communicator that counts what is sent through it."""
-
-    def __init__(self, comm):
-        self.comm, self.calls = comm, []
-
-    def __getattr__(self, name):
-        found = getattr(self.comm, name)
-        if name.startswith(("Get_", "Is_")) or not callable(found):
-            return found
-
-        def counted(*arguments, **more):
-            sizes = [a.nbytes for a in arguments if hasattr(a, "nbytes")]
-            self.calls.append((name, *sizes))
-            return found(*arguments, **more)
-
-        return counted
 
 
 def uneven(ranks, N):

@@ -146,7 +146,7 @@ def test_real_ranks_find(mutant, tmp_path):
     source = (package / file).read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{old!r} is no longer in {file}: mend the mutant"
     (package / file).write_text(source.replace(old, new), encoding="utf-8")
-    status, out, err = mpi.run(3, PROGRAM, check, PYTHONPATH=os.pathsep.join([str(tmp_path), str(mpi.TESTS)]))
+    status, out, err = mpi.run(3, PROGRAM, check, PYTHONPATH=os.pathsep.join(map(str, [tmp_path, *mpi.FOLDERS])))
     assert status != 0
     assert f"{check} is well" not in out
     assert "error" in err.lower()  # a check's, or MPI's
