@@ -36,7 +36,7 @@ from . import transports
 from .backend import Array, Backend, backend_of
 from .checks import check_count, check_flag, check_option
 from .state import Gradients, State
-from .transports import RanksError, Transport
+from .transports import Buffers, RanksError, Transport
 from .wording import said
 
 Arrays = Mapping[str, Array]
@@ -182,6 +182,7 @@ class Communicator(OneProcess):
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self._agreed: dict[Any, Transport] = {}
         self._transports: dict[tuple[str, str], Transport] = {}
+        self._buffers = Buffers()
 
     def _all_reduce(self, grads: Gradients, loss: Array | None, *, flag: bool) -> Reduced:
         arrays = dict(grads.params) if loss is None else {**grads.params, "loss": loss}
@@ -191,7 +192,7 @@ class Communicator(OneProcess):
         with backend.active():
             transport = self._agree(backend, arrays, "a mean" if mean else "a sum")
             for group in _by_dtype(arrays):
-                flat = _packed(backend, group, more=2)
+                flat = self._packed(backend, group, more=2)
                 if mean:
                     flat *= float(grads.steps or 0)
                 flat[-2] = float(grads.steps or 0)
@@ -208,8 +209,11 @@ class Communicator(OneProcess):
                 State(*(_scaled(array, share) for array in (grads.state.h, grads.state.c))),
                 _scaled(grads.x, share),
             )
-        whole = Gradients({name: summed[name] for name in grads.params}, state, x)
-        return Reduced(whole, summed.get("loss"), flags)
+            whole = Gradients({name: summed[name] for name in grads.params}, state, x)
+            # Kept for longer than gradients are, which they must not keep alive.
+            own_loss = None if loss is None else backend.copy(summed["loss"])
+            flags = backend.copy(flags)
+        return Reduced(whole, own_loss, flags)
 
     def sum(self, arrays: Arrays) -> dict[str, Array]:
         _check_arrays("arrays", arrays)
@@ -218,7 +222,7 @@ class Communicator(OneProcess):
         with backend.active():
             transport = self._agree(backend, arrays, "a sum")
             for group in _by_dtype(arrays):
-                flat = _packed(backend, group)
+                flat = self._packed(backend, group)
                 transport.sum_(flat)
                 summed |= _unpacked(backend, flat, group)
         return {name: summed[name] for name in arrays}
@@ -229,7 +233,7 @@ class Communicator(OneProcess):
         with backend.active():
             transport = self._agree(backend, params, "a sum")
             for group in _by_dtype(params):
-                flat = _packed(backend, group)
+                flat = self._packed(backend, group)
                 transport.broadcast_(flat, root)
                 for name, value in _unpacked(backend, flat, group).items():
                     params[name][...] = value
@@ -251,6 +255,15 @@ class Communicator(OneProcess):
 
     def gather(self, array: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
         return np.concatenate(self.comm.allgather(array), axis=axis)
+
+    def _packed(self, backend: Backend, arrays: Arrays, more: int = 0) -> Array:
+        """All numbers one after the other, in an array of its own, and room for some more."""
+        xp, first = backend.xp, next(iter(arrays.values()))
+        parts = [xp.reshape(array, (-1,)) for array in arrays.values()]
+        parts.append(backend.zeros((more,), first.dtype))
+        if not isinstance(first, (np.ndarray, np.generic)):
+            return xp.concat(parts)
+        return np.concatenate(parts, out=self._buffers.take(sum(part.size for part in parts), first.dtype))
 
     def _agree(self, backend: Backend, arrays: Arrays, what: str) -> Transport:
         """The way to go, which all ranks have to take; asked once for each set of arrays."""
@@ -333,13 +346,6 @@ def _by_dtype(arrays: Arrays) -> Iterator[dict[str, Array]]:
     for name, array in arrays.items():
         groups.setdefault(str(array.dtype), {})[name] = array
     return iter(groups.values())
-
-
-def _packed(backend: Backend, arrays: Arrays, more: int = 0) -> Array:
-    """All numbers one after the other, in an array of its own, and room for some more."""
-    xp, first = backend.xp, next(iter(arrays.values()))
-    parts = [xp.reshape(array, (-1,)) for array in arrays.values()]
-    return xp.concat([*parts, backend.zeros((more,), first.dtype)])
 
 
 def _unpacked(backend: Backend, flat: Array, arrays: Arrays) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -35,6 +36,27 @@ class Device(NamedTuple):
     place: str
     nccl: bool
     direct: bool
+
+
+class Buffers:
+    """Flat arrays of the host, used again when nobody has a view of them any more.
+
+    New memory costs a multiple of the copies: the system has to find it, and MPI to make it known to the others (all in
+    all 0.6 ms in place of 0.25 for 0.5 MB and two ranks of one machine).
+    """
+
+    def __init__(self) -> None:
+        self._lent: dict[tuple[int, np.dtype[Any]], list[tuple[bytearray, weakref.ref[Any]]]] = {}
+
+    def take(self, size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """``(size,)``, with anything in it."""
+        lent = self._lent.setdefault((size, dtype), [])
+        free = next((k for k, (_, array) in enumerate(lent) if array() is None), None)
+        memory = bytearray(max(1, size) * dtype.itemsize) if free is None else lent.pop(free)[0]
+        # Its views, and views of those, keep this very array alive, since it is not the owner of its memory.
+        array = np.frombuffer(memory, dtype, size)
+        lent.append((memory, weakref.ref(array)))
+        return array
 
 
 class Transport(ABC):

@@ -184,6 +184,12 @@ def messages(ranks):
             size = sum(value.nbytes for value in rnn.params.values())
             assert counting.calls == [("Allreduce", size + (np.size(loss) + 2) * np.dtype(dtype).itemsize)]
             assert reduced.flags == asking
+        kept = [other.all_reduce(grads, loss) for _ in range(4)]  # what is kept is not written to again
+        first = {name: value.copy() for name, value in kept[0].grads.params.items()}
+        other.all_reduce(Gradients({k: 3 * v for k, v in grads.params.items()}, grads.state, steps=grads.steps), loss)
+        for name, value in first.items():
+            assert all(np.array_equal(value, each.grads.params[name]) for each in kept)
+            assert not np.shares_memory(kept[0].grads.params[name], kept[0].loss)  # which may be kept for longer
         counting.calls.clear()
         assert other.all_reduce(Gradients(grads.params, grads.state, steps=0)).flags == 0  # without any valid step
         assert np.all(other.all_reduce(Gradients(grads.params, grads.state, steps=0)).grads.params["b_y"] == 0)
@@ -279,7 +285,7 @@ def host_counts(ranks):
         assert f"h2d {size} async stream=0" in c.trace
         launches.append(c.launches)
     assert len(locked) == 2
-    assert launches[0] == launches[1] <= 8, launches
+    assert launches[0] == launches[1] <= 10, launches
 
 
 def prepared(ranks, layers):

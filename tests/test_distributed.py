@@ -320,6 +320,23 @@ def test_mpi_is_taken_at_its_word_about_device_memory():
         assert transports._takes_device_memory(SimpleNamespace(Get_info=lambda info=info: info)) is expected
 
 
+def test_memory_is_used_again_when_nobody_sees_it_any_more():
+    buffers, dtype = transports.Buffers(), np.dtype("float32")
+    first = buffers.take(6, dtype)
+    view = first.reshape(2, 3)[1:, ...].T
+    address = first.ctypes.data
+    del first
+    second = buffers.take(6, dtype)  # somebody has a view of the first
+    assert not np.shares_memory(second, view)
+    view[...] = 7
+    second[...] = 0
+    assert np.all(view == 7)
+    del view
+    assert buffers.take(6, dtype).ctypes.data == address
+    assert buffers.take(6, np.dtype("float64")).shape == (6,)
+    assert buffers.take(0, dtype).shape == (0,)
+
+
 def test_every_backend_has_a_buffer_on_the_host_that_it_copies_to_and_from():
     for backend, dtype in [(b.values[0], d) for b in BACKENDS if not b.marks for d in b.values[1]]:
         there = backend()
