@@ -64,6 +64,11 @@ class Network(NamedTuple):
         return self.weights + (gates + 1) * self.H
 
     @property
+    def bytes(self):
+        """Of the one message of an update, as distributed.py counts them: with the loss, the steps and a flag."""
+        return 4 * (self.parameters + 3)
+
+    @property
     def calls(self):
         """A time step, both ways: products and launches, as tests count them."""
         return {"tanh": 2 * (1 + 1), "lstm": 2 * (1 + 2)}[self.cell]
@@ -92,22 +97,35 @@ def all_reduce(size, gpus, cluster):
 def compute(network, T, N, cluster):
     """Seconds of a step on one GPU with N sequences: what it takes to start its calls, or to do its arithmetic."""
     start = T * network.calls * cluster.call
-    arithmetic = 6 * network.weights * T * N / cluster.flops  # 2 forward, 4 backward
+    arithmetic = 6 * network.weights * T * N / cluster.flops  # 2 forward, 4 backward, those of inputs too
     return max(start, arithmetic)
 
 
 def efficiency(network, T, N, gpus, cluster, *, overlap=False):
     """The part of a step that is not waiting for the all-reduce; with ``overlap``: if all of a step could hide it."""
-    own, sent = compute(network, T, N, cluster), all_reduce(4 * network.parameters, gpus, cluster)
+    own, sent = compute(network, T, N, cluster), all_reduce(network.bytes, gpus, cluster)
     return min(1.0, own / sent) if overlap else own / (own + sent)
 
 
 def least_batch(network, T, gpus, cluster):
     """The fewest sequences on a GPU for computing to take as long as the all-reduce."""
-    sent = all_reduce(4 * network.parameters, gpus, cluster)
+    sent = all_reduce(network.bytes, gpus, cluster)
     if compute(network, T, 1, cluster) >= sent:
         return 1
     return math.ceil(sent * cluster.flops / (6 * network.weights * T))
+
+
+def too_many(network, T, N, cluster):
+    """Of 8, 16, 32, ... GPUs that share N sequences, the first number with which computing takes less than sending.
+
+    None if it does not while each has a sequence.
+    """
+    gpus = cluster.per_node
+    while gpus <= N:
+        if compute(network, T, N / gpus, cluster) < all_reduce(network.bytes, gpus, cluster):
+            return gpus
+        gpus *= 2
+    return None
 
 
 GPUS = (8, 16, 64, 256, 1024)
@@ -119,10 +137,12 @@ T, EACH, ALL = 32, 32, 8192
 def tables(table, cluster=Cluster()):  # noqa: B008 (never changed)
     """Lines of Markdown, with ``table(head, rows)`` to make tables of."""
     lines = [
-        f"Assumed: nodes of {cluster.per_node} GPUs; each has {cluster.inside.bandwidth / 1e9:.0f} GB/s each way and "
-        f"{cluster.inside.latency * 1e6:.0f} us a message inside a node, {cluster.between.bandwidth / 1e9:.0f} GB/s "
-        f"and {cluster.between.latency * 1e6:.0f} us between nodes; {cluster.call * 1e6:.0f} us to start a "
-        f"call; {cluster.flops / 1e12:.0f} TFLOP/s. One layer with H inputs, units and outputs, float32; T = {T}.",
+        f"Assumed, not measured: nodes of {cluster.per_node} GPUs; each has {cluster.inside.bandwidth / 1e9:.0f} GB/s "
+        f"each way and {cluster.inside.latency * 1e6:.0f} us a message inside a node, "
+        f"{cluster.between.bandwidth / 1e9:.0f} GB/s and {cluster.between.latency * 1e6:.0f} us between nodes; "
+        f"{cluster.call * 1e6:.0f} us to start a call, "
+        f"{NETWORKS[0].calls} calls a time step for tanh and {NETWORKS[-1].calls} for LSTM; "
+        f"{cluster.flops / 1e12:.0f} TFLOP/s. One layer with H inputs, units and outputs, float32; T = {T}.",
         "",
     ]
     heads = [f"{gpus} GPUs" for gpus in GPUS]
@@ -131,21 +151,20 @@ def tables(table, cluster=Cluster()):  # noqa: B008 (never changed)
         (f"N = {ALL:,} on all together (strong scaling)", lambda gpus: ALL // gpus),
     ):
         rows = [
-            [f"{n.cell}, H = {n.H}", f"{4 * n.parameters / 1e6:,.1f}", *(_cell(n, batch(g), g, cluster) for g in GPUS)]
+            [f"{n.cell}, H = {n.H}", f"{n.bytes / 1e6:,.1f}", *(_cell(n, batch(g), g, cluster) for g in GPUS)]
             for n in NETWORKS
         ]
         lines += [f"{title}: compute + all-reduce, ms (efficiency without overlap, and with a perfect one):", ""]
         lines += [*table(["", "MB a step", *heads], rows), ""]
-    rows = [
-        [f"{n.cell}, H = {n.H}", *(f"{all_reduce(4 * n.parameters, g, cluster) * 1e3:.2f}" for g in GPUS)]
-        + [f"{least_batch(n, T, g, cluster):,}" for g in GPUS]
-        for n in NETWORKS
-    ]
-    lines += ["All-reduce in ms, and the fewest sequences on a GPU with which computing takes as long:", ""]
-    return [*lines, *table(["", *heads, *(f"N at {gpus}" for gpus in GPUS)], rows)]
+    rows = []
+    for n in NETWORKS:
+        least, most = [f"{T * least_batch(n, T, g, cluster):,}" for g in GPUS], too_many(n, T, ALL, cluster)
+        rows.append([f"{n.cell}, H = {n.H}", *least, f"{most:,} GPUs" if most else "never"])
+    lines += [f"The least T N on a GPU (T = {T}) with which computing takes as long as the all-reduce:", ""]
+    return [*lines, *table(["", *heads, f"N = {ALL:,} falls below at"], rows)]
 
 
 def _cell(network, N, gpus, cluster):
-    own, sent = compute(network, T, N, cluster), all_reduce(4 * network.parameters, gpus, cluster)
+    own, sent = compute(network, T, N, cluster), all_reduce(network.bytes, gpus, cluster)
     parts = [efficiency(network, T, N, gpus, cluster, overlap=overlap) for overlap in (False, True)]
     return f"{own * 1e3:.2f} + {sent * 1e3:.2f} ({parts[0]:.0%}, {parts[1]:.0%})"

@@ -1,6 +1,6 @@
 """Updates on several processes of this machine: strong and weak scaling, what is sent, and whether to overlap it.
 
-    python benchmarks/distributed.py [--ranks 1 2 4] [--rounds 3] [--steps 40] [--quick]
+    python benchmarks/distributed.py [--ranks 1 2 4] [--rounds 5] [--steps 30] [--quick]
 
 Starts ``mpiexec`` by itself, with one BLAS thread for each rank; jobs of different sizes take turns. An update is
 loss_and_grad of the rank's sequences (characters, cross-entropy, tanh), all_reduce, clipping and Adam; its time is that
@@ -25,6 +25,7 @@ import numpy as np
 from communication import Counting
 
 import bptt_array as ba
+from bptt_array.instructions import segments
 
 #: Characters of the default training run.
 V = 103
@@ -90,6 +91,10 @@ class Update:
     def bytes(self):
         return sum(value.nbytes for value in self.rnn.params.values())
 
+    def segments(self):
+        """Of time, in which a step runs backward."""
+        return len(segments(0, len(self.x), self.rnn.plan(self.x.shape).longest))
+
 
 def clocked(update, barrier, steps):
     """Seconds of whole updates, and of the parts of others: ``{"update", "own", "wait", "send"}``, of this rank."""
@@ -151,12 +156,12 @@ def on_ranks(works, steps):
         if work.members is None:
             ranks.broadcast(update.rnn.params)
         times = clocked(update, comm.Barrier if several else lambda: None, steps)
-        entry = {"work": list(work), "bytes": update.bytes()}
+        entry = {"work": list(work), "bytes": update.bytes(), "segments": update.segments()}
         if several:
             entry["sent"] = sent(work, comm)
             if work.kind == "strong":
                 times |= overlapped(update, comm, steps)
-        # one rank's own part for itself; of what all wait for, that of the slowest
+        # of every update, and of each of its parts, the rank that took longest
         of_ranks = comm.gather(times) if several else [times]
         if ranks.rank == 0:
             found.append(
@@ -187,6 +192,12 @@ def mpiexec():
     """The launcher: of a package index's MPI it is beside Python."""
     beside = Path(sys.executable).parent / "mpiexec"
     return str(beside) if beside.exists() else shutil.which("mpiexec")
+
+
+def missing():
+    """What is; empty if nothing."""
+    there = importlib.util.find_spec("mpi4py") is not None and mpiexec() is not None
+    return "" if there else "mpi4py or mpiexec is not there: pip install mpi4py mpich"
 
 
 def job(ranks, threads, works, steps):
@@ -240,7 +251,15 @@ def tables(result):
             messages.setdefault((w.kind == "members", w.H), (w, row))
         if "after" in times:
             after, at_once = (times[name]["median_ms"] for name in ("after", "at once"))
-            overlap.append([str(w), str(row["ranks"]), f"{after:.2f}", f"{at_once:.2f}", f"{at_once / after:.2f}"])
+            overlap.append([
+                str(w),
+                str(row["ranks"]),
+                str(row["segments"]),
+                *(f"{(layers - 1) / (layers * row['segments']):.0%}" for layers in (1, 2)),
+                f"{after:.2f}",
+                f"{at_once:.2f}",
+                f"{at_once / after:.2f}",
+            ])  # fmt: skip
     head = [
         "",
         "ranks",
@@ -265,26 +284,30 @@ def tables(result):
     lines += measure.table(["", "bytes of parameters", "messages", "bytes sent", "ratio"], counted)
     lines += [
         "",
-        "A message, then the gradients of a whole update; and both at once (`Iallreduce`), all that could hide it:",
+        "What of the backward pass is left when the top layer's gradients are complete, of networks with one layer and "
+        "two; and a message, then loss and gradients of a whole update, against both at once (`Iallreduce`), all that "
+        "could hide it:",
         "",
     ]
-    lines += measure.table(["", "ranks", "one after the other, ms", "at once, ms", "at once / after"], overlap)
+    head = ["", "ranks", "segments", "left, L = 1", "left, L = 2"]
+    head += ["one after the other, ms", "at once, ms", "at once / after"]
+    lines += measure.table(head, overlap)
     return [*lines, "", "The model:", "", *communication.tables(measure.table)]
 
 
 def main(argv=None):
     parser = measure.parser(__doc__)
     parser.add_argument("--ranks", type=measure.positive, nargs="+", default=[1, 2, 4], help="(default: 1 2 4)")
-    parser.add_argument("--rounds", type=measure.positive, default=3, help="turns (default: 3)")
-    parser.add_argument("--steps", type=measure.positive, default=40, help="updates of each kind a turn (default: 40)")
+    parser.add_argument("--rounds", type=measure.positive, default=5, help="turns (default: 5)")
+    parser.add_argument("--steps", type=measure.positive, default=30, help="updates of each kind a turn (default: 30)")
     parser.add_argument("--on-ranks", help="what mpiexec starts: not for you")
     arguments = parser.parse_args(argv)
     if arguments.on_ranks:
         works, steps = json.loads(arguments.on_ranks)
         on_ranks([Work(*work) for work in works], steps)
         return None
-    if importlib.util.find_spec("mpi4py") is None or mpiexec() is None:
-        parser.error("needs mpi4py and mpiexec: pip install mpi4py mpich")
+    if missing():
+        parser.error(missing())
     works, rounds, steps = WORKS, arguments.rounds, arguments.steps
     if arguments.quick:
         works, rounds, steps = QUICK, 1, 4
@@ -302,7 +325,7 @@ def main(argv=None):
             of_work = [found[w] for found in jobs]
             times = {name: [s for entry in of_work for s in entry["times"][name]] for name in of_work[0]["times"]}
             summaries = {name: measure.summary(seconds) for name, seconds in times.items()}
-            rest = {name: of_work[0][name] for name in ("bytes", "sent") if name in of_work[0]}
+            rest = {name: of_work[0][name] for name in ("bytes", "segments", "sent") if name in of_work[0]}
             rows.append({"work": list(work), "ranks": ranks, "threads": threads, "times": summaries, **rest})
     about = measure.environment(arguments.threads, measure.command(__file__), busy)
     result = {"about": about, "mpi": library(), "rounds": rounds, "steps": steps, "rows": rows}

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import char_rnn
 import compare
+import distributed
 import ensembles
 import gpu
 import longest
@@ -53,6 +54,7 @@ REPORTS = {
     "char_rnn-32": (["char_rnn.py"], char_rnn.tables),
     "char_rnn-64": (["char_rnn.py", "--seq-len", "64", "--updates", "400"], char_rnn.tables),
     "train": (["train.py"], train.tables),
+    "distributed": (["distributed.py"], distributed.tables),
     "tasks": (["tasks.py"], tasks.tables),
     "vanishing": (["vanishing.py"], vanishing.tables),
     "gpu-float32": (["gpu.py"], gpu.tables),
@@ -149,6 +151,8 @@ def cannot_run(call):
         return "there is no CUDA device"
     if call[0] == "gpu.py" and importlib.util.find_spec("gpuemu"):
         return "the CUDA device here is emulated, its times mean nothing"
+    if call[0] == "distributed.py" and distributed.missing():
+        return distributed.missing()
     if call[0] == "char_rnn.py" and "torch.nn.RNN" not in peers.installed():
         return "torch is not installed"
     return ""

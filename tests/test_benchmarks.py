@@ -11,7 +11,9 @@ from pathlib import Path
 
 import cells
 import char_rnn
+import communication
 import compare
+import distributed
 import ensembles
 import gpu
 import longest
@@ -28,6 +30,7 @@ import tasks
 import train
 import vanishing
 from conftest import cuda
+from mpi import needs_mpi
 from peers import Problem, Shape
 
 FOLDER = Path(report.__file__).parent
@@ -454,6 +457,142 @@ def test_the_training_run_is_measured(tmp_path, capsys):
     assert (tmp_path / "results" / "train.json").exists()
 
 
+def test_every_call_that_sends_is_counted_with_its_bytes():
+    class Comm:
+        size = 2
+
+        def Get_rank(self):  # noqa: N802 (mpi4py's name)
+            return 1
+
+        def Allreduce(self, *arguments, op=None):  # noqa: N802
+            return arguments, op
+
+        def allgather(self, value):
+            return [value]
+
+    counting = communication.Counting(Comm())
+    flat, in_place = np.zeros(5, np.float32), object()
+    assert (counting.size, counting.Get_rank()) == (2, 1)
+    assert counting.calls == []
+    assert counting.Allreduce(in_place, flat, op="sum") == ((in_place, flat), "sum")
+    assert counting.allgather("x") == ["x"]
+    assert counting.calls == [("Allreduce", 20), ("allgather",)]
+
+
+#: Slow enough to calculate by hand.
+LINK = communication.Link(latency=2.0, bandwidth=10.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "seconds"),
+    [
+        (100, 1, 0),
+        (100, 2, 2 * 1 * 2 + 2 * 1 / 2 * 100 / 10),  # the ring: 14, of the tree 24
+        (1e6, 4, 2 * 3 * 2 + 2 * 3 / 4 * 1e6 / 10),
+        (10, 64, 2 * 6 * 2 + 2 * 10 / 10),  # the tree: 26, of the ring 254
+        (10, 65, 2 * 7 * 2 + 2 * 10 / 10),
+    ],
+)
+def test_an_all_reduce_takes_the_better_of_a_ring_and_a_tree(size, ranks, seconds):
+    assert communication.flat(size, ranks, LINK) == pytest.approx(seconds)
+
+
+def test_an_all_reduce_of_nodes_goes_between_them_in_shares():
+    between = communication.Link(latency=7.0, bandwidth=5.0)
+    cluster = communication.Cluster(per_node=4, inside=LINK, between=between)
+    for gpus in (1, 2, 4):
+        assert communication.all_reduce(1e6, gpus, cluster) == communication.flat(1e6, gpus, LINK)
+    # Reduce-scatter and all-gather of 4 inside, and 3 nodes that all-reduce a fourth of the bytes.
+    inside = 2 * (3 * 2 + 3 / 4 * 1e6 / 10)
+    assert communication.all_reduce(1e6, 12, cluster) == pytest.approx(inside + 2 * 2 * 7 + 2 * 2 / 3 * 250e3 / 5)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "lstm"])
+def test_the_model_knows_the_parameters_of_a_network(cell):
+    params = peers.ba.RNN(12, 12, 12, cell=cell).params
+    network = communication.Network(cell, 12)
+    assert network.parameters == sum(value.size for value in params.values())
+    assert network.bytes == 4 * network.parameters + 12
+    assert network.weights == sum(value.size for name, value in params.items() if "W_" in name)
+
+
+def test_computing_takes_its_calls_or_its_arithmetic_whichever_is_more():
+    cluster, network = communication.Cluster(call=1e-5, flops=1e12), communication.Network("tanh", 100)
+    assert communication.compute(network, 32, 1, cluster) == pytest.approx(32 * 4 * 1e-5)
+    assert communication.compute(communication.Network("lstm", 100), 32, 1, cluster) == pytest.approx(32 * 6 * 1e-5)
+    assert communication.compute(network, 32, 10_000, cluster) == pytest.approx(6 * 3e4 * 32 * 1e4 / 1e12)
+
+
+@pytest.mark.parametrize("gpus", communication.GPUS)
+@pytest.mark.parametrize("network", communication.NETWORKS, ids=str)
+def test_the_least_batch_is_the_first_with_which_computing_takes_as_long(network, gpus):
+    cluster, T = communication.Cluster(), communication.T
+    sent = communication.all_reduce(network.bytes, gpus, cluster)
+    least = communication.least_batch(network, T, gpus, cluster)
+    assert communication.compute(network, T, least, cluster) >= sent
+    assert least == 1 or communication.compute(network, T, least - 1, cluster) < sent
+    own = communication.compute(network, T, 8, cluster)
+    plain, bound = (communication.efficiency(network, T, 8, gpus, cluster, overlap=hide) for hide in (False, True))
+    assert plain == pytest.approx(own / (own + sent))
+    assert bound == pytest.approx(own / max(own, sent))
+
+
+def test_too_many_gpus_are_the_first_with_which_sending_takes_longer():
+    cluster, network = communication.Cluster(), communication.Network("tanh", 4096)
+
+    def sends_longer(gpus):
+        return communication.compute(network, 32, 8192 / gpus, cluster) < communication.all_reduce(
+            network.bytes, gpus, cluster
+        )
+
+    found = communication.too_many(network, 32, 8192, cluster)
+    assert sends_longer(found)
+    assert not any(sends_longer(gpus) for gpus in (8, 16, 64, 256, found // 2))
+    assert communication.too_many(network, 32, found // 2, cluster) is not None  # fewer sequences, fewer GPUs
+    assert communication.too_many(communication.Network("tanh", 256), 32, 8192, cluster) is None
+
+
+@needs_mpi
+def test_updates_of_several_ranks_are_measured_and_their_messages_counted(tmp_path, capsys):
+    result = distributed.main(["--quick", "--ranks", "1", "2", "--threads", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    rows = {(row["work"][0], row["ranks"]): row for row in result["rows"]}
+    assert set(rows) == {(kind, ranks) for kind in ("strong", "weak", "members") for ranks in (1, 2)}
+    for (kind, ranks), row in rows.items():
+        times = row["times"]
+        assert times["update"]["calls"] == times["send"]["calls"] == 4
+        assert times["update"]["median_ms"] > 0
+        assert row["segments"] == 1
+        assert ("after" in times) == ("at once" in times) == (kind == "strong" and ranks > 1)
+        if ranks == 1:
+            assert "sent" not in row
+        else:  # one message: all gradients, the loss, the steps, the flag
+            assert row["sent"] == ([] if kind == "members" else [["Allreduce", row["bytes"] + 3 * 4]])
+    work = distributed.Work(*rows["strong", 1]["work"])
+    params = peers.ba.RNN(distributed.V, work.H, distributed.V, output="softmax").params
+    assert rows["strong", 2]["bytes"] == 4 * sum(value.size for value in params.values())
+    assert 2 * rows["members", 2]["bytes"] == rows["members", 1]["bytes"]
+    one, two = (rows["strong", ranks]["times"]["update"]["median_ms"] for ranks in (1, 2))
+    assert re.search(rf"\| {work} +\| +2 \| +1 \| [^|]+ \| +{one / two:.2f} \|", printed)
+    one, two = (rows["weak", ranks]["times"]["update"]["median_ms"] for ranks in (1, 2))
+    assert re.search(rf"\| weak: [^|]+ \| +2 \| +1 \| [^|]+ \| +{2 * one / two:.2f} \|", printed)
+    assert json.loads((tmp_path / "results" / "distributed.json").read_text()) == json.loads(json.dumps(result))
+
+
+@needs_mpi
+def test_ranks_that_fail_end_the_script_with_what_they_said():
+    with pytest.raises(SystemExit, match=r"(?s)1 ranks ended with status \d+:.*hidden_size"):
+        distributed.job(1, 1, [distributed.Work("strong", 4, 2, 0)], 1)
+
+
+def test_without_mpi_the_script_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "mpiexec", lambda: None)
+    with pytest.raises(SystemExit):
+        distributed.main(["--quick"])
+    assert "mpi4py or mpiexec is not there: pip install mpi4py mpich" in capsys.readouterr().err
+    assert report.cannot_run(["distributed.py"]) == distributed.missing() != ""
+
+
 def test_three_networks_differ_in_what_becomes_of_their_gradients(tmp_path, capsys):
     result = vanishing.main(["--quick", "--out", str(tmp_path)])
     short, keeping, wild = (row["exponents"][0] for row in result["rows"])
@@ -476,6 +615,7 @@ def test_a_first_look_does_not_touch_the_results_that_are_kept():
         parts,
         char_rnn,
         train,
+        distributed,
         tasks,
         vanishing,
     ):
