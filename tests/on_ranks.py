@@ -3,8 +3,10 @@
 A rank that fails says why and ends the job.
 """
 
+import os
 import sys
 import traceback
+from pathlib import Path
 
 import numpy as np
 from cases import CASES, DROPPED, GATED, LENGTHS, SCHEDULED, STACKED, TRUNCATED, Case
@@ -24,6 +26,11 @@ FEW = [
     Case(bidirectional=True, cell="gru", readout="last", lengths=LENGTHS, dropout=0.3, layers=2),
     Case(members=2, recurrent_dropout=0.3, output="softmax", loss="cross_entropy", target="classes"),
 ]
+
+
+def imported(ranks):
+    """The package is the one that is meant, and not the one that is installed."""
+    assert Path(ba.__file__).parent == Path(os.environ["IMPORTED_FROM"])
 
 
 def uneven(ranks, N):
