@@ -101,7 +101,8 @@ class OneProcess:
         ----------
         grads : Gradients
             What ``loss_and_grad`` returned for this rank's sequences, of which there may be none. Means are weighted by
-            their numbers of valid steps, sums (``reduction="sum"``, or a loss of your own) are added up.
+            their numbers of valid steps; sums (``reduction="sum"``, and what the ``backward`` of ``rnn.forward``
+            returns) are added up. What was reduced already is a sum to it: reduce once.
         loss : 0-d array, or (E,), optional
             That of this rank's sequences.
         flag : bool
@@ -115,7 +116,9 @@ class OneProcess:
         Raises
         ------
         RanksError, a ValueError
-            On all ranks, where names, shapes or dtypes are not the same on all (looked at once for each set of them).
+            On all ranks, where names, shapes, dtypes or the reduction are not the same on all. That is looked at when a
+            set of them is met first, by all ranks together: later, as with any MPI, all have to take the same way, or
+            numbers are mixed up or ranks wait for each other.
         """
         _check_gradients(grads, loss)
         check_flag("flag", flag)
@@ -180,7 +183,7 @@ class Communicator(OneProcess):
         self.transport = transport
         self.comm = _world() if comm is None else comm
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self._agreed: dict[Any, Transport] = {}
+        self._agreed: dict[Any, tuple[Transport, float]] = {}
         self._transports: dict[tuple[str, str], Transport] = {}
         self._buffers = Buffers()
 
@@ -190,20 +193,22 @@ class Communicator(OneProcess):
         backend = backend_of(next(iter(arrays.values())))
         summed: dict[str, Array] = {}
         with backend.active():
-            transport = self._agree(backend, arrays, "a mean" if mean else "a sum")
+            what = f"the gradient of {'a mean' if mean else 'a sum'}"
+            transport, unit = self._agree(backend, arrays, what, grads.steps or 0)
+            weight = float(grads.steps or 0) * unit
             for group in _by_dtype(arrays):
                 flat = self._packed(backend, group, more=2)
                 if mean:
-                    flat *= float(grads.steps or 0)
-                flat[-2] = float(grads.steps or 0)
+                    flat *= weight
+                flat[-2] = weight
                 flat[-1] = float(flag)
                 transport.sum_(flat)
                 steps, flags = flat[-2], flat[-1]
                 share: Array = None
                 if mean:  # without any valid step everything is 0
-                    steps = backend.xp.maximum(steps, backend.xp.ones_like(steps))
+                    steps = backend.xp.maximum(steps, backend.xp.full_like(steps, unit))
                     flat[:-2] /= steps
-                    share = float(grads.steps or 0) / steps  # of all valid steps, this rank's
+                    share = weight / steps  # of all valid steps, this rank's
                 summed |= _unpacked(backend, flat, group)
             state, x = (
                 State(*(_scaled(array, share) for array in (grads.state.h, grads.state.c))),
@@ -220,7 +225,7 @@ class Communicator(OneProcess):
         backend = backend_of(next(iter(arrays.values())))
         summed: dict[str, Array] = {}
         with backend.active():
-            transport = self._agree(backend, arrays, "a sum")
+            transport, _ = self._agree(backend, arrays, "arrays to sum")
             for group in _by_dtype(arrays):
                 flat = self._packed(backend, group)
                 transport.sum_(flat)
@@ -231,7 +236,7 @@ class Communicator(OneProcess):
         super().broadcast(params, root)
         backend = backend_of(next(iter(params.values())))
         with backend.active():
-            transport = self._agree(backend, params, "a sum")
+            transport, _ = self._agree(backend, params, f"parameters of rank {root}")
             for group in _by_dtype(params):
                 flat = self._packed(backend, group)
                 transport.broadcast_(flat, root)
@@ -265,15 +270,20 @@ class Communicator(OneProcess):
             return xp.concat(parts)
         return np.concatenate(parts, out=self._buffers.take(sum(part.size for part in parts), first.dtype))
 
-    def _agree(self, backend: Backend, arrays: Arrays, what: str) -> Transport:
-        """The way to go, which all ranks have to take; asked once for each set of arrays."""
+    def _agree(self, backend: Backend, arrays: Arrays, what: str, steps: int = 0) -> tuple[Transport, float]:
+        """The way to go, which all ranks have to take, and the unit of weights; asked once for each set of arrays.
+
+        The unit is a power of two with which the weights of the first call are together at most 1, and those of others
+        as large about 1: no sum overflows where the mean does not, and nothing is rounded by it.
+        """
         layout = what, *((name, tuple(a.shape), str(a.dtype).rpartition(".")[2]) for name, a in arrays.items())
         key = layout, backend.name
         if key not in self._agreed:
-            of_ranks = self.comm.allgather((layout, transports.device_of(backend, self.comm)))
-            layouts, devices = zip(*of_ranks, strict=True)
+            of_ranks = self.comm.allgather((layout, transports.device_of(backend, self.comm), steps))
+            layouts, devices, all_steps = zip(*of_ranks, strict=True)
             _check_alike(layouts)
-            self._agreed[key] = self._opened(transports.choose(self.transport, devices), backend)
+            unit = 2.0 ** -math.ceil(math.log2(max(1, sum(all_steps))))
+            self._agreed[key] = self._opened(transports.choose(self.transport, devices), backend), unit
         return self._agreed[key]
 
     def _opened(self, name: str, backend: Backend) -> Transport:
@@ -395,7 +405,11 @@ def _check_gradients(grads: Any, loss: Any) -> None:
             f"grads is a {type(grads).__name__}; expected the Gradients that loss_and_grad returns, which know how "
             "many steps they are of (to add up other arrays use sum)"
         )
+    if grads.steps is not None:
+        check_count("grads.steps", grads.steps, least=0)
     _check_arrays("grads.params", grads.params)
+    if "loss" in grads.params:
+        raise ValueError("grads.params has a parameter named 'loss', as the loss itself is called; rename it")
     if loss is not None and not backend_of(next(iter(grads.params.values()))).owns(loss):
         raise TypeError(f"loss is a {type(loss).__name__}; expected the array that loss_and_grad returns")
 
@@ -405,10 +419,7 @@ def _check_alike(layouts: tuple[Any, ...]) -> None:
     for rank, (what, *arrays) in enumerate(layouts):
         first_what, *first = layouts[0]
         if what != first_what:
-            raise RanksError(
-                f"rank {rank} has the gradient of {what}, rank 0 that of {first_what}; expected the same reduction on "
-                "all"
-            )
+            raise RanksError(f"rank {rank} is here with {what}, rank 0 with {first_what}; expected the same on all")
         for mine, theirs in zip(arrays, first, strict=False):
             if mine != theirs:
                 raise RanksError(f"rank {rank} has {_named(mine)} where rank 0 has {_named(theirs)}; expected the same")

@@ -137,15 +137,20 @@ def disagreements(ranks):
         "dtype float32 where": grads(a=zeros(2, "f" if last else "d")),
         "'b' of shape": grads(**{"b" if last else "a": zeros(2)}),
         "2 arrays where rank 0 has 1": grads(a=zeros(2), **({"b": zeros(1)} if last else {})),
-        "the gradient of a sum, rank 0 that of a mean": grads(None if last else 4, a=zeros(2)),
+        "the gradient of a sum, rank 0 with the gradient of a mean": grads(None if last else 4, a=zeros(2)),
     }
     for words, given in cases.items():
         error = raised(lambda given=given: ranks.all_reduce(given), distributed.RanksError)
-        assert f"rank {ranks.size - 1} has" in error
+        assert f"rank {ranks.size - 1} " in error
         assert words in error, error
     params = {"a": np.full(3 if last else 2, float(ranks.rank))}
     raised(lambda: ranks.broadcast(params), distributed.RanksError)
     assert np.all(params["a"] == ranks.rank)  # nothing was changed
+    error = raised(lambda: ranks.broadcast({"c": zeros(2)}, root=int(last)), distributed.RanksError)
+    assert "with parameters of rank 1, rank 0 with parameters of rank 0" in error
+    mixed = {"d": zeros(2)}
+    error = raised(lambda: ranks.broadcast(mixed) if last else ranks.sum(mixed), distributed.RanksError)
+    assert "with parameters of rank 0, rank 0 with arrays to sum" in error
     error = raised(lambda: ranks.sum({"a": zeros(3 if last else 2)}), distributed.RanksError)
     assert "'a' of shape (3,)" in error
     assert np.all(ranks.sum({"a": zeros(2) + 1})["a"] == ranks.size)  # and all goes on
@@ -200,6 +205,21 @@ def messages(ranks):
         counting.calls.clear()
         assert other.all_reduce(Gradients(grads.params, grads.state, steps=0)).flags == 0  # without any valid step
         assert np.all(other.all_reduce(Gradients(grads.params, grads.state, steps=0)).grads.params["b_y"] == 0)
+
+
+def extremes(ranks):
+    """What one process can hold is not lost in the weighted sum: neither the largest numbers nor the smallest."""
+    for dtype in ("float32", "float64"):
+        limits = np.finfo(dtype)
+        for size in (float(limits.max) / 8, float(limits.smallest_normal) * 2**16):
+            params = {"a": np.full(3, size, dtype)}
+            for steps in (12_800 + ranks.rank, 100, 25_000):  # the unit comes from the first
+                reduced = ranks.all_reduce(Gradients(params, State(np.zeros((1, 1, 1, 1), dtype)), steps=steps))
+                assert np.allclose(reduced.grads.params["a"].astype(float), size, rtol=1e-5, atol=0), (
+                    dtype,
+                    size,
+                    steps,
+                )
 
 
 def training(ranks):

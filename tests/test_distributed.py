@@ -90,7 +90,7 @@ def on_ranks(ranks, *checks, **environment):
     "checks",
     [
         ("cases",),
-        ("parts", "broadcasting", "disagreements", "sums", "messages", "training", "members"),
+        ("parts", "broadcasting", "disagreements", "sums", "messages", "extremes", "training", "members"),
         ("other_backends",),
     ],
     ids=lambda checks: checks[0],
@@ -116,10 +116,11 @@ def test_launches_copies_and_waits(check):
 
 #: Known mistakes in what the ranks do together.
 MUTANTS = {
-    "means not weighted": ("distributed.py", "flat *= float(grads.steps or 0)", "pass", "few_cases"),
+    "means not weighted": ("distributed.py", "flat *= weight", "pass", "few_cases"),
     "not divided by all steps": ("distributed.py", "flat[:-2] /= steps", "pass", "few_cases"),
-    "steps not sent": ("distributed.py", "flat[-2] = float(grads.steps or 0)", "pass", "few_cases"),
-    "divided by zero steps": ("distributed.py", "steps = backend.xp.maximum(steps, backend.xp.ones_like(steps))", "pass", "messages"),
+    "steps not sent": ("distributed.py", "flat[-2] = weight", "pass", "few_cases"),
+    "divided by zero steps": ("distributed.py", "steps = backend.xp.maximum(steps, backend.xp.full_like(steps, unit))", "pass", "messages"),
+    "weights that are not small": ("distributed.py", "weight = float(grads.steps or 0) * unit", "unit = 1.0; weight = float(grads.steps or 0)", "extremes"),
     "states' gradients not of the whole loss": ("distributed.py", "State(*(_scaled(array, share)", "State(*(_scaled(array, None)", "few_cases"),
     "inputs' gradients not of the whole loss": ("distributed.py", "_scaled(grads.x, share)", "grads.x", "few_cases"),
     "views in the wrong places": ("distributed.py", "start += size", "start += size - (size > 8)", "few_cases"),
@@ -273,6 +274,9 @@ GRADS = ba.Gradients({"a": np.zeros(2)}, ba.State(np.zeros((1, 1, 2, 3))), steps
         (lambda r: r.all_reduce({"a": np.zeros(2)}), TypeError, "grads is a dict; expected the Gradients .* use sum"),
         (lambda r: r.all_reduce(GRADS, 1.0), TypeError, "loss is a float; expected the array"),
         (lambda r: r.all_reduce(GRADS, flag=1), TypeError, "flag=1"),
+        (lambda r: r.all_reduce(ba.Gradients({"a": np.zeros(2)}, GRADS.state, steps=2.5)), TypeError, "grads.steps=2.5 is a float"),
+        (lambda r: r.all_reduce(ba.Gradients({"a": np.zeros(2)}, GRADS.state, steps=-3)), ValueError, "grads.steps=-3 is too small"),
+        (lambda r: r.all_reduce(ba.Gradients({"loss": np.zeros(2)}, GRADS.state)), ValueError, "a parameter named 'loss'"),
         (lambda r: r.all_reduce(ba.Gradients({}, GRADS.state)), ValueError, "grads.params is empty"),
         (lambda r: r.sum([np.zeros(2)]), TypeError, "arrays is a list; expected a dictionary of arrays"),
         (lambda r: r.sum({}), ValueError, "arrays is empty"),
