@@ -195,7 +195,9 @@ class Trainer:
         reports = evaluate or self.step % self.report_every == 0
         # To ask a device is to wait for it: that is done where there is something to report.
         on_host = isinstance(done.stops, (np.ndarray, np.generic))
-        self._stopped = (on_host or reports) and bool(self.rnn.backend.to_host(done.stops) > 0)
+        if on_host or reports:
+            stops = done.stops if on_host else self.rnn.backend.to_host(done.stops)
+            self._stopped = bool(stops > 0)
         if reports:
             self._measure(evaluate=evaluate)
         if options.diagnose_every and self.step % options.diagnose_every == 0:
