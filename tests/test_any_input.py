@@ -409,7 +409,7 @@ def _changed(right, change):
             if kind == "shape":
                 return _shaped(right, how)
             return CONTAINERS[how](right) if kind == "container" else _with_content(right, how, at)
-        except (TypeError, ValueError, IndexError, RuntimeError):  # there is no such array
+        except (TypeError, ValueError, IndexError, OverflowError, RuntimeError):  # there is no such array
             return np.zeros(right.shape, how) if kind == "dtype" else right
 
 
