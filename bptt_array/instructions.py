@@ -17,10 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from .backend import Backend
+from typing import NamedTuple
 
 
 class Forward(NamedTuple):
@@ -75,11 +72,14 @@ def segment_length(T: int, bytes_per_step: int, segment_bytes: int) -> int:
     return max(1, min(T, segment_bytes // max(1, bytes_per_step)))
 
 
-def longest_segment(backend: Backend, T: int, bytes_per_step: int, *, bidirectional: bool, members: bool) -> int:
-    """Steps of a segment at most, where the states of a layer take ``bytes_per_step``; of two directions all."""
+def longest_segment(segment_bytes: int, T: int, bytes_per_step: int, *, bidirectional: bool, members: bool) -> int:
+    """Steps of a segment at most, where the states of a layer take ``bytes_per_step``; of two directions all.
+
+    ``segment_bytes``: what the states of one segment should fit in, on the device that runs it.
+    """
     if bidirectional:
         return T
-    return segment_length(T, bytes_per_step, backend.segment_bytes // (STACKED if members else 1))
+    return segment_length(T, bytes_per_step, segment_bytes // (STACKED if members else 1))
 
 
 def segments(start: int, stop: int, length: int) -> list[tuple[int, int]]:

@@ -94,7 +94,7 @@ def plan_for(
     row = (*network.lead, work.N, network.hidden_size)
     two = network.bidirectional
     longest = longest_segment(
-        backend, work.T, math.prod(row) * itemsize, bidirectional=two, members=network.members is not None
+        backend.segment_bytes, work.T, math.prod(row) * itemsize, bidirectional=two, members=network.members is not None
     )
     in_chunks = backward != "sequential" and network.cell.diagonal
     counted = costs(network, work, temporaries=backend.temporaries, in_chunks=in_chunks)

@@ -52,7 +52,7 @@ class Network(NamedTuple):
         bytes_per_step = math.prod(batch.initial[0][0].shape) * itemsize
         members = batch.members is not None
         return longest_segment(
-            self.backend, batch.T, bytes_per_step, bidirectional=self.stack.bidirectional, members=members
+            self.backend.segment_bytes, batch.T, bytes_per_step, bidirectional=self.stack.bidirectional, members=members
         )
 
     def empty_dx(self, batch: Batch) -> Array:
