@@ -7,6 +7,7 @@
 >>> ba.SGD(lr=0.1).update(rnn.params, ba.clip_by_global_norm(grads.params, 1.0))
 """
 
+from ._version import __version__
 from .backend import Backend
 from .cells import Cell
 from .gradcheck import check_gradients
@@ -15,7 +16,6 @@ from .parity import compare_devices
 from .rnn import RNN
 from .state import Gradients, State
 
-__version__ = "0.1.0"
 __all__ = [
     "RNN",
     "SGD",
@@ -24,6 +24,7 @@ __all__ = [
     "Cell",
     "Gradients",
     "State",
+    "__version__",
     "check_gradients",
     "clip_by_global_norm",
     "compare_devices",

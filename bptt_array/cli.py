@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
+from ._version import __version__
 from .backend import DTYPES, cuda_description, cuda_device_count, resolve
 from .cells import CELLS
 from .distributed import communicator

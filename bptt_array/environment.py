@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from . import __version__
+from ._version import __version__
 
 #: Packages whose versions matter; CuPy's own name depends on the CUDA version.
 PACKAGES = ("numpy", "array-api-compat", "safetensors", "tqdm", "matplotlib")
