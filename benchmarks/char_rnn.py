@@ -16,8 +16,9 @@ import measure
 import numpy as np
 from peers import gradient_difference, into_torch
 
-from bptt_array.text import language_reference, read_texts
-from bptt_array.training import Options, Trainer
+from bptt_array.training.options import Options
+from bptt_array.training.text import language_reference, read_texts
+from bptt_array.training.trainer import Trainer
 
 BLOCK, WARM_UP = 20, 5
 

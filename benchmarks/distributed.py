@@ -25,7 +25,7 @@ import numpy as np
 from communication import Counting
 
 import bptt_array as ba
-from bptt_array.instructions import segments
+from bptt_array.schedules.instructions import segments
 
 #: Characters of the default training run.
 V = 103

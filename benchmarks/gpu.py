@@ -291,7 +291,7 @@ def gpu_description(backend):
     runtime = backend.cupy.cuda.runtime
     index = int(backend.name.partition(":")[2])
     return (
-        f"{ba.backend.cuda_description(index)}, CUDA driver {runtime.driverGetVersion()}, "
+        f"{ba.backend.cuda.cuda_description(index)}, CUDA driver {runtime.driverGetVersion()}, "
         f"runtime {runtime.runtimeGetVersion()}, CuPy {backend.cupy.__version__}"
     )
 

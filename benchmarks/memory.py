@@ -21,7 +21,7 @@ import numpy as np
 from peers import Ours, Problem, Shape, Torch, installed
 
 from bptt_array import schedules
-from bptt_array.instructions import Backward, Forward
+from bptt_array.schedules.instructions import Backward, Forward
 
 SHAPES = [Shape(T, 8, 16, 64, 8) for T in (1000, 10_000)]
 QUICK = [Shape(T, 2, 3, 8, 2) for T in (100, 400)]
@@ -30,7 +30,7 @@ QUICK = [Shape(T, 2, 3, 8, 2) for T in (100, 400)]
 MOST, BUDGETS, OF_THE_CURVE = 5, 7, 60
 
 #: What the planner minimizes, in words.
-COST = f"(steps forward + {schedules.RUN} for every run of a segment, forward or backward) / T"
+COST = f"(steps forward + {schedules.plans.RUN} for every run of a segment, forward or backward) / T"
 
 ALL = "bptt_array"
 TORCH, CHECKPOINTED = "torch.nn.RNN", "torch, checkpoints"
@@ -113,7 +113,7 @@ def planned(plan, T, memory=None):
     """What the planner says of a budget; ``cost``: what it minimizes, in which every run of a segment is RUN steps."""
     found = plan(memory=memory)
     runs = sum(isinstance(instruction, (Forward, Backward)) for instruction in found.schedule())
-    cost = (found.forward_steps + schedules.RUN * runs) / T
+    cost = (found.forward_steps + schedules.plans.RUN * runs) / T
     return {"budget": memory, "plan_bytes": found.peak, "forward": found.forward_steps / T, "cost": cost}
 
 

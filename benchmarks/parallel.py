@@ -16,11 +16,13 @@ import numpy as np
 import peers
 from peers import Ours, Problem, Shape, Torch, installed
 
-from bptt_array.cells import Tape
-from bptt_array.chunks import best_chunks, choose
-from bptt_array.instructions import segments
-from bptt_array.parallel import backward_parallel_
-from bptt_array.recurrence import StateProduct, backward_
+from bptt_array.bptt.chunk_times import choose
+from bptt_array.equations.cell import Tape
+from bptt_array.equations.parallel import backward_parallel_
+from bptt_array.equations.recurrence import backward_
+from bptt_array.equations.state_product import StateProduct
+from bptt_array.schedules.chunks import best_chunks
+from bptt_array.schedules.instructions import segments
 
 SHAPES = [Shape(T, 1, 4, H, 1) for T in (1000, 10_000, 30_000) for H in (8, 16, 32, 64)]
 QUICK = [Shape(200, 1, 4, 8, 1), Shape(400, 1, 4, 16, 1)]

@@ -19,8 +19,8 @@ import numpy as np
 from compare import QUICK, SHAPES
 from peers import Ours, Problem, Products, Shape
 
-from bptt_array import layer
-from bptt_array.direct import LossAtEveryStep
+from bptt_array.bptt import layer
+from bptt_array.bptt.direct import LossAtEveryStep
 
 #: A part, and the functions whose time it is. None of them is called by another one of these.
 PARTS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import measure
 
 from bptt_array import cli
-from bptt_array.runs import METRICS, PLOT, TIMES
+from bptt_array.runs.folder import METRICS, PLOT, TIMES
 
 
 def tables(result):

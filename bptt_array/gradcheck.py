@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import LARGEST_SEED, check_count, check_number, check_plain
-from .wording import said
+from .backend.arrays import check_plain
+from .checks import LARGEST_SEED, check_count, check_number, said
 
 HostArrays = Mapping[str, np.ndarray[Any, Any]]
-
 #: Central differences of fourth order: f'(0) = sum_k w_k f(k h) / h, error of order h^4.
 _STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 

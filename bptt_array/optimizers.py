@@ -11,10 +11,11 @@ from typing import Any
 
 import array_api_compat
 
-from .backend import DTYPES, Array, Backend, Elementwise, backend_of
-from .checks import check_count, check_number, check_plain, dtype_name, is_array, repeats_itself
-from .state import Gradients
-from .wording import said
+from .backend.arrays import check_plain, dtype_name, is_array, repeats_itself
+from .backend.devices import backend_of
+from .backend.portable import DTYPES, Array, Backend, Elementwise
+from .bptt.state import Gradients
+from .checks import check_count, check_number, said
 
 Arrays = Mapping[str, Array]
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import Backend, resolve
-from .checks import check_dtype
-from .rnn import RNN
-from .state import State
-from .wording import said
+from .backend.arrays import check_dtype
+from .backend.devices import resolve
+from .backend.portable import Backend
+from .bptt.state import State
+from .checks import said
+from .rnn.rnn import RNN
 
 T, N, I, H, O = 40, 6, 5, 32, 7  # noqa: E741
 SEGMENT = 8  # steps, in float64

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .checks import check_count, check_number
-from .flow import GradientFlow
-from .jacobians import HostArray, check_layer, check_numbers
-from .wording import said
+from .checks import check_count, check_number, said
+from .diagnostics.arguments import check_layer, check_numbers
+from .diagnostics.flow import GradientFlow
+from .diagnostics.trajectory import HostArray
+from .training.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from .progress import Progress
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")

@@ -21,10 +21,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from .wording import short
+from .checks import short
 
 HostArray = np.ndarray[Any, Any]
-
 #: The one string in a file's header, and what it is called there: JSON, since the order of several is not kept.
 KEY = "bptt_array"
 #: Bytes of a header: a model's are a few thousand, those of one that knows all of Unicode five million.
@@ -34,9 +33,6 @@ MOST_LISTS = 1 << 17
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8"}
 #: Names of files that are being written; one that is left over was never finished.
 _UNFINISHED = ".bptt_array.", ".new"
-
-
-# ---- writing ----------------------------------------------------------------------------------------------
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, *, flush: bool = True) -> None:
@@ -149,9 +145,6 @@ def _checksum(content: Mapping[str, Any], arrays: Mapping[str, HostArray]) -> st
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-# ---- reading ----------------------------------------------------------------------------------------------
 
 
 class Entry(NamedTuple):

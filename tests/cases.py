@@ -359,7 +359,7 @@ def _masks(case, k):
         return None
     backend = bptt_array.backend.NumpyBackend()
     rates = case.dropout, case.recurrent_dropout
-    dropout = bptt_array.dropout.Dropout(backend, np.float64, *rates, case.dropout_seed, SEED + k, None, 0, case.N)
+    dropout = bptt_array.bptt.dropout.Dropout(backend, np.float64, *rates, case.dropout_seed, SEED + k, None, 0, case.N)
     sides = (2,) if case.bidirectional else ()
     recurrent = [dropout.recurrent(layer, sides, case.N, case.H) for layer in range(case.layers)]
     width = case.H * case.directions
@@ -380,7 +380,7 @@ def make(ba, case, params, dtype="float64", backend=None):
     backend = ba.backend.NumpyBackend() if backend is None else backend
     step = case.N * case.H * np.dtype(dtype).itemsize
     backend.segment_bytes = (
-        case.segment * step * (1 if case.members is None else case.members * ba.instructions.STACKED)
+        case.segment * step * (1 if case.members is None else case.members * ba.schedules.instructions.STACKED)
     )
     rnn = ba.RNN(**case.network, dtype=dtype, device=backend)
     assert {name: value.shape for name, value in params.items()} == {k: tuple(v.shape) for k, v in rnn.params.items()}

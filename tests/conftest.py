@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import bptt_array as ba
-from bptt_array.backend import NumpyBackend, cuda_device_count
+from bptt_array.backend import NumpyBackend
+from bptt_array.backend.cuda import cuda_device_count
 
 
 def pytest_configure():

@@ -7,7 +7,11 @@ import signal
 import sys
 import time
 
-from bptt_array import cli, distributed, runs, training
+from bptt_array import cli, distributed
+from bptt_array.cli import flags
+from bptt_array.cli.train import _job
+from bptt_array.runs import folder as runs
+from bptt_array.training import trainer as training
 
 FAULT, *ARGUMENTS = sys.argv[1:]
 STEP = 10
@@ -81,10 +85,10 @@ def threads():
     import threadpoolctl
 
     def told(options):
-        cli._job(None)
+        _job(None)
         return print(json.dumps([pool["num_threads"] for pool in threadpoolctl.threadpool_info()])) or 0
 
-    cli.train = told
+    flags.train = told
 
 
 FAULTS = {

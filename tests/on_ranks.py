@@ -16,7 +16,7 @@ from shares import assert_near, assert_rows, bound, whole_and_parts
 import bptt_array as ba
 from bptt_array import distributed
 from bptt_array.backend import CupyBackend
-from bptt_array.state import Gradients, State
+from bptt_array.bptt.state import Gradients, State
 
 #: A few, one of each kind.
 FEW = [
@@ -386,7 +386,7 @@ def nccl(ranks):
     from cupyx import distributed as theirs
     from mpi4py import MPI
 
-    from bptt_array import transports
+    from bptt_array.distributed import transports
 
     calls = []
 

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bptt_array import parity, text
-from bptt_array.cli import main
+from bptt_array import parity
+from bptt_array.cli.start import main
+from bptt_array.training import text
 
 IN_CI = bool(os.environ.get("CI"))
 CASES = 400 if IN_CI else 60

@@ -28,7 +28,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
-from bptt_array import parity, sampling, schedules, text, training
+from bptt_array import parity, schedules
+from bptt_array.training import sampling, text
+from bptt_array.training import trainer as training
 
 IN_CI = bool(os.environ.get("CI"))
 CASES = 10_000 if IN_CI else 1_500
@@ -861,7 +863,7 @@ def schedule_calls(draw):
     wrong = {
         "T": steps,
         "memory": memories | st.integers(0, 10**6),
-        "costs": some | good | good | one_of(schedules.NOTHING, (1, 2, 3, 4, 5), [1, 2, 3, 4, 5]),
+        "costs": some | good | good | one_of(schedules.plans.NOTHING, (1, 2, 3, 4, 5), [1, 2, 3, 4, 5]),
         "longest": steps,
         "truncate": truncates,
         "whole": flags,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bptt_array as ba
-from bptt_array import backend as backend_module
+from bptt_array.backend import devices, portable
 
 T, N, I, H, O = 5, 3, 4, 6, 2  # noqa: E741
 
@@ -321,26 +321,26 @@ def test_an_update_that_cannot_be_done_changes_nothing(make):
 
 
 def test_cuda_without_cupy_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^device='cuda' needs CuPy, which is not installed: pip install"):
         ba.RNN(1, 1, device="cuda")
-    assert backend_module.resolve("auto").name == "cpu"
+    assert devices.resolve("auto").name == "cpu"
 
 
 def test_cuda_without_a_device_says_what_to_check(monkeypatch):
-    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(backend_module, "cupy_import_error", lambda: "")
-    monkeypatch.setattr(backend_module, "cuda_device_count", lambda: 0)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(devices, "cupy_import_error", lambda: "")
+    monkeypatch.setattr(devices, "cuda_device_count", lambda: 0)
     with pytest.raises(ValueError, match=r"^device='cuda:1': CuPy finds no CUDA device; check that nvidia-smi[^\n]*$"):
         ba.RNN(1, 1, device="cuda:1")
-    assert backend_module.resolve("auto").name == "cpu"
-    monkeypatch.setattr(backend_module, "cuda_device_count", lambda: 2)
+    assert devices.resolve("auto").name == "cpu"
+    monkeypatch.setattr(devices, "cuda_device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"^device='cuda:2' does not exist: CuPy finds 2 of them, cuda:0 to cuda:1$"):
         ba.RNN(1, 1, device="cuda:2")
 
 
 def test_a_namespace_that_cannot_be_written_to_is_refused(monkeypatch):
-    monkeypatch.setattr(backend_module.array_api_compat, "is_writeable_array", lambda array: False)
+    monkeypatch.setattr(portable.array_api_compat, "is_writeable_array", lambda array: False)
     with pytest.raises(TypeError, match="cannot be written in place"):
         ba.Backend(np)
 

@@ -74,7 +74,7 @@ def test_a_wrong_cell_is_found_by_the_public_gradient_check(update_gate):
         ba.check_gradients(loss, dict(rnn.params), grads.params)
 
 
-class ResetLast(ba.cells.GRU):
+class ResetLast(ba.equations.GRU):
     """A GRU without a bias of its own, whose dz changes after the loop all the same."""
 
     name = "reset last"
@@ -113,7 +113,7 @@ def test_a_cell_may_change_dz_without_parameters_of_its_own(axes):
 
 def test_cells_that_do_not_fit_together_say_why():
     def cell(**attributes):
-        return type("Odd", (ba.cells.GRU,), {"name": "odd", **attributes})()
+        return type("Odd", (ba.equations.GRU,), {"name": "odd", **attributes})()
 
     with pytest.raises(
         ValueError, match=r"<cell 'odd'> has own parameters of shapes \{'U': \(2, 2\)\}; expected vectors"
@@ -128,7 +128,7 @@ def test_cells_that_do_not_fit_together_say_why():
 
 def test_a_cell_has_the_name_of_its_class_and_an_lstm_made_by_hand_its_forget_gate():
     assert type("Mine", (ba.Cell,), {})().name == "Mine"
-    ba.RNN(3, 4, cell=ba.cells.LSTM(), forget_bias=1.0)
+    ba.RNN(3, 4, cell=ba.equations.LSTM(), forget_bias=1.0)
 
 
 def test_a_saved_network_needs_its_own_cell_to_be_read(update_gate, tmp_path):

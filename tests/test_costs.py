@@ -13,9 +13,10 @@ import pytest
 from conftest import needs_torch
 
 import bptt_array as ba
-from bptt_array.cells import Tape
-from bptt_array.recurrence import StateProduct, backward_, forward_
-from bptt_array.workspace import Loan, Workspace
+from bptt_array.bptt.workspace import Loan, Workspace
+from bptt_array.equations.cell import Tape
+from bptt_array.equations.recurrence import backward_, forward_
+from bptt_array.equations.state_product import StateProduct
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_nothing_is_allocated_per_time_step_on_numpy(name, members):
     S, N, H = 40, 256, 256
     lead = () if members is None else (members,)
     row = N * H * 4 * (members or 1)
-    backend, cell = ba.backend.NumpyBackend(), ba.cells.CELLS[name]
+    backend, cell = ba.backend.NumpyBackend(), ba.rnn.cells.CELLS[name]
     rng = np.random.default_rng(0)
 
     def normal(*shape):

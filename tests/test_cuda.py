@@ -9,7 +9,7 @@ from conftest import cuda, needs_cuda
 
 import bptt_array as ba
 from bptt_array import cli
-from bptt_array.instructions import Backward, Forward
+from bptt_array.schedules.instructions import Backward, Forward
 
 T, N, V, H = 12, 4, 7, 8
 

@@ -12,8 +12,7 @@ from conftest import backends_and_dtypes, needs_torch
 from test_docs import blocks
 
 import bptt_array as ba
-from bptt_array import diagnostics, jacobians, plots, serialization, singular
-from bptt_array import flow as flows
+from bptt_array import diagnostics, plots, serialization
 from bptt_array.diagnostics import (
     Diagnosis,
     GradientFlow,
@@ -21,10 +20,14 @@ from bptt_array.diagnostics import (
     gradient_flow,
     jacobian,
     jacobian_norms,
+    jacobians,
     lyapunov_exponents,
     saturation,
+    singular,
     singular_values,
+    trajectory,
 )
+from bptt_array.diagnostics import flow as flows
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +220,7 @@ def torch_as_numpy(torch):
 def test_segments_and_blocks_of_copies_give_the_same_numbers(monkeypatch):
     case = Case(layers=2, cell="lstm", lengths=LENGTHS, members=2, shared=False, weights=True)
     expected = flow_of(dataclasses.replace(case, segment=100))
-    monkeypatch.setattr("bptt_array.flow._BLOCK_BYTES", 1)
+    monkeypatch.setattr("bptt_array.diagnostics.flow._BLOCK_BYTES", 1)
     for segment in (1, 3):
         compare(flow_of(dataclasses.replace(case, segment=segment)), expected, 1e-12)
 
@@ -358,7 +361,7 @@ def test_jacobians_follow_the_chain_rule_and_are_the_identity_between_a_state_an
         parts = [jacobian(rnn, arrays["x"], *pair, **more) for pair in ((s, 6), (1, s))]
         assert np.allclose(parts[0] @ parts[1], whole, rtol=1e-12, atol=1e-15)
     assert np.array_equal(jacobian(rnn, arrays["x"], 3, 3, **more), np.broadcast_to(np.eye(S), (*lead, case.N, S, S)))
-    monkeypatch.setattr("bptt_array.jacobians._BLOCK_BYTES", 1)
+    monkeypatch.setattr("bptt_array.diagnostics.trajectory._BLOCK_BYTES", 1)
     assert np.allclose(jacobian(rnn, arrays["x"], 1, 6, **more), whole, rtol=1e-12, atol=1e-15)
 
 
@@ -467,12 +470,12 @@ def test_a_product_beyond_float32_is_as_exact_as_any_other(w, steps):
 def test_a_norm_may_come_back_from_beyond_float64():
     """1e200 to the power 2 and then 1e-100 to the power 3."""
     exact = np.array([[1e200, 0], [0, 1e-20]]), np.array([[1e-100, 0], [0, 1e-100]])
-    products = [jacobians._scaled(a, axis=(-2, -1)) for a in (exact[0], exact[0], exact[1], exact[1], exact[1])]
+    products = [trajectory.scaled(a, axis=(-2, -1)) for a in (exact[0], exact[0], exact[1], exact[1], exact[1])]
     J, exponents = np.eye(2), 0
     for a, of_a in products:
-        J, more = jacobians._scaled(J @ a, axis=(-2, -1))
+        J, more = trajectory.scaled(J @ a, axis=(-2, -1))
         exponents = exponents + of_a + more
-    assert jacobians._product(J, exponents) == pytest.approx(np.diag([1e100, 0]), rel=1e-12)
+    assert trajectory.unscaled(J, exponents) == pytest.approx(np.diag([1e100, 0]), rel=1e-12)
 
 
 def test_norms_of_products_that_overflow_are_infinite_and_never_no_number():
@@ -974,10 +977,10 @@ def test_a_network_that_is_no_number_is_diagnosed_as_such():
 
 
 def test_a_diagnosis_leaves_out_singular_values_that_are_too_much_work(monkeypatch):
-    monkeypatch.setattr(diagnostics, "_MULTIPLY_ADDS", 7 * 4 * 5 * 25 - 1)
+    monkeypatch.setattr(diagnostics.diagnosis, "_MULTIPLY_ADDS", 7 * 4 * 5 * 25 - 1)
     rnn, arrays, keywords = built(Case())
     assert diagnose(rnn, arrays["x"], arrays["target"], **keywords).singular_values is None
-    monkeypatch.setattr(diagnostics, "_MULTIPLY_ADDS", 7 * 4 * 5 * 25)
+    monkeypatch.setattr(diagnostics.diagnosis, "_MULTIPLY_ADDS", 7 * 4 * 5 * 25)
     assert diagnose(rnn, arrays["x"], arrays["target"], **keywords).singular_values is not None
 
 

@@ -14,8 +14,9 @@ from conftest import BACKENDS, backends_and_dtypes, needs_cuda
 from shares import check_parts
 
 import bptt_array as ba
-from bptt_array import distributed, transports
-from bptt_array.transports import Device
+from bptt_array import distributed
+from bptt_array.distributed import transports, world
+from bptt_array.distributed.transports import Device
 
 PROGRAM = mpi.TESTS / "on_ranks.py"
 
@@ -116,25 +117,25 @@ def test_launches_copies_and_waits(check):
 
 #: Known mistakes in what the ranks do together.
 MUTANTS = {
-    "means not weighted": ("distributed.py", "flat *= weight", "pass", "few_cases"),
-    "not divided by all steps": ("distributed.py", "flat[:-2] /= steps", "pass", "few_cases"),
-    "steps not sent": ("distributed.py", "flat[-2] = weight", "pass", "few_cases"),
-    "divided by zero steps": ("distributed.py", "steps = backend.xp.maximum(steps, backend.xp.full_like(steps, unit))", "pass", "messages"),
-    "weights that are not small": ("distributed.py", "weight = float(grads.steps or 0) * unit", "unit = 1.0; weight = float(grads.steps or 0)", "extremes"),
-    "states' gradients not of the whole loss": ("distributed.py", "State(*(_scaled(array, share)", "State(*(_scaled(array, None)", "few_cases"),
-    "inputs' gradients not of the whole loss": ("distributed.py", "_scaled(grads.x, share)", "grads.x", "few_cases"),
-    "views in the wrong places": ("distributed.py", "start += size", "start += size - (size > 8)", "few_cases"),
-    "the flag not sent": ("distributed.py", "flat[-1] = float(flag)", "pass", "messages"),
-    "a flag that counts steps": ("distributed.py", "steps, flags = flat[-2], flat[-1]", "steps, flags = flat[-2], flat[-2]", "messages"),
-    "two messages": ("transports.py", "self._on_host(flat, lambda host: self.comm.Allreduce(MPI.IN_PLACE, host))", "self._on_host(flat[:9], lambda host: self.comm.Allreduce(MPI.IN_PLACE, host)); self._on_host(flat[9:], lambda host: self.comm.Allreduce(MPI.IN_PLACE, host))", "messages"),
-    "nothing sent": ("transports.py", "self._on_host(flat, lambda host: self.comm.Allreduce(MPI.IN_PLACE, host))", "pass", "few_cases"),
-    "broadcast from rank 0 always": ("transports.py", "self.comm.Bcast(host, root=root)", "self.comm.Bcast(host, root=0)", "broadcasting"),
-    "parameters replaced, not written": ("distributed.py", "params[name][...] = value", "params[name] = value", "broadcasting"),
-    "nothing compared": ("distributed.py", "if digests.get(name) != of_ranks[0].get(name)", "if False", "broadcasting"),
-    "what differs is sent all the same": ("distributed.py", "_check_alike(layouts)", "pass", "disagreements"),
-    "parts that overlap": ("distributed.py", "first = self.rank * each + min(self.rank, more)", "first = self.rank * each", "parts"),
-    "the rest of a division lost": ("distributed.py", "first + each + (self.rank < more)", "first + each", "parts"),
-    "masks of the part, not of the batch": ("rnn.py", "first, batch = check_dropout_rows(rows, N)", "first, batch = 0, N", "training"),
+    "means not weighted": ("distributed/ranks.py", "flat *= weight", "pass", "few_cases"),
+    "not divided by all steps": ("distributed/ranks.py", "flat[:-2] /= steps", "pass", "few_cases"),
+    "steps not sent": ("distributed/ranks.py", "flat[-2] = weight", "pass", "few_cases"),
+    "divided by zero steps": ("distributed/ranks.py", "steps = backend.xp.maximum(steps, backend.xp.full_like(steps, unit))", "pass", "messages"),
+    "weights that are not small": ("distributed/ranks.py", "weight = float(grads.steps or 0) * unit", "unit = 1.0; weight = float(grads.steps or 0)", "extremes"),
+    "states' gradients not of the whole loss": ("distributed/ranks.py", "State(*(_scaled(array, share)", "State(*(_scaled(array, None)", "few_cases"),
+    "inputs' gradients not of the whole loss": ("distributed/ranks.py", "_scaled(grads.x, share)", "grads.x", "few_cases"),
+    "views in the wrong places": ("distributed/ranks.py", "start += size", "start += size - (size > 8)", "few_cases"),
+    "the flag not sent": ("distributed/ranks.py", "flat[-1] = float(flag)", "pass", "messages"),
+    "a flag that counts steps": ("distributed/ranks.py", "steps, flags = flat[-2], flat[-1]", "steps, flags = flat[-2], flat[-2]", "messages"),
+    "two messages": ("distributed/transports.py", "self._on_host(flat, lambda host: self.comm.Allreduce(MPI.IN_PLACE, host))", "self._on_host(flat[:9], lambda host: self.comm.Allreduce(MPI.IN_PLACE, host)); self._on_host(flat[9:], lambda host: self.comm.Allreduce(MPI.IN_PLACE, host))", "messages"),
+    "nothing sent": ("distributed/transports.py", "self._on_host(flat, lambda host: self.comm.Allreduce(MPI.IN_PLACE, host))", "pass", "few_cases"),
+    "broadcast from rank 0 always": ("distributed/transports.py", "self.comm.Bcast(host, root=root)", "self.comm.Bcast(host, root=0)", "broadcasting"),
+    "parameters replaced, not written": ("distributed/ranks.py", "params[name][...] = value", "params[name] = value", "broadcasting"),
+    "nothing compared": ("distributed/ranks.py", "if digests.get(name) != of_ranks[0].get(name)", "if False", "broadcasting"),
+    "what differs is sent all the same": ("distributed/ranks.py", "_check_alike(layouts)", "pass", "disagreements"),
+    "parts that overlap": ("distributed/ranks.py", "first = self.rank * each + min(self.rank, more)", "first = self.rank * each", "parts"),
+    "the rest of a division lost": ("distributed/ranks.py", "first + each + (self.rank < more)", "first + each", "parts"),
+    "masks of the part, not of the batch": ("rnn/rnn.py", "first, batch = check_dropout_rows(rows, N)", "first, batch = 0, N", "training"),
 }  # fmt: skip
 
 
@@ -194,7 +195,7 @@ def test_a_launcher_of_another_mpi_is_found_out(name):
     _, err = python(
         "import sys, types; from bptt_array import distributed\n"
         "world = types.SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 1)\n"
-        "distributed._world, distributed.library = (lambda: world), (lambda: 'an MPI')\n"
+        "distributed.ranks.all_processes, distributed.ranks.library = (lambda: world), (lambda: 'an MPI')\n"
         f"import os; os.environ['{name}'] = '4'\n"
         "distributed.communicator()"
     )
@@ -218,7 +219,7 @@ def test_a_launcher_of_another_mpi_is_found_out(name):
     ids=str,
 )
 def test_what_launchers_say(environment, expected, monkeypatch):
-    for name in (*distributed._SIZES, *distributed._RANKS, distributed._SLURM_SIZE):
+    for name in (*world._SIZES, *world._RANKS, world._SLURM_SIZE):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -13,7 +13,7 @@ import bptt_array
 from bptt_array import cli
 
 README = Path(__file__).parent.parent / "README.md"
-MODULES = [module.name for module in pkgutil.iter_modules(bptt_array.__path__) if module.name != "__main__"]
+MODULES = [module.name for module in pkgutil.walk_packages(bptt_array.__path__) if module.name != "__main__"]
 
 
 @pytest.mark.parametrize("name", ["", *MODULES])

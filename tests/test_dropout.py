@@ -7,7 +7,7 @@ import pytest
 from conftest import backends_and_dtypes
 
 import bptt_array as ba
-from bptt_array.dropout import Dropout, _hash_, _signed
+from bptt_array.bptt.dropout import Dropout, _hash_, _signed
 
 T, N, K = 40, 8, 32
 

@@ -18,11 +18,13 @@ import pytest
 from safetensors.numpy import save
 
 import bptt_array as ba
-from bptt_array import checkpoints, cli, runs, serialization
-from bptt_array.cells import Cell
-from bptt_array.options import Options
-from bptt_array.progress import Listener
-from bptt_array.training import Trainer
+from bptt_array import cli, serialization
+from bptt_array.equations.cell import Cell
+from bptt_array.runs import checkpoints
+from bptt_array.runs import folder as runs
+from bptt_array.training.listener import Listener
+from bptt_array.training.options import Options
+from bptt_array.training.trainer import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
 

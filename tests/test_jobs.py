@@ -1,5 +1,6 @@
 """The command line on real ranks: the same run however many there are, and what becomes of all when one fails."""
 
+import importlib.util
 import json
 import os
 import re
@@ -15,9 +16,12 @@ import numpy as np
 import pytest
 from conftest import needs_cuda
 
-from bptt_array import checkpoints, cli, jobs, runs
+from bptt_array import cli
+from bptt_array.cli import job as jobs
 from bptt_array.distributed import OneProcess
-from bptt_array.runs import read_metrics
+from bptt_array.runs import checkpoints
+from bptt_array.runs import folder as runs
+from bptt_array.runs.folder import read_metrics
 
 
 def flags(text):
@@ -161,7 +165,7 @@ def test_a_run_of_one_process_goes_on_on_several(text_file, tmp_path):
 
 def stop_at(step, arguments):
     """Run a command in this process until a signal after some update."""
-    from bptt_array import training
+    from bptt_array.training import trainer as training
 
     update = training.Trainer.update
 
@@ -352,7 +356,7 @@ def test_a_transport_is_for_several_processes(capsys):
 
 def test_a_launcher_without_mpi4py_is_an_error_that_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setenv("PMI_SIZE", "2")
-    find = cli.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mpi4py" else find(name))
     assert cli.main(["train"]) == 2
     assert re.match(r"bptt-array: error: .* needs mpi4py and an MPI: pip install mpi4py mpich", capsys.readouterr().err)

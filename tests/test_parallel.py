@@ -12,12 +12,15 @@ import pytest
 from conftest import backends_and_dtypes, cuda
 
 import bptt_array as ba
-from bptt_array import chunks as deciding
 from bptt_array.backend import NumpyBackend, resolve
-from bptt_array.cells import CELLS, Tape
-from bptt_array.chunks import Timings, best_chunks, choose
-from bptt_array.parallel import backward_parallel_, extra_bytes
-from bptt_array.recurrence import StateProduct, backward_
+from bptt_array.bptt import chunk_times as deciding
+from bptt_array.bptt.chunk_times import Timings, choose
+from bptt_array.equations.cell import Tape
+from bptt_array.equations.parallel import backward_parallel_, extra_bytes
+from bptt_array.equations.recurrence import backward_
+from bptt_array.equations.state_product import StateProduct
+from bptt_array.rnn.cells import CELLS
+from bptt_array.schedules.chunks import LONGEST_CHUNK, best_chunks
 
 #: A device that does nothing in parallel: a step costs what its arithmetic costs; and one on which a call costs most.
 FLOP_BOUND = Timings(step=1e-6, start=1e-6, call=1e-9, work=20e-6)
@@ -175,7 +178,7 @@ def test_a_product_of_jacobians_may_overflow_where_the_gradient_does_not_and_sho
 
 @pytest.mark.parametrize("factor", [4.0, 0.25])
 def test_a_chunk_of_the_longest_length_holds_factors_of_four_a_step(factor):
-    S, backend = 2 * deciding.LONGEST_CHUNK, NumpyBackend()
+    S, backend = 2 * LONGEST_CHUNK, NumpyBackend()
     rows, dz = np.zeros((S + 1, 1, 1), "float32"), np.ones((S, 1, 1), "float32")
     W = np.full((1, 1), factor, "float32")
     with np.errstate(over="raise", under="raise", invalid="raise"):
@@ -301,12 +304,12 @@ def test_the_best_number_of_chunks_has_the_fewest_dependent_calls(S):
     def calls(C):
         return 2 * S if C == 1 else 5 * (S // C) + 2 * C + 2 * (S % C)
 
-    possible = [C for C in range(1, S + 1) if C == 1 or S // C <= deciding.LONGEST_CHUNK]
+    possible = [C for C in range(1, S + 1) if C == 1 or S // C <= LONGEST_CHUNK]
     assert calls(best_chunks(S)) == min(map(calls, possible))
 
 
 def test_chunks_are_never_longer_than_the_longest():
-    assert all(S // best_chunks(S) <= deciding.LONGEST_CHUNK for S in (10_000, 12_345, 100_000, 1_000_000))
+    assert all(S // best_chunks(S) <= LONGEST_CHUNK for S in (10_000, 12_345, 100_000, 1_000_000))
 
 
 def test_a_device_bound_by_launches_runs_in_chunks_and_one_bound_by_arithmetic_does_not():

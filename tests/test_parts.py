@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import bptt_array as ba
-from bptt_array import models, serialization
-from bptt_array.initializers import initial_parameters
-from bptt_array.instructions import Backward, Forward, full, segment_length, segments, truncated
+from bptt_array import serialization
+from bptt_array.rnn import files as models
+from bptt_array.rnn.initializers import initial_parameters
+from bptt_array.schedules.instructions import Backward, Forward, full, segment_length, segments, truncated
 
 
 @given(T=st.integers(1, 60), k=st.integers(1, 70), length=st.integers(1, 70))

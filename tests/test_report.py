@@ -12,8 +12,11 @@ import threading
 import numpy as np
 import pytest
 
-from bptt_array import checkpoints, cli, report, runs
+from bptt_array import cli
 from bptt_array.diagnostics import Diagnosis
+from bptt_array.runs import checkpoints, report
+from bptt_array.runs import folder as runs
+from bptt_array.training.checkpoint import json_line
 
 #: What would do harm if a page took it for more than text.
 HOSTILE = "</pre><script>document.title='owned'</script><img src='http://127.0.0.1:{port}/leak.png'>&amp;\x00\x1b[2J"
@@ -101,7 +104,7 @@ def with_sample(folder, copy, sample):
     shutil.copytree(folder, copy)
     lines = [json.loads(line) for line in (copy / runs.METRICS).read_text().splitlines()]
     lines[-1]["sample"] = sample
-    (copy / runs.METRICS).write_bytes(b"".join(map(checkpoints.json_line, lines)))
+    (copy / runs.METRICS).write_bytes(b"".join(map(json_line, lines)))
     return copy
 
 
@@ -251,6 +254,6 @@ def test_the_command_writes_the_page_and_says_what_is_wrong(folder, tmp_path, ca
     (tmp_path / "run" / runs.DIAGNOSES / "step-00000010.safetensors").write_bytes(b"no")
     assert cli.main(["report", str(tmp_path / "run")]) == 2
     assert "is damaged or no safetensors file" in capsys.readouterr().err
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["report", str(folder)]) == 2
     assert "report needs matplotlib: pip install matplotlib" in capsys.readouterr().err

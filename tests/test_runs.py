@@ -17,11 +17,15 @@ import pytest
 from conftest import backends_and_dtypes, cuda
 
 import bptt_array as ba
-from bptt_array import checkpoints, claims, cli, divergence, report, runs, serialization, training
+from bptt_array import cli, serialization
 from bptt_array.backend import NumpyBackend, resolve
-from bptt_array.options import Options
-from bptt_array.progress import Listener
-from bptt_array.training import Trainer
+from bptt_array.runs import checkpoints, claims, report
+from bptt_array.runs import folder as runs
+from bptt_array.training import divergence
+from bptt_array.training import trainer as training
+from bptt_array.training.listener import Listener
+from bptt_array.training.options import Options
+from bptt_array.training.trainer import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
 TINY = {"hidden": 8, "seq_len": 8, "batch": 4, "steps": 40, "checkpoint_every": 7, "eval_every": 12}
@@ -213,7 +217,9 @@ def test_the_state_of_another_optimizer_is_refused():
 #: that most of its life is training and not the import of NumPy.
 KILLER = """
 import json, os, random, signal, sys, time
-from bptt_array import cli, runs, training, plots  # before any fork
+from bptt_array import cli, plots  # before any fork, like the next two
+from bptt_array.runs import listeners
+from bptt_array.training import trainer
 
 def child(arguments):
     process = os.fork()
@@ -509,14 +515,15 @@ def test_a_run_that_has_learnt_something_is_never_removed(text_file, tmp_path, m
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_two_signals_at_once_lose_nothing(number, text_file, tmp_path):
     code = (
-        "import os, signal, sys, threading; from bptt_array import cli, runs, training, plots\n"
+        "import os, signal, sys, threading; from bptt_array import cli, plots\n"
+        "from bptt_array.runs import listeners; from bptt_array.training import trainer\n"
         f"def twice(): [os.kill(os.getpid(), signal.{number}) for _ in range(2)]\n"
-        "update, count = training.Trainer.update, []\n"
+        "update, count = trainer.Trainer.update, []\n"
         "def spied(*arguments):\n"
         "    count.append(1)\n"
         "    if len(count) == 50: threading.Thread(target=twice).start()\n"
         "    return update(*arguments)\n"
-        "training.Trainer.update = spied; sys.exit(cli.main(sys.argv[1:]))"
+        "trainer.Trainer.update = spied; sys.exit(cli.main(sys.argv[1:]))"
     )
     folder = tmp_path / "run"
     options = [*SMALL, "--steps", "1000000", "--checkpoint-every", "10", "--out", str(folder)]

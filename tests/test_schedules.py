@@ -13,10 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
-from bptt_array import layer, schedules, sizes
-from bptt_array.checkpointing import Back, Forget, Load, Reversals, Run, Save, two_sweeps
-from bptt_array.instructions import Backward, Checkpoint, Discard, Forward, Restore, overlapping
-from bptt_array.schedules import Costs, plan
+from bptt_array import schedules
+from bptt_array.bptt import layer
+from bptt_array.schedules import Costs, plan, sizes
+from bptt_array.schedules.instructions import Backward, Checkpoint, Discard, Forward, Restore, overlapping
+from bptt_array.schedules.reversals import Back, Forget, Load, Reversals, Run, Save, two_sweeps
 
 
 def revolve(n, snapshots):
@@ -357,7 +358,7 @@ def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
     rnn.loss_and_grad(x, target, **call)  # whatever else is left by a step with all the memory in the world
     for memory in (int(least + part * (most - least)) for part in (0.04, 0.3, 1.0)):
         plan = rnn.plan(x.shape, memory, **planned)
-        schedules._within.cache_clear()  # planning is within the budget too
+        schedules.plans._within.cache_clear()  # planning is within the budget too
         peaks = []
         for _ in range(2):  # the second one begins with the arrays of the first
             tracemalloc.start()
@@ -575,7 +576,7 @@ def test_checking_classes_takes_no_memory_that_grows_with_time():
     T = 2_000_000
     target = np.broadcast_to(np.uint8(3), (T, 1))
     tracemalloc.start()
-    ba.checks.check_range("target", target, 5, "classes", ba.backend.NumpyBackend(), None, read=False)
+    ba.rnn.arguments.check_range("target", target, 5, "classes", ba.backend.NumpyBackend(), None, read=False)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < T

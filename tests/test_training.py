@@ -17,13 +17,17 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import bptt_array as ba
-from bptt_array import checkpoints, claims, cli, environment, models, plots, runs, training
+from bptt_array import cli, plots
 from bptt_array.backend import NumpyBackend
-from bptt_array.options import Options
-from bptt_array.sampling import sample
-from bptt_array.signals import Stop
-from bptt_array.text import Streams, Vocabulary, language_reference, read_texts
-from bptt_array.training import Trainer
+from bptt_array.rnn import files as models
+from bptt_array.runs import checkpoints, claims, environment
+from bptt_array.runs import folder as runs
+from bptt_array.runs.signals import Stop
+from bptt_array.training import trainer as training
+from bptt_array.training.options import Options
+from bptt_array.training.sampling import sample
+from bptt_array.training.text import Streams, Vocabulary, language_reference, read_texts
+from bptt_array.training.trainer import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
 SMALL = ["--hidden", "16", "--seq-len", "8", "--batch", "4", "--steps", "30"]
@@ -510,7 +514,7 @@ def test_train_refuses_what_it_cannot_read_and_overwrites_nothing(run_folder, tm
 
 
 def test_train_without_its_extras_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "train needs tqdm and matplotlib: pip install tqdm matplotlib" in fails(capsys, "train")
 
 
@@ -603,7 +607,7 @@ def test_ctrl_c_anywhere_else_is_one_line(monkeypatch, capsys):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "info", interrupted)
+    monkeypatch.setattr(cli.flags, "info", interrupted)
     assert cli.main(["info"]) == 130
     assert capsys.readouterr().err == "bptt-array: interrupted\n"
 

@@ -1,0 +1,149 @@
+"""3.1.1: the direct part of ``dh_t``, what the output at step t tells the hidden state at step t.
+
+Two sources: a loss, computed per segment while the backward sweep passes (so that outputs for all of T never
+exist at once), or a gradient ``dy`` that the caller brings. Two readouts: every step, or the last valid one.
+Each is a :class:`bptt_array.bptt.unrolled.DirectPart`.
+"""
+
+from __future__ import annotations
+
+from ..backend.portable import Array, Backend
+from ..equations.losses import Objective
+from ..equations.readout import Readout
+from .batch import Batch
+from .padding import Feed, Padding
+
+
+class LossAtEveryStep:
+    """``L = sum_t L_t`` over all valid steps; :attr:`loss` adds up over the segments."""
+
+    def __init__(
+        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: dict[str, Array]
+    ) -> None:
+        backend, padding = objective.readout.backend, batch.padding
+        self.objective = objective
+        self.batch = batch
+        # classes: as many axes as the weights, and no features
+        features = target.ndim > 2 + (batch.members is not None)
+        self.target = Feed(backend, target, padding, features=features)
+        self.weights = None if weights is None else Feed(backend, weights, padding, features=False)
+        self.grads = grads
+        self.loss = batch.no_loss
+
+    def add_loss(self, start: int, stop: int, h: Array, last: Array) -> Array:
+        """Add the loss of a segment to :attr:`loss`; returns ``dv (S, [E,] N, O)``."""
+        loss, dv = self.objective(h, self.target(start, stop), self._weights(start, stop, h))
+        self.loss = self.loss + loss
+        return dv
+
+    def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
+        dv = self.add_loss(start, stop, h, last)
+        self.objective.readout.backward_(dh, dv, h, self.grads)
+
+    def _weights(self, start: int, stop: int, h: Array) -> Array | None:
+        padding = self.batch.padding
+        if self.weights is not None:
+            return self.weights(start, stop)  # zero past the end
+        if padding is None or not padding.begins_before(stop):
+            return None
+        valid = padding.backend.xp.astype(padding.valid(start, stop), h.dtype)
+        return valid if self.batch.members is None else valid[:, None, :]
+
+
+class LossAtLastStep:
+    """A loss of the last valid step of every sequence, in the segment in which that step is."""
+
+    def __init__(
+        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: dict[str, Array]
+    ) -> None:
+        backend = objective.readout.backend
+        self.objective = objective
+        features = target.ndim > 1 + (batch.members is not None)
+        self.target = Feed(backend, target, None, features=features)(0, target.shape[0])
+        self.weights = None if weights is None else Feed(backend, weights, None, features=False)(0, weights.shape[0])
+        self.T = batch.T
+        self.padding = batch.padding
+        if self.padding is not None:  # a sequence of length 0 has no output: its target may be anything
+            self.target = self.padding.zeroed_if_empty(self.target, features=features)
+        self.grads = grads
+        self.loss = batch.no_loss
+
+    def add_loss(self, start: int, stop: int, h: Array, last: Array) -> tuple[Array, Array] | None:
+        """Add the loss of the sequences that end in a segment; returns their ``h`` and ``dv ([E,] N, O)``."""
+        weights, padding, xp = self.weights, self.padding, self.objective.readout.backend.xp
+        if padding is not None:
+            if not padding.ends_within(start, stop):
+                return None
+            weights = self._weights_of_those_ending(padding, start, stop, last)
+            last = xp.where(padding.last(start, stop)[:, None], last, xp.zeros_like(last))
+        elif stop != self.T:
+            return None
+        loss, dv = self.objective(last, self.target, weights)
+        self.loss = self.loss + loss
+        return last, dv
+
+    def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> Array | None:
+        dh[...] = 0
+        ending = self.add_loss(start, stop, h, last)
+        if ending is None:
+            return None
+        last, dv = ending
+        d_last = self.objective.readout.backend.empty(last.shape, last.dtype)
+        self.objective.readout.backward_(d_last, dv, last, self.grads)
+        return d_last
+
+    def _weights_of_those_ending(self, padding: Padding, start: int, stop: int, h: Array) -> Array:
+        xp = padding.backend.xp
+        ends_here = padding.last(start, stop)
+        if self.weights is None:
+            return xp.astype(ends_here, h.dtype)
+        return xp.where(ends_here, self.weights, xp.zeros_like(self.weights))
+
+
+def loss_head(
+    mode: str,
+    objective: Objective,
+    target: Array,
+    weights: Array | None,
+    batch: Batch,
+    grads: dict[str, Array],
+) -> LossAtEveryStep | LossAtLastStep:
+    """The loss for a readout of ``"every"`` step or of the ``"last"``; ``grads`` are the readout's."""
+    head = LossAtEveryStep if mode == "every" else LossAtLastStep
+    return head(objective, target, weights, batch, grads)
+
+
+class GivenAtEveryStep:
+    """A gradient ``dy`` of the outputs of every step, from the caller."""
+
+    def __init__(self, readout: Readout, dy: Feed, grads: dict[str, Array]) -> None:
+        self.readout = readout
+        self.dy = dy
+        self.grads = grads
+
+    def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
+        dv = output_gradient(self.readout, h, self.dy(start, stop))
+        self.readout.backward_(dh, dv, h, self.grads)
+
+
+def nothing_direct(start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
+    """No loss at any step: all gradient comes in through the last state."""
+    dh[...] = 0
+
+
+def output_gradient(readout: Readout, h: Array, dy: Array) -> Array:
+    """``dv = g'(v)^T dy`` (3.2). The outputs are computed again from ``h``, where g' needs them at all."""
+    if readout.g.name == "identity":
+        return dy
+    return readout.g.vjp(readout.backend, readout(h), dy)
+
+
+def last_state_gradient(
+    backend: Backend, readout: Readout, h: Array, dy: Array, padding: Padding | None, grads: dict[str, Array]
+) -> Array:
+    """The gradient of the last states ``h ([E,] N, H)`` from ``dy ([E,] N, O)`` of a readout of the last step."""
+    if padding is not None:
+        h, dy = padding.zeroed_if_empty(h), padding.zeroed_if_empty(dy)  # a sequence of length 0 has no output
+    dh = backend.empty(h.shape, h.dtype)
+    readout.backward_(dh, output_gradient(readout, h, dy), h, grads)
+    return dh

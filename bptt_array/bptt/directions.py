@@ -1,0 +1,69 @@
+"""Two directions in one loop: the second reads every sequence from its end.
+
+A layer with two directions is one stacked layer, with an axis of 2 before N. Its second half is fed the valid part of
+every sequence back to front, padding stays behind it, and what it gives is turned around again: the same gather
+each way, since turning twice changes nothing, and backward too, since a gather that turns is its own transpose.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..backend.portable import Array, Backend
+from .padding import Padding
+
+
+def reverse(backend: Backend, a: Array, padding: Padding | None) -> Array:
+    """``a (T, ..., N, K)`` with the valid part of every sequence back to front."""
+    xp = backend.xp
+    if padding is None:
+        return xp.flip(a, axis=0)
+    T, *lead, N, K = a.shape
+    between = xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))  # which row of N, ...
+    index = xp.reshape(padding.reversed_steps(T), (T, *(1,) * len(lead), N)) * math.prod(lead) + between
+    index = index * N + backend.arange(N)  # ... and which of its sequences
+    turned = backend.empty(a.shape, a.dtype)
+    backend.take_rows_(turned, xp.reshape(a, (-1, K)), index)
+    return turned
+
+
+def both(backend: Backend, x: Array, padding: Padding | None) -> Array:
+    """``x (T, ..., N, K)`` as the two directions read it, ``(T, ..., 2, N, K)``."""
+    result = backend.empty((*x.shape[:-2], 2, *x.shape[-2:]), x.dtype)
+    result[..., 0, :, :] = x
+    result[..., 1, :, :] = reverse(backend, x, padding)
+    return result
+
+
+def of_both(backend: Backend, dx: Array, padding: Padding | None) -> Array:
+    """The gradient of :func:`both`: ``dx (T, ..., 2, N, K)`` to ``(T, ..., N, K)``."""
+    result: Array = dx[..., 0, :, :] + reverse(backend, dx[..., 1, :, :], padding)
+    return result
+
+
+def merge(backend: Backend, h: Array, padding: Padding | None) -> Array:
+    """What the two directions say of every step: ``h (T, ..., 2, N, H)`` to ``(T, ..., N, 2H)``."""
+    H = h.shape[-1]
+    result = backend.empty((*h.shape[:-3], h.shape[-2], 2 * H), h.dtype)
+    result[..., :H] = h[..., 0, :, :]
+    result[..., H:] = reverse(backend, h[..., 1, :, :], padding)
+    return result
+
+
+def split_(backend: Backend, dh: Array, d_merged: Array, padding: Padding | None) -> None:
+    """The gradient of :func:`merge`: writes ``dh (T, ..., 2, N, H)`` from ``d_merged (T, ..., N, 2H)``."""
+    H = dh.shape[-1]
+    dh[..., 0, :, :] = d_merged[..., :H]
+    dh[..., 1, :, :] = reverse(backend, d_merged[..., H:], padding)
+
+
+def merge_last(backend: Backend, h: Array) -> Array:
+    """Last states of both directions, ``(..., 2, N, H)``, side by side: ``(..., N, 2H)``."""
+    xp = backend.xp
+    return xp.concat([h[..., 0, :, :], h[..., 1, :, :]], axis=-1)
+
+
+def split_last(backend: Backend, d_merged: Array) -> Array:
+    """The gradient of :func:`merge_last`: ``(..., N, 2H)`` to ``(..., 2, N, H)``."""
+    H = d_merged.shape[-1] // 2
+    return backend.xp.stack([d_merged[..., :H], d_merged[..., H:]], axis=-3)

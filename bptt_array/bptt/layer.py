@@ -1,0 +1,326 @@
+"""One layer over time, segment by segment: forward, and backward through what that left.
+
+In which order segments run is a schedule's business (``schedules/``), what happens inside of one the recurrence's
+(``equations/recurrence.py``); where its input comes from and where the gradient of its states comes from is the
+caller's. Axes ``...`` are those of the members of an ensemble, then of two directions, as far as there are any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from operator import add
+from typing import NamedTuple
+
+from ..backend.portable import Array, Backend
+from ..equations.cell import Cell, Tape
+from ..equations.parallel import backward_parallel_
+from ..equations.recurrence import backward_, forward_, project_
+from ..equations.state_product import StateProduct
+from ..equations.sums import add_to, bias_sum, flat, weight_sum
+from ..schedules.chunks import best_chunks
+from . import chunk_times
+from .padding import Padding
+from .workspace import Loan, Scratch
+
+States = tuple[Array, ...]
+
+
+class Layer(NamedTuple):
+    """A cell and its parameters: ``W_xh (..., G*H, I)``, ``W_hh (..., G*H, H)``, ``b_h (..., G*H)`` and its own."""
+
+    cell: Cell
+    params: Mapping[str, Array]
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.params["W_hh"].shape[-1])
+
+
+class Segment(NamedTuple):
+    """What a segment left: its input, what its cell kept, and the arrays in which that is."""
+
+    x: Array
+    tape: Tape
+    arrays: list[Array]
+
+
+class LayerForward:
+    """A layer run forward over a batch of T steps.
+
+    Parameters
+    ----------
+    initial : tuple of (..., N, H)
+        The states before the first step.
+    arrays : Loan
+        Where what a segment leaves is written, until it is released.
+    rows : Scratch
+        Where z is written, for one segment after the other; knows how long the longest is.
+    mask : (..., N, H), optional
+        What multiplies the state that goes into ``W_hh``.
+    tokens : bool
+        Whether inputs are integers.
+
+    Attributes
+    ----------
+    last : tuple of (..., N, H)
+        The states after the last valid step of every sequence, once all segments have run.
+    state : tuple of (..., N, H)
+        The states before the segment that comes next; never written to, so a reference to it is a checkpoint.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        layer: Layer,
+        initial: States,
+        T: int,
+        padding: Padding | None,
+        arrays: Loan,
+        rows: Scratch,
+        mask: Array | None = None,
+        *,
+        tokens: bool = False,
+    ) -> None:
+        self.backend = backend
+        self.layer = layer
+        self.initial = initial
+        self.T = T
+        self.padding = padding
+        self.arrays = arrays
+        self._rows = rows
+        self.mask = mask
+        self.tokens = tokens
+        self.last = initial
+        # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
+        self.state = initial if padding is None else tuple(map(padding.zeroed_if_empty, initial))
+        self._kept: dict[int, Segment] = {}
+        self._table: Array | None = None  # (I, G*H) rows: W_xh x + b_h for every token x, of one member after the other
+        product = StateProduct(backend, layer.params["W_hh"].mT, initial[0].shape[:-1], T, mask)
+        self._step = layer.cell.forward_(backend, layer.params, product)
+
+    def forward(self, start: int, stop: int, x: Array) -> Array:
+        """Run the next segment on ``x (S, ..., N, I)`` or tokens ``(S, ..., N)``; returns its ``h (S, ..., N, H)``.
+
+        Axes of ``x`` in between may be 1, where members or directions share it. What the segment leaves is kept.
+        """
+        backend, (cell, params) = self.backend, self.layer
+        steps, row, dtype = stop - start, self.state[0].shape, params["W_hh"].dtype
+        longest = self._rows.longest  # one shape for all, so that the next segment can have what one gives back
+        arrays = [self.arrays.empty((longest + 1, *row), dtype) for _ in cell.states]
+        states = tuple([array[: steps + 1, ...] for array in arrays])
+        for buffer, before in zip(states, self.state, strict=True):
+            buffer[0, ...] = before
+        kept = None
+        if cell.keeps:
+            arrays.append(self.arrays.empty((longest, cell.keeps, *row), dtype))
+            kept = arrays[-1][:steps, ...]
+        tape = Tape(states, kept)
+        z = None if cell.in_place else self._rows("z", steps, (*row[:-1], cell.gates * row[-1]), dtype)
+        if self.tokens:
+            self._look_up(tape.h if z is None else z, x)
+        else:
+            project_(backend, tape.h if z is None else z, x, params["W_xh"], params["b_h"])
+        forward_(backend, cell, self._step, z, tape)
+        self._without_padding(start, stop, tape)
+        self.state = tuple([backend.copy(state[steps, ...]) for state in tape.states])
+        if self.padding is None and stop == self.T:
+            self.last = self.state
+        self._kept[start] = Segment(x, tape, arrays)
+        return tape.h
+
+    def _look_up(self, rows: Array, x: Array) -> None:
+        """``rows[t] <- W_xh x_t + b_h`` for tokens: columns of W_xh, without a one-hot array."""
+        backend, params = self.backend, self.layer.params
+        xp, W_xh, b_h = backend.xp, params["W_xh"], params["b_h"]
+        *lead, GH, I = W_xh.shape  # noqa: E741
+        if not lead and self.T * x.shape[-1] < I:  # fewer tokens than columns: fetch those
+            columns = xp.take(W_xh, xp.reshape(x, (-1,)), axis=1)
+            rows[...] = xp.reshape(columns.mT, rows.shape)
+            rows += b_h
+            return
+        if self._table is None:
+            table = backend.empty((*lead, I, GH), rows.dtype)  # each row in one piece
+            table[...] = W_xh.mT
+            table += b_h[..., None, :]
+            self._table = xp.reshape(table, (-1, GH))
+        if lead:
+            x = x + I * xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))
+        backend.take_rows_(rows, self._table, x)
+
+    def _without_padding(self, start: int, stop: int, tape: Tape) -> None:
+        """Pick up the last states of sequences that end in this segment, then zero what is past the end."""
+        padding = self.padding
+        if padding is None:
+            return
+        if padding.ends_within(start, stop):
+            ends_here = padding.last(start, stop)[:, None]
+            ending = tuple(padding.last_states(states, start, stop) for states in tape.states)
+            where = self.backend.xp.where
+            self.last = tuple(where(ends_here, *pair) for pair in zip(ending, self.last, strict=True))
+        if padding.begins_before(stop):
+            for states in tape.states:
+                states[1:, ...] = padding.zeroed(states[1:, ...], start, stop)
+            if tape.kept is not None:
+                tape.kept[...] = padding.zeroed(tape.kept, start, stop)
+
+    def end(self) -> None:
+        """No segment comes any more: let go of what only running forward needs."""
+        self._table = None
+        self._step = _ended
+
+    def kept(self, start: int) -> Segment:
+        """What the segment that begins at ``start`` left."""
+        return self._kept[start]
+
+    def release(self, start: int) -> None:
+        """Let go of what a segment left, if that is still there."""
+        segment = self._kept.pop(start, None)
+        if segment is not None:
+            for array in segment.arrays:
+                self.arrays.give_back(array)
+
+
+def _ended(*rows: Array) -> None:
+    raise RuntimeError("all segments of this pass have run")
+
+
+class LayerBackward:
+    """The backward pass over what :class:`LayerForward` kept, from the last segment to the first.
+
+    Parameters
+    ----------
+    d_last : tuple of (..., N, H), optional
+        Gradients of :attr:`LayerForward.last`.
+    rows : Scratch
+        Where the gradients of a segment's states, its slopes and its dz are written. All layers have the same: of one
+        that is done nothing but dz is read, and the gradient of its input may take the place of that of its states.
+    backward : {"sequential", "parallel", "auto"}
+        The time loop step by step, or in chunks side by side (``equations/parallel.py``) where the cell allows it.
+
+    Attributes
+    ----------
+    grads : dict
+        Of the layer's parameters: the sums of §3.2-3.4, added up over the segments.
+    d_initial : tuple of (..., N, H)
+        Gradients of the initial states, once the first segment has run backward; added up if it does so more than once.
+    """
+
+    def __init__(self, forward: LayerForward, d_last: States | None, rows: Scratch, backward: str) -> None:
+        backend, layer = forward.backend, forward.layer
+        self.forward = forward
+        self.d_last = d_last
+        self.backward = backward if layer.cell.diagonal else "sequential"
+        self.grads: dict[str, Array] = {}
+        self.d_initial: States | None = None
+        self._dstates: States = ()
+        self._carried: States | None = None  # what the segment after the one at hand hands to the states before it
+        self._rows, self._names = rows, [f"d{name}" for name in layer.cell.states]
+        row = forward.initial[0].shape
+        product = StateProduct(backend, layer.params["W_hh"], row[:-1], forward.T, forward.mask, backward=True)
+        self._step = layer.cell.backward_(backend, layer.params, product)
+
+    def _rows_of_states(self, steps: int) -> States:
+        """Rows for the gradients of the states before and after the steps of a segment, ``(S+1, ..., N, H)``."""
+        h = self.forward.initial[0]
+        return tuple([self._rows(name, steps + 1, h.shape, h.dtype) for name in self._names])
+
+    def direct(self, start: int, stop: int) -> Array:
+        """(S, ..., N, H): where the direct part of ``dh_t`` (3.1) has to be written before :meth:`segment`."""
+        self._dstates = self._rows_of_states(stop - start)
+        return self._dstates[0][1:, ...]
+
+    def segment(self, start: int, stop: int, *, cut: bool, d_ending: Array | None = None) -> None:
+        """Run one segment backward, to ``dz``; :meth:`dx_` then gives the gradient of its input.
+
+        Parameters
+        ----------
+        cut : bool
+            Without the gradient carried from later steps.
+        d_ending : (..., N, H), optional
+            A further gradient of the last h of the sequences that end in this segment.
+        """
+        backend, (cell, params) = self.forward.backend, self.forward.layer
+        x, tape, _ = self.forward.kept(start)
+        dstates, steps = self._dstates, stop - start
+        for k, dstate in enumerate(dstates):
+            dstate[: 1 if k == 0 else steps + 1, ...] = 0  # no c has a direct part
+            if self._carried is not None and not cut:
+                dstate[steps, ...] += self._carried[k]
+            if self.d_last is not None:
+                self._add_last(start, stop, dstate, self.d_last[k])
+        if d_ending is not None:
+            self._add_last(start, stop, dstates[0], d_ending)
+        row, dz = self.forward.initial[0].shape, self._dz(steps)
+        slopes = self._rows("slopes", steps, (cell.slopes, *row), dz.dtype) if cell.slopes else None
+        count = self._chunks(steps)
+        if count == 1:
+            backward_(backend, cell, self._step, tape, dstates, dz, slopes)
+        else:
+            cell.slopes_(backend, slopes, dz, tape)
+            if self.forward.padding is not None:  # where no gradient is, a product of Jacobians may still overflow
+                dz[...] = self.forward.padding.zeroed(dz, start, stop)
+            backward_parallel_(backend, params["W_hh"], dstates[0], dz, count, self.forward.mask)
+        self._carried = tuple([backend.copy(dstate[0, ...]) for dstate in dstates])
+        if start == 0:
+            d_initial = self._initial_gradients(self._carried)
+            before = self.d_initial
+            self.d_initial = d_initial if before is None else tuple(map(add, before, d_initial))
+        ndim = params["W_hh"].ndim
+        h_before = tape.h_before if self.forward.mask is None else tape.h_before * self.forward.mask
+        rows = flat(backend, dz, ndim)
+        add_to(self.grads, "W_hh", weight_sum(backend, rows, flat(backend, h_before, ndim)))
+        own = cell.finish_(backend, slopes, dz, dstates[0][1:, ...])
+        if set(own) != set(cell.own_parameters(row[-1])):
+            expected = sorted(cell.own_parameters(row[-1]))
+            raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {expected}")
+        for name, grad in own.items():
+            add_to(self.grads, name, bias_sum(backend, flat(backend, grad, ndim)))
+        if cell.changes_dz and ndim > 2:  # the rows are a copy
+            rows = flat(backend, dz, ndim)
+        if self.forward.tokens:
+            x = backend.one_hot(x, params["W_xh"].shape[-1], dz.dtype)
+        add_to(self.grads, "W_xh", weight_sum(backend, rows, flat(backend, x, ndim)))
+        add_to(self.grads, "b_h", bias_sum(backend, rows))
+
+    @property
+    def total(self) -> States:
+        """``dh_t`` of (3.1), and ``dc_t``, of the segment that ran last, (S, ..., N, H), while its rows are its own."""
+        return tuple([dstate[1:, ...] for dstate in self._dstates])
+
+    def _chunks(self, steps: int) -> int:
+        """In how many chunks side by side a segment runs backward; 1: step by step."""
+        if self.backward == "sequential":
+            return 1
+        h = self.forward.initial[0]
+        if self.backward == "parallel":
+            return best_chunks(steps)
+        return chunk_times.choose(self.forward.backend, steps, h.shape, h.dtype)
+
+    def dx_(self, start: int, stop: int, dx: Array) -> None:
+        """``dx_t = W_xh^T dz_t`` of the segment that :meth:`segment` ran last, into ``dx (S, ..., N, I)``."""
+        backend, W_xh, dz = self.forward.backend, self.forward.layer.params["W_xh"], self._dz(stop - start)
+        if W_xh.ndim == 2:
+            backend.matmul_(flat(backend, dx, 2), flat(backend, dz, 2), W_xh)
+        else:
+            backend.matmul_(dx, dz, W_xh)
+
+    def _dz(self, steps: int) -> Array:
+        """(S, ..., N, G*H): where dz is, in the rows that z had forward."""
+        h, gates = self.forward.initial[0], self.forward.layer.cell.gates
+        return self._rows("z", steps, (*h.shape[:-1], gates * h.shape[-1]), h.dtype)
+
+    def _add_last(self, start: int, stop: int, dstate: Array, d_last: Array) -> None:
+        """Add the gradient of the last states to the rows after the last valid steps, where these are in a segment."""
+        padding = self.forward.padding
+        if padding is not None:
+            padding.add_to_last_(dstate[1:, ...], d_last, start, stop)
+        elif stop == self.forward.T:
+            dstate[stop - start, ...] += d_last
+
+    def _initial_gradients(self, carried: States) -> States:
+        """``dh_0 = W_hh^T dz_1``; where a sequence has length 0, its last state is h_0 and brings its gradient."""
+        padding = self.forward.padding
+        if padding is None or self.d_last is None:
+            return carried
+        return tuple(d + padding.of_empty(d_last) for d, d_last in zip(carried, self.d_last, strict=True))

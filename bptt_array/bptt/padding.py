@@ -1,0 +1,130 @@
+"""Sequences of different lengths in one batch: what is past the end never enters the time loop.
+
+Inputs past the end are zeroed on the way in and states past the end on the way out, so the loop runs every
+sequence through all T steps and no step of it asks where a sequence ends. The final state of sequence n is
+the state after step ``lengths[n]`` (the initial one for length 0), and that is also where a gradient of the
+final state goes in.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..backend.arrays import is_integer
+from ..backend.portable import Array, Backend
+
+
+class Padding:
+    """Where the sequences of a batch end.
+
+    Parameters
+    ----------
+    lengths : (N,) int64, on the host
+        Unsorted; 0 is allowed. Questions about a whole segment are answered from these without asking the
+        device.
+    """
+
+    def __init__(self, backend: Backend, lengths: np.ndarray[Any, Any]) -> None:
+        self.backend = backend
+        self.lengths = lengths
+        self._lengths = backend.from_host(lengths)
+
+    def begins_before(self, stop: int) -> bool:
+        """Whether any sequence ends before step ``stop``."""
+        return bool((self.lengths < stop).any())
+
+    def ends_within(self, start: int, stop: int) -> bool:
+        """Whether the last valid step of any sequence is in ``[start, stop)``."""
+        return bool(((self.lengths > start) & (self.lengths <= stop)).any())
+
+    def valid(self, start: int, stop: int) -> Array:
+        """(S, N) bool: whether each step of ``[start, stop)`` is within its sequence."""
+        steps = self.backend.arange(stop - start) + start
+        return steps[:, None] < self._lengths[None, :]
+
+    def last(self, start: int, stop: int) -> Array:
+        """(N,) bool: whether the last valid step of a sequence is in ``[start, stop)``."""
+        return (self._lengths > start) & (self._lengths <= stop)
+
+    def zeroed(self, a: Array, start: int, stop: int, *, features: bool = True) -> Array:
+        """``a (S, ..., N, K)`` with zeros past the end of each sequence: a new array, or ``a``.
+
+        Without ``features`` there is no last axis K: ``a (S, ..., N)``.
+        """
+        if not self.begins_before(stop):
+            return a
+        valid = self._along(self.valid(start, stop), a, features)
+        return self.backend.xp.where(valid, a, self.backend.zeros((1,) * a.ndim, a.dtype))
+
+    def _along(self, of_steps: Array, a: Array, features: bool) -> Array:
+        """``of_steps (S, N)`` with axes of 1 where ``a (S, ..., N[, K])`` has others."""
+        S, N = of_steps.shape
+        last = (1,) if features else ()
+        return self.backend.xp.reshape(of_steps, (S, *(1,) * (a.ndim - 2 - len(last)), N, *last))
+
+    def last_states(self, states: Array, start: int, stop: int) -> Array:
+        """(..., N, H): of the states ``(S+1, ..., N, H)`` of a segment, each sequence's last valid one.
+
+        Meaningful for the sequences of :meth:`last` only; of the others it is the first state.
+        """
+        xp = self.backend.xp
+        _, *lead, N, H = states.shape
+        row = (self._lengths - start) * xp.astype(self.last(start, stop), xp.int64)
+        between = xp.reshape(self.backend.arange(math.prod(lead)), (*lead, 1))
+        index = (row * math.prod(lead) + between) * N + self.backend.arange(N)
+        result = self.backend.empty((*lead, N, H), states.dtype)
+        self.backend.take_rows_(result, xp.reshape(states, (-1, H)), index)
+        return result
+
+    def add_to_last_(self, dstates: Array, d_last: Array, start: int, stop: int) -> None:
+        """Add ``d_last (..., N, H)`` to the row of ``dstates (S, ..., N, H)`` of each sequence's last valid step."""
+        if not self.ends_within(start, stop):
+            return
+        steps = self.backend.arange(stop - start) + start
+        here = self._along(steps[:, None] == self._lengths[None, :] - 1, dstates, features=True)
+        dstates += self.backend.xp.where(here, d_last, self.backend.zeros((1,) * dstates.ndim, dstates.dtype))
+
+    def of_empty(self, d_last: Array) -> Array:
+        """``d_last (..., N, H)`` of sequences of length 0, whose last state is the initial one; zeros elsewhere."""
+        return self.backend.xp.where((self._lengths == 0)[:, None], d_last, self.backend.zeros((1, 1), d_last.dtype))
+
+    def zeroed_if_empty(self, a: Array, *, features: bool = True) -> Array:
+        """``a (..., N, K)``, without ``features`` (..., N), with zeros for sequences of length 0, as a new array."""
+        xp = self.backend.xp
+        nonempty = xp.reshape(self._lengths > 0, (-1, 1) if features else (-1,))
+        return xp.where(nonempty, a, self.backend.zeros((1,) * a.ndim, a.dtype))
+
+    def reversed_steps(self, T: int) -> Array:
+        """(T, N) int64: the step that comes t-th when the valid part of a sequence is read back to front."""
+        steps = self.backend.arange(T)[:, None]
+        turned = self._lengths[None, :] - 1 - steps
+        return self.backend.xp.where(turned >= 0, turned, steps)
+
+
+class Feed:
+    """A time-major array of the caller, handed over one segment at a time: on the device, padding zeroed.
+
+    A host array of a device model travels segment by segment. Integers (tokens, classes) become int64.
+
+    Parameters
+    ----------
+    array : (T, ..., N, K); without ``features`` (T, ..., N)
+    """
+
+    def __init__(self, backend: Backend, array: Array, padding: Padding | None, *, features: bool) -> None:
+        self.backend = backend
+        self.array = array
+        self.padding = padding
+        self.features = features
+        self.integral = is_integer(array)
+
+    def __call__(self, start: int, stop: int) -> Array:
+        part = self.array[start:stop, ...]
+        if not self.backend.owns(part):
+            part = self.backend.from_host(part)
+        if self.integral:
+            part = self.backend.xp.astype(part, self.backend.xp.int64, copy=False)
+        return part if self.padding is None else self.padding.zeroed(part, start, stop, features=self.features)

@@ -1,0 +1,174 @@
+"""What a network does with a batch: forward; backward from a given gradient; a loss; a loss and its gradient.
+
+Each is a schedule run over the segments of :mod:`bptt_array.bptt.unrolled`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ..backend.portable import Array, Backend
+from ..equations.losses import Objective
+from ..equations.readout import Readout
+from ..schedules.instructions import Backward, Checkpoint, Discard, Forward, Restore, full, longest_segment, segments
+from ..schedules.plans import Plan
+from .batch import Batch, States, as_state, without
+from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
+from .dropout import Dropout
+from .padding import Feed
+from .state import Gradients, State
+from .unrolled import BackwardPass, DirectPart, Stack, Unrolled, Watch
+from .workspace import Loan, Workspace
+
+
+class Targets(NamedTuple):
+    """What the outputs are compared with."""
+
+    target: Array
+    weights: Array | None
+
+
+class Network(NamedTuple):
+    """Layers and their readout with the parameters bound to them."""
+
+    backend: Backend
+    stack: Stack
+    readout: Readout
+    mode: str  # "every" or "last"
+    workspace: Workspace
+
+    def segment_length(self, batch: Batch) -> int:
+        itemsize = self.backend.xp.finfo(batch.dtype).bits // 8
+        bytes_per_step = math.prod(batch.initial[0][0].shape) * itemsize
+        members = batch.members is not None
+        return longest_segment(
+            self.backend.segment_bytes, batch.T, bytes_per_step, bidirectional=self.stack.bidirectional, members=members
+        )
+
+    def empty_dx(self, batch: Batch) -> Array:
+        inputs = self.stack.layers[0].params["W_xh"].shape[-1]
+        return self.backend.empty((batch.T, *batch.member_axis, batch.N, inputs), batch.dtype)
+
+    def as_state(self, layers: list[States]) -> State:
+        return as_state(self.backend, layers, bidirectional=self.stack.bidirectional)
+
+
+def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
+    """Outputs, and the layers unrolled; ``keep`` their states for :func:`run_backward`."""
+    backend, stack, readout, mode, _ = network
+    length = network.segment_length(batch)
+    unrolled = Unrolled(backend, stack, batch, length, dropout=dropout, keep=keep)
+    if mode == "every":
+        y = backend.empty((batch.T, *batch.member_axis, batch.N, readout.size(stack.outputs)), batch.dtype)
+    for start, stop in segments(0, batch.T, length):
+        h = unrolled.forward(start, stop)
+        if mode == "every":
+            part = readout(h)
+            y[start:stop, ...] = part if batch.padding is None else batch.padding.zeroed(part, start, stop)
+        if not keep:
+            unrolled.release(start)
+    if mode == "last":
+        y = readout(unrolled.last_outputs)
+        y = y if batch.padding is None else batch.padding.zeroed_if_empty(y)
+    unrolled.end()  # a backward pass, of which there may be several at a time, has rows of its own
+    return y, unrolled
+
+
+def run_backward(
+    network: Network,
+    unrolled: Unrolled,
+    dy: Array | None,
+    d_last: list[States] | None,
+    *,
+    input_grad: bool,
+    backward: str = "sequential",
+) -> Gradients:
+    """Full BPTT from gradients of the outputs and of the last states of every layer."""
+    backend, _, readout, mode, _ = network
+    batch = unrolled.batch
+    readout_grads: dict[str, Array] = {}
+    direct: DirectPart = nothing_direct
+    if dy is not None and mode == "every":
+        direct = GivenAtEveryStep(readout, Feed(backend, dy, batch.padding, features=True), readout_grads)
+    elif dy is not None:
+        last = unrolled.last_outputs
+        d_outputs = last_state_gradient(backend, readout, last, dy, batch.padding, readout_grads)
+        d_last = unrolled.with_last_outputs(d_last, d_outputs)
+    dx = network.empty_dx(batch) if input_grad else None
+    sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward)
+    for step in full(batch.T, network.segment_length(batch)):
+        if isinstance(step, Backward):
+            sweep.segment(step.start, step.stop, cut=step.cut)
+    return _gradients(network, sweep, readout_grads)
+
+
+def run_loss(
+    network: Network, batch: Batch, objective: Objective, targets: Targets, dropout: Dropout | None
+) -> tuple[Array, State]:
+    """Loss and last state; no segment is kept."""
+    arrays = Loan(network.backend, network.workspace)
+    head = loss_head(network.mode, objective, *targets, batch, {})
+    length = network.segment_length(batch)
+    unrolled = Unrolled(network.backend, network.stack, batch, length, arrays, dropout, keep=False)
+    for start, stop in segments(0, batch.T, length):
+        h = unrolled.forward(start, stop)
+        head.add_loss(start, stop, h, unrolled.last_outputs)
+        unrolled.release(start)
+    last_state = network.as_state(unrolled.last)
+    arrays.end()
+    return head.loss, last_state
+
+
+def run_loss_and_grad(
+    network: Network,
+    batch: Batch,
+    objective: Objective,
+    targets: Targets,
+    dropout: Dropout | None,
+    plan: Plan,
+    *,
+    input_grad: bool,
+    backward: str = "sequential",
+    watch: Watch | None = None,
+) -> tuple[Array, Gradients, State]:
+    """Loss, gradients and last state, as planned."""
+    arrays = Loan(network.backend, network.workspace, plan.memory)
+    readout_grads: dict[str, Array] = {}
+    head = loss_head(network.mode, objective, *targets, batch, readout_grads)
+    unrolled = Unrolled(network.backend, network.stack, batch, plan.longest, arrays, dropout)
+    dx = network.empty_dx(batch) if input_grad else None
+    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward, watch)
+    for instruction in plan.schedule():
+        match instruction:
+            case Forward(start, stop, keep):
+                unrolled.forward(start, stop)
+                if not keep:
+                    unrolled.release(start)
+            case Backward(start, stop, cut, loss, keep):
+                sweep.segment(start, stop, cut=cut, loss=loss)
+                if not keep:
+                    unrolled.release(start)
+            case Checkpoint(start):
+                unrolled.checkpoint(start)
+            case Restore(start):
+                unrolled.restore(start)
+            case Discard(start):
+                unrolled.discard(start)
+    last_state = network.as_state(unrolled.last)
+    arrays.end()
+    return head.loss, _gradients(network, sweep, readout_grads, objective.steps), last_state
+
+
+def _gradients(
+    network: Network, sweep: BackwardPass, readout_grads: dict[str, Array], steps: int | None = None
+) -> Gradients:
+    readout, params = network.readout, sweep.grads
+    if readout.W_hy is not None:  # zero where no output has a gradient
+        for name in ("W_hy", "b_y"):
+            grad = readout_grads.get(name)
+            params[name] = network.backend.xp.zeros_like(getattr(readout, name)) if grad is None else grad
+    reset, d_initial = sweep.unrolled.batch.reset, sweep.d_initial
+    if reset is not None:  # what the state was there does not matter
+        d_initial = without(network.backend, d_initial, reset)
+    return Gradients(params=params, state=network.as_state(d_initial), x=sweep.dx, steps=steps)

@@ -1,0 +1,71 @@
+"""The other commands: sample, report, parity, info."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+from ..backend.cuda import cuda_description, cuda_device_count
+from ..backend.devices import resolve
+from ..runs.environment import version, versions
+from .errors import CommandError
+
+
+def sample(options: argparse.Namespace) -> int:
+    from ..runs.folder import load
+    from ..training.sampling import sample as write
+
+    rnn, vocabulary = load(options.folder, options.device)
+    text = write(
+        rnn,
+        vocabulary,
+        options.prompt,
+        length=options.length,
+        temperature=options.temperature,
+        seed=options.seed,
+        member=options.member,
+    )
+    print(options.prompt + text)
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    need("report", "matplotlib")
+    from ..runs.report import write_report
+
+    print(f"wrote {write_report(options.folder, options.out)}")
+    return 0
+
+
+def need(command: str, *packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise CommandError(f"{command} needs {names}: pip install {' '.join(missing)} (the extra `train`)")
+
+
+def parity(options: argparse.Namespace) -> int:
+    from ..parity import compare_devices, table
+
+    backend = resolve(options.device)
+    rows = compare_devices(backend)
+    print(f"{backend.name} against NumPy in float64; largest difference relative to the largest value\n")
+    print(table(rows))
+    wrong = sum(not row.ok for row in rows)
+    print(f"\n{len(rows) - wrong} of {len(rows)} within bounds")
+    return 1 if wrong else 0
+
+
+def info(options: argparse.Namespace) -> int:
+    for name, found in {**versions(), "mpi4py": version("mpi4py")}.items():
+        print(f"{name:<17} {found}")
+    print("device cpu        NumPy")
+    count = cuda_device_count()
+    for index in range(count):
+        print(f"device cuda:{index}     {cuda_description(index)}")
+    if not count:
+        try:
+            resolve("cuda")
+        except ValueError as reason:
+            print(f"no CUDA           {reason}")
+    return 0

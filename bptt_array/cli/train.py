@@ -1,0 +1,173 @@
+"""``train``: a new run, or one that is gone on with, by one process or several."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..distributed.ranks import communicator
+from ..runs.signals import Stop
+from ..training.divergence import DivergenceError
+from ..training.options import OF_THE_KEEPING, Options
+from .commands import need
+from .errors import CommandError, say, tell
+from .job import Job
+
+if TYPE_CHECKING:
+    from ..runs.folder import RunFolder
+    from ..training.checkpoint import Checkpoint
+    from ..training.trainer import Trainer
+
+#: Options of a run that may be others where it is resumed.
+MAY_CHANGE = ("device", "transport", *OF_THE_KEEPING)
+
+
+def train(options: argparse.Namespace) -> int:
+    need("train", "tqdm", "matplotlib")
+    names = Options.__dataclass_fields__
+    given = {name: value for name, value in vars(options).items() if name in (*names, *MAY_CHANGE)}
+    for name in names:  # so that errors can name what was not given too
+        vars(options).setdefault(name, getattr(Options, name))
+    job = _job(given.pop("transport", None))
+    go = _train_anew if options.resume is None else _resume
+    with Stop() as stop:
+        try:
+            return job.run(lambda: go(options, given, stop, job), lambda error, whose: tell(error, options, whose))
+        except KeyboardInterrupt:  # a second signal
+            say("interrupted")
+            return 128 + (stop.signal or signal.SIGINT)
+
+
+def _job(transport: str | None) -> Job:
+    """The job that this process belongs to."""
+    try:
+        ranks = communicator(transport or "auto")
+    except ImportError as error:
+        raise CommandError(str(error)) from None
+    if ranks.size > 1:
+        need("train on several processes", "threadpoolctl")
+    elif transport is not None:
+        raise ValueError(f"--transport {transport} is for several processes, started by mpiexec; leave it out")
+    return Job(ranks)
+
+
+def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: Stop, job: Job) -> int:
+    from ..runs.claims import new_run
+    from ..training.trainer import Trainer
+
+    device = job.on_each(lambda: job.device(given.pop("device", "cpu")))
+    chosen = job.on_each(lambda: Options(**given))
+    source = [os.path.abspath(file) for file in options.files] or None
+    text = job.at_first(lambda: _text(options.files))
+    trainer = job.on_each(lambda: Trainer(text, chosen, device, source, job.ranks))
+    with job.first_within(lambda: new_run(options.out)) as folder:
+        if folder is not None:
+            print(f"{trainer.rnn!r}")
+            print(f"learning {_described(options.files)}: {_size(trainer)}{_shared(trainer, folder, job)}")
+        return _run(trainer, folder, stop, job)
+
+
+def _resume(options: argparse.Namespace, given: dict[str, Any], stop: Stop, job: Job) -> int:
+    from ..runs.claims import resumed_run
+    from ..training.trainer import Trainer
+
+    for name in given:
+        if name not in MAY_CHANGE:
+            flag = f"--{name.replace('_', '-')}"
+            raise job.together(ValueError(f"{flag} belongs to the run from its beginning; leave it out with --resume"))
+    with job.first_within(lambda: resumed_run(options.resume, say)) as claimed:
+        folder, found = (None, None) if claimed is None else claimed
+        checkpoint: Any = job.at_first(lambda: found)
+        device = job.on_each(lambda: job.device(given.pop("device", job.same_device(checkpoint.device))))
+        source = [os.path.abspath(file) for file in options.files] or checkpoint.source
+        text = job.at_first(lambda: _text_of(checkpoint, options.files))
+        chosen = job.on_each(lambda: _options_of(checkpoint, given))
+        trainer = job.on_each(
+            lambda: Trainer.resumed(replace(checkpoint, source=source), text, chosen, device, job.ranks)
+        )
+        if folder is not None:
+            folder.save_results(trainer)  # the run may have been killed between a checkpoint and what follows from it
+            print(f"{trainer.rnn!r}")
+            print(
+                f"going on with {options.resume} after step {checkpoint.step} of {trainer.options.steps}, learning "
+                f"{_described(source)}: {_size(trainer)}{_shared(trainer, folder, job)}"
+            )
+        return _run(trainer, folder, stop, job)
+
+
+def _options_of(checkpoint: Checkpoint, given: dict[str, Any]) -> Options:
+    try:
+        return Options(**checkpoint.options | given)
+    except TypeError as error:
+        raise ValueError(f"the run's options cannot be used: {error}") from None
+
+
+def _text_of(checkpoint: Checkpoint, files: Sequence[str]) -> str:
+    """The text of a run, of its own files unless others are given."""
+    for file in [] if files else checkpoint.source or []:
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ValueError(f"{file}, the text of the run, is no plain file; give the text: --resume RUN FILE")
+    return _text(files or checkpoint.source or [])
+
+
+def _text(files: Sequence[str]) -> str:
+    from ..training.text import language_reference, read_texts
+
+    return read_texts(files) if files else language_reference()
+
+
+def _described(files: Sequence[str] | None) -> str:
+    return ", ".join(files or []) or "the language reference inside Python (pydoc_data.topics)"
+
+
+def _size(trainer: Trainer) -> str:
+    return f"{trainer.characters:,} characters, {len(trainer.vocabulary)} different"
+
+
+def _shared(trainer: Trainer, folder: RunFolder, job: Job) -> str:
+    """Of a job: who has how much of it, and what to do when it is ended by force, which nobody can say then."""
+    if job.alone:
+        return ""
+    batch, size = trainer.options.batch, job.ranks.size
+    each = f"{batch // size}" if batch % size == 0 else f"{batch // size} or {batch // size + 1}"
+    return (
+        f"\non {size} ranks ({job.environment['MPI']}), each with {each} of {batch} streams; if one of them dies, the "
+        f"job ends; to go on from the last checkpoint: {job.command('train', '--resume', str(folder.path))}"
+    )
+
+
+def _run(trainer: Trainer, folder: RunFolder | None, stop: Stop, job: Job) -> int:
+    """Train, from wherever the trainer is, into a folder (None: that is another rank's); say how it went."""
+    from ..runs.listeners import RunListener, SilentListener
+    from ..training.sampling import sample as write
+
+    if folder is None:
+        try:
+            trainer.run(SilentListener(stop))
+        except DivergenceError as error:
+            raise job.together(FloatingPointError(str(error))) from None
+        return 0
+    if changed := folder.describe(trainer.rnn.backend.name, job.environment):
+        say(f"not as it was when the run was last started, and so perhaps not to the last bit: {', '.join(changed)}")
+    with RunListener(trainer, folder, stop, say) as listener:
+        try:
+            trainer.run(listener)
+        except DivergenceError as error:
+            folder.diverged = True
+            raise job.together(FloatingPointError(f"{error}{listener.way_out()}")) from None
+    folder.save_plot(trainer)
+    if trainer.step < trainer.options.steps:
+        go_on = job.command("train", "--resume", str(folder.path))
+        say(f"interrupted after step {trainer.step}; what was learnt is in {folder.path}; to go on: {go_on}")
+        return 128 + (stop.signal or signal.SIGTERM)
+    print(f"\nSaved in {folder.path}. For more text, and for a page that shows the run:")
+    for command in ("sample", "report"):
+        print(shlex.join([sys.executable, "-m", "bptt_array", command, str(folder.path)]))
+    print(f"\nA sample (temperature 0.8):\n\n{write(trainer.rnn, trainer.vocabulary, seed=trainer.options.seed)}\n")
+    return 0

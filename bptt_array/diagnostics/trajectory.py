@@ -1,0 +1,175 @@
+"""The product (3.3): how the state after one step depends on the state after an earlier one, ``dh_k/dh_t``.
+
+A backward pass multiplies a gradient by the transposed Jacobian of one step after the other. Here it is given unit
+vectors, as sequences of their own, over the states that a forward pass left: so what is said here of a cell, the
+library's or your own, is what its ``backward_`` does. ``...`` are the axes [E,] of members and [2,] of directions, as
+far as there are any; S is H, or 2H for a cell with c, whose state is h and then c.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend.arrays import dtype_name
+from ..backend.portable import Array, Backend
+from ..bptt.batch import Batch
+from ..bptt.layer import Layer
+from ..bptt.passes import Network
+from ..bptt.unrolled import Unrolled
+from ..equations.cell import Tape
+from ..equations.recurrence import backward_
+from ..equations.state_product import StateProduct
+
+HostArray = np.ndarray[Any, Any]
+#: Rows of states that a backward pass over unit vectors takes at a time, in bytes of all its arrays.
+_BLOCK_BYTES = 1 << 26
+#: An exponent of two below that of any number.
+_NOTHING = -(1 << 30)
+
+
+class Trajectory(NamedTuple):
+    """The states that one layer went through, and what its cell kept, for T steps of N sequences.
+
+    ``sound (T, ..., N)`` says of every step whether the states before and after are numbers; past the end of a sequence
+    it is True.
+    """
+
+    backend: Backend
+    layer: Layer
+    tape: Tape
+    lengths: HostArray | None
+    sound: HostArray
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return int(self.tape.states[0].shape[0]) - 1
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """(..., N)"""
+        return tuple(self.tape.states[0].shape[1:-1])
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return len(self.tape.states) * self.layer.hidden_size
+
+    @property
+    def epsilon(self) -> float:
+        """The precision of its numbers."""
+        return float(np.finfo(dtype_name(self.tape.states[0])).eps)
+
+    def pull_back(self, step: int, vectors: HostArray) -> HostArray:
+        """``J^T v`` with the Jacobian J of the states after a step by those before it, float64.
+
+        Parameters
+        ----------
+        vectors : (..., R, N, S)
+            R of them for every sequence. Past the end of a sequence its state stays what it is: J is the identity.
+            Where a state is no number J is none either, whatever f' would make of it (that of a ReLU is 0).
+        """
+        backend, (cell, params), tape = self.backend, self.layer, self.tape
+        count, N = vectors.shape[-3:-1]
+        rows, H, dtype = (*vectors.shape[:-3], count * N), self.layer.hidden_size, params["W_hh"].dtype
+        states = tuple(_repeated(backend, states[step : step + 2, ...], count) for states in tape.states)
+        kept = None if tape.kept is None else _repeated(backend, tape.kept[step : step + 1, ...], count)
+        dstates = tuple(backend.zeros((2, *rows, H), dtype) for _ in states)
+        for dstate, part in zip(dstates, np.split(vectors, len(states), axis=-1), strict=True):
+            dstate[1, ...] = backend.from_host(part.reshape((*rows, H)).astype(dtype_name(params["W_hh"])))
+        dz = backend.empty((1, *rows, cell.gates * H), dtype)
+        slopes = backend.empty((1, cell.slopes, *rows, H), dtype) if cell.slopes else None
+        product = StateProduct(backend, params["W_hh"], rows, 1, backward=True)
+        backward_(backend, cell, cell.backward_(backend, params, product), Tape(states, kept), dstates, dz, slopes)
+        parts = [backend.to_host(d[0, ...]).astype(np.float64).reshape(*vectors.shape[:-1], H) for d in dstates]
+        before = np.concatenate(parts, axis=-1)
+        if self.lengths is not None:
+            before = np.where((step < self.lengths)[:, None], before, vectors)
+        return np.where(self.sound[step][..., None, :, None], before, np.nan)
+
+    def jacobian(self, t: int, k: int) -> tuple[HostArray, HostArray]:
+        """``d state_k / d state_t``, from the last step to the first, as ``J * 2**exponents``.
+
+        Returns
+        -------
+        J : (..., N, S, S) float64
+            Rows of the order of 1: a product over many steps neither under- nor overflows.
+        exponents : (..., N, S, 1) of integers
+        """
+        *lead, N = self.rows
+        identity = np.eye(self.size)[:, None, :]  # (R, 1, S)
+        at_once = self._vectors_at_once()
+        parts = []
+        for first in range(0, self.size, at_once):
+            units = identity[first : first + at_once]
+            vectors = np.broadcast_to(units, (*lead, len(units), N, self.size))
+            exponents = np.zeros((*vectors.shape[:-1], 1), np.intc)
+            for step in reversed(range(t, k)):
+                vectors, more = scaled(self.pull_back(step, vectors), axis=-1)
+                exponents += more
+            parts.append((np.moveaxis(vectors, -3, -2), np.moveaxis(exponents, -3, -2)))
+        J, exponents = (np.concatenate(of_parts, axis=-2) for of_parts in zip(*parts, strict=True))
+        return J, exponents
+
+    def _bytes_of_a_row(self) -> int:
+        """What one step of one vector takes in a backward pass."""
+        cell, H = self.layer.cell, self.layer.hidden_size
+        arrays = 2 * len(self.tape.states) + cell.keeps + cell.slopes + cell.gates
+        return arrays * H * np.dtype(dtype_name(self.layer.params["W_hh"])).itemsize
+
+    def _vectors_at_once(self) -> int:
+        return max(1, _BLOCK_BYTES // (self._bytes_of_a_row() * math.prod(self.rows)))
+
+
+def _repeated(backend: Backend, a: Array, count: int) -> Array:
+    """``a (..., N, K)``, ``count`` times one after the other along N."""
+    return backend.xp.concat([a] * count, axis=-2)
+
+
+def scaled(a: HostArray, axis: int | tuple[int, ...]) -> tuple[HostArray, HostArray]:
+    """``a`` as numbers below 1 times powers of two, the same along ``axis``: no digit is lost."""
+    largest = np.max(np.abs(a), axis=axis, keepdims=True)
+    exponents = np.where(np.isfinite(largest), np.frexp(largest)[1], 0).astype(np.intc)
+    return np.ldexp(a, -exponents), exponents
+
+
+def unscaled(a: HostArray, exponents: HostArray) -> HostArray:
+    """``a * 2**exponents``: zeros stay zero, what is too large becomes infinite."""
+    with np.errstate(over="ignore", under="ignore"):
+        result: HostArray = np.ldexp(a, exponents)
+    return result
+
+
+def as_matrix(J: HostArray, exponents: HostArray) -> tuple[HostArray, HostArray]:
+    """Rows with an exponent each as a matrix with one, ``(..., 1, 1)``: that of its longest row."""
+    there = np.any(J != 0, axis=-1, keepdims=True)
+    top = np.max(exponents, axis=-2, keepdims=True, where=there, initial=_NOTHING)
+    top = np.where(top > _NOTHING, top, 0).astype(np.intc)
+    return unscaled(J, exponents - top), top
+
+
+def trajectories(network: Network, batch: Batch) -> list[Trajectory]:
+    """The layers of a network, run forward over a batch."""
+    backend = network.backend
+    unrolled = Unrolled(backend, network.stack, batch, batch.T)
+    unrolled.forward(0, batch.T)
+    unrolled.end()
+    tapes = [forward.kept(0).tape for forward in unrolled.layers]
+    return [
+        Trajectory(backend, layer, tape, batch.lengths, _sound(backend, tape, batch.lengths))
+        for layer, tape in zip(network.stack.layers, tapes, strict=True)
+    ]
+
+
+def _sound(backend: Backend, tape: Tape, lengths: HostArray | None) -> HostArray:
+    """See :class:`Trajectory`."""
+    xp = backend.xp
+    finite = np.all([backend.to_host(xp.all(xp.isfinite(states), axis=-1)) for states in tape.states], axis=0)
+    sound: HostArray = finite[:-1] & finite[1:]  # (T, ..., N)
+    if lengths is None:
+        return sound
+    past = np.arange(len(sound))[:, None] >= lengths
+    return sound | past.reshape(len(sound), *(1,) * (sound.ndim - 2), len(lengths))

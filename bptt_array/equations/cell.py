@@ -1,0 +1,187 @@
+"""One step of a recurrent cell, forward and backward. A cell knows no time.
+
+Rows are ``(..., N, H)``: N sequences, H hidden units, and any axes before them (members, directions). A row
+vector ``a W^T`` here is the column vector ``W a`` of the equations. Each cell has its backward step next to the
+forward step that it belongs to, and between the two what can be computed for all steps of a segment at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from ..backend.portable import Array, Backend, Elementwise
+from .state_product import StateProduct
+
+Params = Mapping[str, Array]
+Step = Callable[..., None]
+
+
+class Tape(NamedTuple):
+    """What a segment of S steps leaves for its backward pass.
+
+    Attributes
+    ----------
+    states : tuple of (S+1, ..., N, H)
+        h, and c where the cell has one; row 0 is the state before the segment.
+    kept : (S, K, ..., N, H)
+        K numbers more of every step and unit, as many as the cell keeps; None if there are none.
+    """
+
+    states: tuple[Array, ...]
+    kept: Array
+
+    @property
+    def h(self) -> Array:
+        """``h_t`` of every step, (S, ..., N, H)."""
+        return self.states[0][1:, ...]
+
+    @property
+    def h_before(self) -> Array:
+        """``h_{t-1}`` of every step."""
+        return self.states[0][:-1, ...]
+
+    @property
+    def c_before(self) -> Array:
+        """``c_{t-1}`` of every step."""
+        return self.states[1][:-1, ...]
+
+
+class Cell:
+    """A recurrent cell: the base of those of the library, and of your own (see the README).
+
+    The time loops do ``z_t = W_xh x_t + b_h`` for all steps at once, call the cell once a step, forward and then
+    backward, and sum up the gradients of ``W_xh``, ``W_hh`` and ``b_h`` from the ``dz_t`` that the cell leaves.
+
+    Attributes
+    ----------
+    name : str
+        That of the class, if none is given.
+    gates : int
+        G: ``W_xh`` is (G*H, I), ``W_hh`` (G*H, H), ``b_h`` (G*H,).
+    has_c : bool
+        Whether a cell state c goes from step to step beside h.
+    keeps : int
+        K: how many numbers of every step and unit the forward pass keeps for the backward pass, beside the states.
+    slopes : int
+        How many the backward pass computes for a whole segment before its loop.
+    in_place : bool
+        Whether z becomes h, in the rows of the states (G = 1, K = 0).
+    diagonal : bool
+        Whether ``dz_t = f'_t * dh_t`` is all that a step backward does before its product, with the ``f'_t`` that
+        :meth:`slopes_` writes to dz: then it can run in parallel over time.
+    forget_gate : int or None
+        Which gate ``forget_bias`` is added to.
+    activations : mapping of str to (str, int or None)
+        What :func:`bptt_array.diagnostics.saturation` looks at, by name: the function (``"tanh"``, ``"sigmoid"`` or
+        ``"relu"``) and which of the K kept numbers is its value; None for h itself.
+
+    Notes
+    -----
+    Where sequences end early, states and what is kept are zero past the end when :meth:`slopes_` reads them, and dh
+    is zero there: slopes have to be finite at zero.
+    """
+
+    name: str = "custom"
+    gates: int = 1
+    has_c: bool = False
+    keeps: int = 0
+    slopes: int = 0
+    in_place: bool = False
+    diagonal: bool = False
+    forget_gate: int | None = None
+    activations: Mapping[str, tuple[str, int | None]] = MappingProxyType({})
+
+    def __init_subclass__(cls) -> None:
+        if cls.name == "custom":  # files say with which cell they were written
+            cls.name = cls.__name__
+
+    def __repr__(self) -> str:
+        return f"<cell {self.name!r}>"
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The fields of :class:`State` that go from step to step."""
+        return ("h", "c") if self.has_c else ("h",)
+
+    @property
+    def changes_dz(self) -> bool:
+        """Whether :meth:`finish_` may write to dz."""
+        return type(self).finish_ is not Cell.finish_
+
+    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int]]:
+        """Names and shapes ``(M,)`` of parameters beside ``W_xh``, ``W_hh`` and ``b_h``."""
+        return {}
+
+    def split(self, z: Array) -> tuple[Array, ...]:
+        """The G parts ``(..., H)`` of ``z (..., G*H)``, as views."""
+        H = z.shape[-1] // self.gates
+        return tuple(z[..., k * H : (k + 1) * H] for k in range(self.gates))
+
+    def by_gate(self, backend: Backend, z: Array) -> Array:
+        """``z (S, ..., N, G*H)`` of a segment as ``(S, G, ..., N, H)``, a view."""
+        z = backend.xp.reshape(z, (*z.shape[:-1], self.gates, z.shape[-1] // self.gates))
+        return backend.xp.moveaxis(z, -2, 1)
+
+    # ---- forward --------------------------------------------------------------------------------------
+
+    def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
+        """The step forward, for one pass over a batch.
+
+        ``product.adding()`` is a function ``(out, a)`` that does ``out += a W_hh^T``, ``product.writing()`` one of
+        ``(a)`` that does ``out <- a W_hh^T``, and that ``out``.
+
+        Returns
+        -------
+        step_ : ``(z, h_before, h)``, with c ``(z, h_before, h, c_before, c)``, then rows of :meth:`forward_rows`
+            Writes h and c. z arrives as ``W_xh x_t + b_h`` and is nobody's afterwards. Where the cell works in place,
+            z is left out of the arguments: h arrives as z.
+        """
+        raise TypeError(f"{type(self).__name__} has no forward_: see bptt_array.Cell")
+
+    def forward_rows(self, backend: Backend, z: Array, kept: Array) -> tuple[Array, ...]:
+        """Further arrays over time, of each of which a step forward is given its row: ``kept (S, K, ..., N, H)``.
+
+        Not asked of a cell that works in place; ``kept`` is None where K = 0.
+        """
+        return () if kept is None else (kept,)
+
+    # ---- backward -------------------------------------------------------------------------------------
+
+    def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
+        """Before the loop backward: everything that does not depend on the step after, for a whole segment.
+
+        Writes, usually, the derivatives that ``dh`` is multiplied by into ``slopes``, ``(S, ..., N, H)`` as many times
+        as the cell asked for on an axis after the first, and returns arrays over time, of each of which the step
+        backward is given its row. ``dz (S, ..., N, G*H)`` is where that step will write.
+        """
+        return ()
+
+    def backward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
+        """The step backward, for one pass; ``product`` is as in :meth:`forward_`, with ``W_hh`` for ``W_hh^T``.
+
+        Returns
+        -------
+        step_ : ``(dz, dh, dh_before)``, with c ``(dz, dh, dh_before, dc, dc_before)``, then rows of :meth:`slopes_`
+            dh is the total ``dh_t`` of (3.1), to be left as it is. Writes the gradient of ``W_hh h_{t-1}`` to dz and
+            adds what goes on to the step before, ``W_hh^T dz_t`` and all else, to dh_before and dc_before.
+        """
+        raise TypeError(f"{type(self).__name__} has no backward_: see bptt_array.Cell")
+
+    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array) -> dict[str, Array]:
+        """After the loop and the sum of ``dW_hh``: make dz the gradient of ``W_xh x_t + b_h``, where it differs.
+
+        Returns the gradients of :meth:`own_parameters`, by name: each the gradient of every step, (S, ..., N, M),
+        which is then summed.
+        """
+        return {}
+
+
+def each(a: Array, count: int) -> tuple[Array, ...]:
+    """``a[:, k]`` for every k."""
+    return tuple(a[:, k, ...] for k in range(count))
+
+
+def multiply(ops: Elementwise) -> Step:
+    return ops.multiply_

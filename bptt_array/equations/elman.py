@@ -1,0 +1,42 @@
+"""The cell of (1.1), and its step backward (3.1)."""
+
+from __future__ import annotations
+
+from ..backend.portable import Array, Backend
+from .activations import Activation
+from .cell import Cell, Params, Step, Tape
+from .state_product import StateProduct
+
+
+class Elman(Cell):
+    """The cell of (1.1): ``h_t = f(W_xh x_t + W_hh h_{t-1} + b_h)``."""
+
+    in_place = True
+    diagonal = True
+
+    def __init__(self, f: Activation) -> None:
+        self.f, self.name = f, f.name
+        self.activations = {"h": (f.name, None)}
+
+    def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
+        f_, add_product = self.f.bound(backend), product.adding()
+
+        def step_(h_before: Array, h: Array) -> None:
+            add_product(h, h_before)  # z_t = (W_xh x_t + b_h) + W_hh h_{t-1}
+            f_(h)  # h_t = f(z_t)
+
+        return step_
+
+    def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
+        assert self.f.derivative_ is not None  # every f of CELL_ACTIVATIONS is elementwise
+        self.f.derivative_(backend, dz, tape.h)  # f'(z_t), where dz_t will be
+        return ()
+
+    def backward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
+        add_product = product.adding()
+
+        def step_(dz: Array, dh: Array, dh_before: Array) -> None:
+            dz *= dh  # dz_t = f'(z_t) * dh_t
+            add_product(dh_before, dz)  # (3.1): dh_{t-1} = (direct) + W_hh^T dz_t
+
+        return step_

@@ -1,0 +1,158 @@
+"""(2.1) ``L = sum_t L_t(y_t, target_t)``: the loss of every step and its derivative.
+
+A loss is a function of O outputs at one step of one sequence; the arrays here hold any number of them,
+``(..., O)``. Cross-entropies are functions of the pre-activation ``v = W_hy h + b_y``: together with their g
+they never overflow, and ``dL/dv`` is a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..backend.arrays import is_plain
+from ..backend.portable import Array, Backend
+from .activations import sigmoid
+from .readout import Readout
+
+UserLoss = Callable[[Array, Array], tuple[Array, Array]]
+
+
+def squared_error(backend: Backend, y: Array, target: Array) -> tuple[Array, Array]:
+    """``L_t = 1/2 |y - target|^2`` and ``dL_t/dy = y - target``."""
+    dy = y - target
+    return 0.5 * backend.xp.vecdot(dy, dy), dy
+
+
+def cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:
+    """``L_t = -sum_k target_k log softmax(v)_k`` and its derivative in v.
+
+    ``target`` holds class numbers ``(...)`` or probabilities ``(..., O)``; ``v`` is used up.
+    """
+    xp = backend.xp
+    v -= xp.max(v, axis=-1, keepdims=True)
+    p = xp.exp(v)
+    Z = xp.sum(p, axis=-1, keepdims=True)
+    p /= Z
+    if target.ndim < v.ndim:  # -log softmax(v)_k = log Z - v_k, and its derivative p - one_hot(k)
+        p -= backend.one_hot(target, v.shape[-1], v.dtype)
+        return (xp.log(Z) - xp.take_along_axis(v, target[..., None], axis=-1))[..., 0], p
+    mass = xp.sum(target, axis=-1, keepdims=True)  # 1 for probabilities; any mass has the right gradient
+    p *= mass
+    p -= target
+    return (mass * xp.log(Z))[..., 0] - xp.sum(target * v, axis=-1), p
+
+
+def binary_cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:
+    """``L_t = -sum_k [target_k log s_k + (1 - target_k) log(1 - s_k)]``, ``s = sigmoid(v)``, and ``dL_t/dv``.
+
+    With softplus(v) = max(v, 0) + log(1 + exp(-|v|)) this is ``sum_k softplus(v_k) - target_k v_k``.
+    """
+    xp = backend.xp
+    softplus = xp.log1p(xp.exp(-xp.abs(v))) + xp.maximum(v, xp.zeros_like(v))
+    dv = backend.copy(v)
+    sigmoid.value_(backend, dv)
+    dv -= target
+    return xp.sum(softplus - target * v, axis=-1), dv
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """A loss of the pre-activation, and the g that it belongs to."""
+
+    function: Callable[[Backend, Array, Array], tuple[Array, Array]]
+    output: str
+    takes_classes: bool
+
+
+FUSED_LOSSES = {
+    "cross_entropy": FusedLoss(cross_entropy, output="softmax", takes_classes=True),
+    "binary_cross_entropy": FusedLoss(binary_cross_entropy, output="sigmoid", takes_classes=False),
+}
+LOSSES = ("mse", *FUSED_LOSSES)
+
+
+def _checked(backend: Backend, y: Array, result: Any) -> tuple[Array, Array]:
+    """What a caller's own loss returned, or an error that says what it should have been."""
+    expected = f"expected (loss, dy) of shapes {tuple(y.shape[:-1])} and {tuple(y.shape)}"
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(f"loss returned a {type(result).__name__}; {expected}")
+    for name, array, shape in zip(("loss", "dy"), result, (y.shape[:-1], y.shape), strict=True):
+        if not is_plain(array) or not backend.owns(array) or array.dtype != y.dtype:
+            raise TypeError(
+                f"loss returned {name} as {type(array).__name__} of dtype {getattr(array, 'dtype', None)}; "
+                f"expected an array of {backend.name} and dtype {y.dtype}, like y"
+            )
+        if tuple(array.shape) != tuple(shape):
+            raise ValueError(
+                f"loss returned {name} of shape {tuple(array.shape)}; {expected}: one loss per step and "
+                "sequence. For a loss that is no sum over steps use rnn.forward and its backward"
+            )
+    return result
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with its weights and its reduction: from hidden states to ``L`` and ``dL/dv``.
+
+    ``loss`` is one of :data:`LOSSES` or the caller's ``(y, target) -> (loss, dy)``; ``steps`` is what a mean is taken
+    over, None for the sum (2.1). With ``members`` E there is an axis of them before that of the sequences, in
+    targets and weights possibly of 1, and every member has its own L: ``(E,)``.
+    """
+
+    readout: Readout
+    loss: str | UserLoss
+    steps: int | None
+    members: int | None = None
+
+    @property
+    def scale(self) -> float:
+        """What the sum is multiplied by; without any valid step it is 0 either way."""
+        return 1.0 if self.steps is None else 1.0 / max(1, self.steps)
+
+    def __call__(self, h: Array, target: Array, weights: Array | None) -> tuple[Array, Array]:
+        """Loss (reduced: 0-d or (E,)) and ``dv (..., O)`` of states ``h (..., H)``; ``weights (...)``.
+
+        Where a weight is zero, so is the loss, even if the target there is no number.
+        """
+        xp = self.readout.backend.xp
+        loss, dv = self._per_step(h, target)
+        if weights is None:
+            dv *= self.scale
+            return self._sum(loss) * self.scale, dv
+        counts = weights != 0
+        weights = weights * self.scale
+        loss = xp.where(counts, loss, xp.zeros_like(loss)) * weights
+        dv = xp.where(counts[..., None], dv, xp.zeros_like(dv)) * weights[..., None]
+        return self._sum(loss), dv
+
+    def _sum(self, loss: Array) -> Array:
+        """Over steps and sequences: ``([S,] [E,] N)``."""
+        axes = None if self.members is None else (-1,) if loss.ndim == 2 else (0, -1)
+        return self.readout.backend.xp.sum(loss, axis=axes)
+
+    def _per_step(self, h: Array, target: Array) -> tuple[Array, Array]:
+        backend = self.readout.backend
+        if isinstance(self.loss, str) and self.loss in FUSED_LOSSES:
+            v = self.readout.pre_activation(h)
+            return FUSED_LOSSES[self.loss].function(backend, v, self._for_every_member(target, v))
+        y = self.readout(h)
+        if callable(self.loss):
+            target = self._for_every_member(target, y)
+            # Copies both ways: neither side may see the other write into its arrays.
+            copy = partial(backend.xp.asarray, copy=True)
+            loss, dy = _checked(backend, y, self.loss(copy(y), copy(target)))
+            dy = copy(dy)
+        else:
+            loss, dy = squared_error(backend, y, target)
+        return loss, self.readout.g.vjp(backend, y, dy)  # (3.2): g' * dL/dy
+
+    def _for_every_member(self, target: Array, y: Array) -> Array:
+        """``target`` with the E of ``y`` where it has one axis of 1 for all members."""
+        if self.members is None:
+            return target
+        shape = list(target.shape)
+        shape[y.ndim - 3] = self.members
+        return self.readout.backend.xp.broadcast_to(target, tuple(shape))

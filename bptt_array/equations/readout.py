@@ -1,0 +1,65 @@
+"""(1.2) ``y_t = g(W_hy h_t + b_y)`` and the direct part of ``dh_t``, (3.2).
+
+Works on any number of states at once, ``(..., H)``: a whole segment ``(S, [E,] N, H)``, or the last state of every
+sequence ``([E,] N, H)``; E are the members of an ensemble.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..backend.portable import Array, Backend
+from .activations import Activation
+from .sums import add_to, bias_sum, flat, weight_sum
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The output layer; without ``W_hy ([E,] O, H)`` and ``b_y ([E,] O)`` the outputs are the hidden states.
+
+    H here is what the top layer gives: with two directions twice the hidden size.
+    """
+
+    backend: Backend
+    g: Activation
+    W_hy: Array = None
+    b_y: Array = None
+
+    def size(self, hidden_size: int) -> int:
+        """O, or H without an output layer."""
+        return hidden_size if self.b_y is None else int(self.b_y.shape[-1])
+
+    def pre_activation(self, h: Array) -> Array:
+        """``v = W_hy h + b_y``, a new array ``(..., O)``."""
+        xp = self.backend.xp
+        if self.W_hy is None:
+            return self.backend.copy(h)
+        if self.W_hy.ndim > 2:
+            v = xp.matmul(h, self.W_hy.mT)
+            v += self.b_y[..., None, :]
+            return v
+        v = xp.matmul(flat(self.backend, h, 2), self.W_hy.mT)
+        v += self.b_y
+        return xp.reshape(v, (*h.shape[:-1], v.shape[-1]))
+
+    def __call__(self, h: Array) -> Array:
+        """``y = g(W_hy h + b_y)``, a new array ``(..., O)``."""
+        y = self.pre_activation(h)
+        self.g.value_(self.backend, y)
+        return y
+
+    def backward_(self, dh: Array, dv: Array, h: Array, grads: dict[str, Array]) -> None:
+        """``dh <- W_hy^T dv`` (3.2); adds ``sum dv h^T`` and ``sum dv`` to the gradients of the parameters."""
+        if self.W_hy is None:
+            dh[...] = dv
+            return
+        backend, ndim = self.backend, self.W_hy.ndim
+        if ndim > 2:
+            backend.matmul_(dh, dv, self.W_hy)
+            if dv.ndim == ndim:  # no axis of time: of the last states
+                dv, h = dv[None, ...], h[None, ...]
+        rows = flat(backend, dv, ndim)
+        if ndim == 2:
+            backend.matmul_(flat(backend, dh, 2), rows, self.W_hy)
+        add_to(grads, "W_hy", weight_sum(backend, rows, flat(backend, h, ndim)))
+        add_to(grads, "b_y", bias_sum(backend, rows))

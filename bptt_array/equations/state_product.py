@@ -1,0 +1,67 @@
+"""The product with ``W_hh`` that is in every step, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..backend.portable import Array, Backend
+
+
+class StateProduct:
+    """The product of rows ``a (..., N, K)`` with a matrix ``W (..., K, M)``, in every step of one pass.
+
+    Forward W is ``W_hh^T`` and ``a`` a state; backward it is ``W_hh`` and ``a`` a gradient. A ``mask (..., N, H)``,
+    the same in every step, multiplies the state: ``W_hh (mask * h_{t-1})`` forward and so
+    ``mask * (W_hh^T dz_t)`` backward.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        W: Array,
+        rows: tuple[int, ...],
+        steps: int,
+        mask: Array | None = None,
+        *,
+        backward: bool = False,
+    ) -> None:
+        self.backend = backend
+        self.W = W
+        #: (..., N)
+        self.rows = rows
+        self.steps = steps
+        self.mask = mask
+        self.backward = backward
+
+    def adding(self) -> Callable[[Array, Array], None]:
+        """A function ``(out, a)`` that does ``out += a W``."""
+        if self.mask is None:
+            return self.backend.accumulator(self.W, self.rows, self.steps)
+        if not self.backward:
+            return self._of_masked(self.backend.accumulator(self.W, self.rows, self.steps))
+        mask, (product_, product) = self.mask, self.backend.multiplier(self.W, self.rows, self.steps)
+
+        def add_masked(out: Array, a: Array) -> None:
+            nonlocal product
+            product_(a)
+            product *= mask
+            out += product
+
+        return add_masked
+
+    def writing(self) -> tuple[Callable[[Array], None], Array]:
+        """A function ``(a)`` that does ``out <- a W``, for states only, and that ``out``."""
+        product_, out = self.backend.multiplier(self.W, self.rows, self.steps)
+        return product_ if self.mask is None else self._of_masked(product_), out
+
+    def _of_masked(self, function: Callable[..., None]) -> Callable[..., None]:
+        """``function(..., a)`` of ``mask * a``."""
+        backend, mask = self.backend, self.mask
+        masked = backend.empty((*self.rows, self.W.shape[-2]), self.W.dtype)
+
+        def of_masked(*out_and_a: Array) -> None:
+            *out, a = out_and_a
+            backend.elementwise.multiply_(masked, a, mask)
+            function(*out, masked)
+
+        return of_masked

@@ -1,0 +1,38 @@
+"""The cells that a network can be built with: those of the library by name, and the caller's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..checks import check_option
+from ..equations.activations import CELL_ACTIVATIONS
+from ..equations.cell import Cell
+from ..equations.elman import Elman
+from ..equations.gru import GRU
+from ..equations.lstm import LSTM
+
+#: By name.
+CELLS: dict[str, Cell] = {name: Elman(f) for name, f in CELL_ACTIVATIONS.items()} | {"lstm": LSTM(), "gru": GRU()}
+
+
+def check_cell(cell: Any) -> Cell:
+    """A cell of the library by name, or one of the caller's own as it is."""
+    if isinstance(cell, type) and issubclass(cell, Cell):
+        raise TypeError(f"cell={cell.__name__} is a class; expected one of its objects: cell={cell.__name__}()")
+    if not isinstance(cell, Cell):
+        check_option("cell", cell, CELLS)
+        return CELLS[cell]
+    if cell.name in CELLS and type(cell) is not type(CELLS[cell.name]):  # files and PyTorch go by the name
+        raise ValueError(
+            f"cell is a {type(cell).__name__} with the name {cell.name!r}, which is the library's; give it a name of "
+            "its own"
+        )
+    if cell.in_place and (cell.gates, cell.keeps) != (1, 0):
+        raise ValueError(
+            f"{cell!r} works in place with gates={cell.gates} and keeps={cell.keeps}; expected 1 and 0: rows of the "
+            "states have room for nothing else"
+        )
+    wrong = {name: shape for name, shape in cell.own_parameters(2).items() if len(shape) != 1}
+    if wrong:
+        raise ValueError(f"{cell!r} has own parameters of shapes {wrong}; expected vectors (M,)")
+    return cell

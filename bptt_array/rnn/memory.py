@@ -1,0 +1,219 @@
+"""How many bytes a training step takes, from shapes alone: what a schedule within a memory budget is planned with.
+
+Counted is everything that :func:`bptt_array.bptt.passes.run_loss_and_grad` has at once beside what the caller gave it:
+states, gradients, copies of weights, temporaries; tests hold it to what is measured. Units are numbers of the network's
+dtype unless a name says bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..backend.portable import Backend
+from ..schedules.instructions import longest_segment
+from ..schedules.plans import Costs, Plan, Truncate, plan
+from .architecture import Architecture
+
+#: Python's own objects (of lists of free tuples alone there is 0.3 MB), NumPy's buffers for casts, and small arrays.
+OBJECTS_BYTES = 3 << 17
+#: Arrays of the outputs' shape that a loss has at once; of your own a guess.
+OF_LOSS = {"mse": 2, "cross_entropy": 4, "binary_cross_entropy": 7}
+OF_CALLERS_LOSS = 10
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one call of ``loss_and_grad`` has to do, as far as it matters for memory.
+
+    Attributes
+    ----------
+    T, N : int
+        Steps and sequences.
+    tokens : bool
+        Inputs are integers.
+    shared : bool
+        Inputs have no axis of members.
+    copied : bool
+        Inputs and targets are copied to the device, or to another dtype, segment by segment.
+    unordered : bool
+        Inputs are not in one piece, in the order of time, or not in this machine's byte order: products copy them.
+    padded : bool
+        There are ``lengths``.
+    weights, input_grad, dropout : bool
+        Whether there are weights of steps, a gradient of the input, masks.
+    loss : str or callable
+    """
+
+    T: int
+    N: int
+    tokens: bool = False
+    shared: bool = True
+    copied: bool = False
+    unordered: bool = False
+    padded: bool = False
+    weights: bool = False
+    input_grad: bool = False
+    dropout: bool = False
+    loss: str | Callable[..., object] = "mse"
+
+
+def costs(network: Architecture, work: Workload, *, temporaries: bool, in_chunks: bool) -> Costs:
+    """Bytes of a training step.
+
+    ``temporaries``: every elementwise operation and product makes an array before it is written where it belongs, as in
+    namespaces without ``out=``. ``in_chunks``: time may run backward in parallel.
+    """
+    itemsize = 4 if network.dtype == "float32" else 8
+    one = _OfAStep(network, work, itemsize)
+    states = network.num_layers * len(network.cell.states) * one.row
+    results = 2 * one.gates * one.row if temporaries else 0
+    work_step = one.scratch() + max(one.forward(), one.loss(), one.backward()) + results
+    return Costs(
+        fixed=OBJECTS_BYTES + math.ceil(itemsize * (one.parameters() + 6 * states + one.once())),
+        checkpoint=itemsize * states,
+        kept=math.ceil(itemsize * one.kept()),
+        work=math.ceil(itemsize * work_step),
+        chunk=itemsize * (2 * network.hidden_size + 3) * one.row if in_chunks else 0,  # see parallel.extra_bytes
+    )
+
+
+def plan_for(
+    network: Architecture,
+    backend: Backend,
+    work: Workload,
+    memory: int | str | None,
+    truncate: Truncate,
+    backward: str,
+) -> Plan:
+    """The plan of one call of ``loss_and_grad``; of a batch without sequences, that of one."""
+    work = replace(work, N=max(1, work.N))
+    itemsize = 4 if network.dtype == "float32" else 8
+    row = (*network.lead, work.N, network.hidden_size)
+    two = network.bidirectional
+    longest = longest_segment(
+        backend.segment_bytes, work.T, math.prod(row) * itemsize, bidirectional=two, members=network.members is not None
+    )
+    in_chunks = backward != "sequential" and network.cell.diagonal
+    counted = costs(network, work, temporaries=backend.temporaries, in_chunks=in_chunks)
+    return plan(work.T, memory, costs=counted, longest=longest, truncate=truncate, whole=two)
+
+
+class _OfAStep:
+    """Numbers of one time step, for each of the parts of a training step."""
+
+    def __init__(self, network: Architecture, work: Workload, itemsize: int) -> None:
+        members, self.sides = network.members or 1, network.directions
+        self.network, self.work, self.itemsize = network, work, itemsize
+        self.layers, self.cell, self.gates = network.num_layers, network.cell, network.cell.gates
+        self.sequences = members * work.N
+        self.row = self.sides * self.sequences * network.hidden_size
+        self.inputs = (1 if work.shared else members) * work.N * network.input_size
+        self.outputs = self.sequences * network.outputs
+        #: Whether weights have leading axes: segments are then copied for their products.
+        self.stacked = network.members is not None or network.bidirectional
+
+    def of_bytes(self, count: float) -> float:
+        return count / self.itemsize
+
+    # ---- what is there once ---------------------------------------------------------------------------
+
+    def parameters(self) -> float:
+        """Gradients and one product that is added to one of them; two copies of every W_hh in the order of its use."""
+        sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items()}
+        copies = 2 * sum(size for name, size in sizes.items() if name.endswith("W_hh"))
+        table = self.sides * (self.network.members or 1) * self.network.input_size * self.gates
+        return sum(sizes.values()) + max(sizes.values()) + copies + self.work.tokens * table * self.network.hidden_size
+
+    def once(self) -> float:
+        """Results of products and masks of the state; last states of padding; dx; the loss of last steps."""
+        count: float = self.layers * (self.gates + 1 + self.cell.keeps) * self.row
+        if self.network.recurrent_dropout and self.work.dropout:
+            count += 4 * self.layers * self.row
+        if self.work.padded:
+            count += 4 * self.layers * len(self.cell.states) * self.row
+        if self.work.input_grad:
+            dx = self.work.T * self.sequences * self.network.input_size
+            count += dx if self.network.time_major else 2 * dx  # and turned for the caller
+        if self.network.readout == "last":
+            count += self._of_loss() + 2 * self.row
+        return count
+
+    # ---- what grows with a segment --------------------------------------------------------------------
+
+    def kept(self) -> float:
+        """States and what the cell keeps of every layer, and inputs where they are copies."""
+        count: float = self.layers * (len(self.cell.states) + self.cell.keeps) * self.row
+        if self.work.copied or self.work.padded:
+            count += self._copy_of_x()
+        if self.network.dropout and self.work.dropout:
+            count += (self.layers - 1) * self.sides * self.row
+        if self.sides == 2:  # what each direction reads, and the outputs side by side
+            count += 2 * self._copy_of_x() + (self.layers - 1) * 2 * self.row + self.row
+        return count
+
+    def scratch(self) -> float:
+        """Gradients of the states, slopes, and z or dz."""
+        return (len(self.cell.states) + self.cell.slopes + self.gates) * self.row
+
+    def forward(self) -> float:
+        """Zeroing what is past the end; the caller's layout; masks; the outputs of two directions."""
+        count: float = 0
+        if self.work.padded:
+            count += max(1, self.cell.keeps) * self.row + self.of_bytes(17 * self.work.N)
+        if self.work.unordered or not self.network.time_major:
+            count += 2 * self._copy_of_x()  # in order, and in this machine's bytes
+        if self.work.tokens:
+            count += self.of_bytes(8 * self.sequences)
+        return count + self._mask() + self._turned()
+
+    def loss(self) -> float:
+        """Outputs, their derivatives and the target."""
+        if self.network.readout == "last":
+            return self._turned()
+        return self._of_loss() + self._turned()
+
+    def backward(self) -> float:
+        """What the sums of the weight gradients read, where it has to be copied or made."""
+        count = self.work.N * (self.network.members or 1) * 1.0  # ones
+        rows = self.gates * self.row
+        if self.stacked:
+            count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row + self.inputs * self.sides
+        if self.cell.own_parameters(1):
+            count += self.row * (2 if self.stacked else 1)
+        if self.network.recurrent_dropout and self.work.dropout:
+            count += self.row
+        if self.work.tokens:
+            count += self.sides * self.inputs + self.of_bytes(17 * self.inputs / self.network.input_size)
+        if self.work.unordered or not self.network.time_major:
+            count += 2 * self._copy_of_x()  # in order, and in this machine's bytes
+        if self.work.input_grad:
+            count += self.sequences * self.network.input_size * (3 if self.sides == 2 else 1)
+        return count + self._mask() + self._turned()
+
+    def _copy_of_x(self) -> float:
+        if self.work.tokens:
+            return self.of_bytes(8 * self.inputs / self.network.input_size)
+        return self.inputs
+
+    def _mask(self) -> float:
+        """A mask between layers and what makes it: 32-bit numbers."""
+        if not (self.network.dropout and self.work.dropout):
+            return 0
+        return self.sides * self.row * (1 + self.of_bytes(17))
+
+    def _turned(self) -> float:
+        """Two directions: rows turned, merged and split."""
+        return (self.sides - 1) * 4.0 * self.row
+
+    def _of_loss(self) -> float:
+        """Of one output of every sequence."""
+        loss = self.work.loss
+        arrays: float = OF_LOSS[loss] if isinstance(loss, str) else OF_CALLERS_LOSS
+        arrays += 3 * (self.network.output != "identity" and loss not in ("cross_entropy", "binary_cross_entropy"))
+        arrays += self.work.copied or self.work.padded
+        arrays += 2 * self.work.weights + self.stacked
+        features = self.sides * self.row if self.stacked else 0
+        of_losses = self.sequences * (4 + 4 * self.work.weights) + self.of_bytes(24 * self.sequences)
+        return arrays * self.outputs + features + of_losses

@@ -1,0 +1,787 @@
+"""RNN: parameters, layers and readout. What a user holds.
+
+Symbols: T time steps, N sequences, I inputs, H hidden units, O outputs, L layers, D directions, E members of an
+ensemble, G gates of a cell. Arrays are time-major, unless a network is told that its caller's are not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from ..backend.arrays import host_array, is_integer, on_host
+from ..backend.devices import resolve
+from ..backend.portable import Array, Backend
+from ..bptt import passes
+from ..bptt.batch import Batch
+from ..bptt.dropout import Dropout
+from ..bptt.layer import Layer
+from ..bptt.state import Gradients, State
+from ..bptt.unrolled import Stack
+from ..bptt.workspace import Workspace
+from ..checks import check_count, check_flag, check_number, check_option, check_path, said
+from ..equations.activations import OUTPUT_ACTIVATIONS
+from ..equations.cell import Cell
+from ..equations.losses import LOSSES, Objective, UserLoss
+from ..equations.readout import Readout
+from ..schedules import plans
+from ..schedules.instructions import check_truncate
+from ..schedules.plans import Plan
+from . import files, torch_weights
+from .architecture import Architecture
+from .arguments import (
+    check_backward,
+    check_dropout_rows,
+    check_dropout_seed,
+    check_float,
+    check_floats,
+    check_input_grad,
+    check_place,
+    check_x_shape,
+    in_order,
+)
+from .backward import BackwardFunction
+from .calls import for_members, make_batch
+from .initializers import INITIALIZERS
+from .layout import BatchFirst, TimeFirst
+from .memory import Workload, plan_for
+from .targets import check_outputs_like, check_target
+
+
+class RNN:
+    """A recurrent network, trained by backpropagation through time.
+
+    ``h_t = f(W_xh x_t + W_hh h_{t-1} + b_h)`` (1.1), or the LSTM or GRU in its place, and
+    ``y_t = g(W_hy h_t + b_y)`` (1.2).
+
+    On NumPy a network keeps the large arrays of its last :meth:`loss_and_grad` or :meth:`loss` (states, gates and
+    their gradients) for the next one, which is faster; they go with the network. One network may be used by several
+    threads.
+
+    Parameters
+    ----------
+    input_size : int
+        I, the features of a step; for integer tokens the size of the vocabulary.
+    hidden_size : int
+        H.
+    output_size : int, optional
+        O. Without it there is no readout and the outputs are the hidden states of the top layer, of two
+        directions side by side.
+    cell : {"tanh", "relu", "lstm", "gru"} or Cell
+        f of (1.1), or a gated cell; or one of your own, see :class:`bptt_array.Cell`.
+    num_layers : int
+        L; each layer reads the hidden states of the one below.
+    bidirectional : bool
+        Every layer also reads every sequence from its end (D = 2), in the same loop.
+    members : int, optional
+        E: an ensemble of E independent networks, trained side by side in the same products. Parameters have a
+        first axis E; inputs and targets ``(T, E, N, ...)``, or shared by all members without it; outputs, states and
+        gradients of inputs have the axis E before N, and the loss is ``(E,)``. Member k is the network with
+        seed + k: see :meth:`member`. Clip with ``clip_by_global_norm(..., members=E)``: without it all share one norm.
+    dropout : float
+        Probability, in [0, 1), with which each input of a layer above the first is left out.
+    recurrent_dropout : float
+        The same of the state that goes into ``W_hh``, with one mask for all steps (Gal & Ghahramani, 2016).
+        Both act where a call is given a ``dropout_seed``.
+    output : {"identity", "softmax", "sigmoid", "tanh"}
+        g of (1.2).
+    readout : {"every", "last"}
+        Outputs at every step, ``y (T, N, O)``, or of the last states of each sequence, ``y (N, O)``: those after its
+        last valid step, of two directions each one's own last.
+    init : {"uniform", "orthogonal", "identity"}
+        Of ``W_hh``, for each gate. Uniform is PyTorch's default range, for all parameters; with the other two,
+        biases are zero and the remaining weights uniform.
+    forget_bias : float
+        Added to the initial bias of the forget gate (of ``cell="lstm"``): 1 lets an LSTM begin by remembering.
+    time_major : bool
+        False: the caller's ``x``, ``y``, ``dy``, targets and weights have N first and T after it: ``(N, T, I)``, with
+        members ``(E, N, T, I)``. States keep their layout, and a loss of your own sees arrays time first.
+    dtype : {"float32", "float64"}
+        Of everything: parameters, inputs, states, gradients.
+    device : str or Backend
+        ``"cpu"`` (NumPy), ``"cuda"``, ``"cuda:1"`` (CuPy), ``"auto"``, or a :class:`Backend`.
+    seed : int
+        Of the initial weights, the same model on every device; also goes into the masks of dropout.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``"l0.W_xh" (G*H, I)``, ``"l0.W_hh" (G*H, H)``, ``"l0.b_h" (G*H,)``, of a GRU ``"l0.b_hn" (H,)``; ``"l1.W_xh"
+        (G*H, D*H)`` and so on; ``"W_hy" (O, D*H)``, ``"b_y" (O,)``. Those of layers have a first axis of 2 for the
+        directions where there are two, and all have one of E, before it, in an ensemble.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an option that is unknown, out of range, or of the wrong type.
+
+    Examples
+    --------
+    >>> import numpy as np, bptt_array as ba
+    >>> rnn = ba.RNN(input_size=3, hidden_size=8, output_size=2, seed=0)
+    >>> x = np.ones((5, 4, 3), dtype="float32")  # T=5 steps, N=4 sequences
+    >>> y, state = rnn(x)
+    >>> y.shape, state.h.shape
+    ((5, 4, 2), (1, 1, 4, 8))
+    >>> loss, grads, state = rnn.loss_and_grad(x, np.zeros_like(y), loss="mse")
+    >>> sorted(grads.params)
+    ['W_hy', 'b_y', 'l0.W_hh', 'l0.W_xh', 'l0.b_h']
+    >>> deep = ba.RNN(3, 8, 2, cell="lstm", num_layers=2, bidirectional=True, members=6)
+    >>> y, state = deep(x)
+    >>> y.shape, state.c.shape, deep.params["l1.W_xh"].shape
+    ((5, 6, 4, 2), (2, 2, 6, 4, 8), (6, 2, 32, 16))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int | None = None,
+        *,
+        cell: str | Cell = "tanh",
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        members: int | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        output: str = "identity",
+        readout: str = "every",
+        init: str = "uniform",
+        forget_bias: float = 0.0,
+        time_major: bool = True,
+        dtype: str = "float32",
+        device: str | Backend = "cpu",
+        seed: int = 0,
+    ) -> None:
+        architecture = Architecture.checked(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            output_size=output_size,
+            cell=cell,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            members=members,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            output=output,
+            readout=readout,
+            time_major=time_major,
+            dtype=dtype,
+            seed=seed,
+        )
+        self._configure(architecture, resolve(device))
+        check_option("init", init, INITIALIZERS)
+        forget_bias = check_number("forget_bias", forget_bias, least=-np.inf)
+        if forget_bias and architecture.cell.forget_gate is None:
+            raise ValueError(f"forget_bias={forget_bias:g}, but cell={self.cell!r} has no forget gate; leave it at 0")
+        if abs(forget_bias) > float(np.finfo(architecture.dtype).max):
+            raise ValueError(f"forget_bias={forget_bias:g}; expected a number that {architecture.dtype} can hold")
+        self.params = self._on(self.backend, architecture.initial_parameters(init, forget_bias))
+
+    def _configure(self, architecture: Architecture, backend: Backend) -> None:
+        """Everything but the parameters."""
+        self.architecture = architecture
+        self.backend = backend
+        self._layout = TimeFirst() if architecture.time_major else BatchFirst(backend)
+        self._workspace = Workspace()
+        self._bound: tuple[dict[str, Array], passes.Network | None] = {}, None
+
+    @classmethod
+    def _with(cls, architecture: Architecture, params: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -> RNN:
+        """A network with given parameters, on the host."""
+        rnn = cls.__new__(cls)
+        rnn._configure(architecture, backend)
+        rnn.params = rnn._on(backend, params)
+        return rnn
+
+    # ---- what a network is ----------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that build a network of the same shape; of a cell of your own the name."""
+        return self.architecture.config
+
+    input_size = property(lambda self: self.architecture.input_size)
+    hidden_size = property(lambda self: self.architecture.hidden_size)
+    output_size = property(lambda self: self.architecture.output_size)
+    cell = property(lambda self: self.architecture.cell.name)
+    num_layers = property(lambda self: self.architecture.num_layers)
+    bidirectional = property(lambda self: self.architecture.bidirectional)
+    members = property(lambda self: self.architecture.members)
+    output = property(lambda self: self.architecture.output)
+    readout = property(lambda self: self.architecture.readout)
+    dtype = property(lambda self: self.architecture.dtype)
+    seed = property(lambda self: self.architecture.seed)
+
+    def __repr__(self) -> str:
+        defaults = Architecture(self.input_size, self.hidden_size).config
+        always = ("input_size", "hidden_size", "output_size", "cell", "dtype")
+        given = {name: value for name, value in self.config.items() if name in always or value != defaults[name]}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return f"RNN({arguments}, device={self.backend.name!r})"
+
+    def member(self, k: int) -> RNN:
+        """Member k of an ensemble as a network of its own, with copies of its parameters."""
+        if self.members is None:
+            raise ValueError("this RNN is no ensemble; build it with members=E, or use it as it is")
+        if check_count("k", k, least=0) >= self.members:
+            raise ValueError(f"k={said(k)}; expected 0 to {self.members - 1}: this RNN has members={self.members}")
+        values = {name: self.backend.to_host(value[k, ...]) for name, value in self.params.items()}
+        return self._with(self.architecture.single(k), values, self.backend)
+
+    def _on(self, backend: Backend, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Array]:
+        with backend.active():
+            return {name: backend.from_host(value.astype(self.dtype)) for name, value in values.items()}
+
+    # ---- devices and files ----------------------------------------------------------------------------
+
+    def asarray(self, array: Any) -> Array:
+        """``array`` on this network's device; floats and bools in its dtype, integers as int64.
+
+        Takes anything NumPy does, and arrays of other devices (which then travel through the host).
+        """
+        backend = self.backend
+        with backend.active():
+            if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_numpy_array(array):
+                if backend.owns(array):
+                    if not backend.xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
+                        raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
+                    dtype = backend.dtype("int64" if is_integer(array) else self.dtype)
+                    return backend.xp.astype(array, dtype, copy=False)
+                array = on_host("array", array)
+            host = self._host_array(array)
+            return host if backend.owns(host) else backend.from_host(host)
+
+    def _host_array(self, array: Any) -> np.ndarray[Any, Any]:
+        """A NumPy array of int64 or of this network's dtype, from anything that NumPy takes for real numbers."""
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError("array is masked; expected a plain array (for masks see lengths and weights)")
+        array = host_array("array", array, "real numbers")
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
+        if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+            raise ValueError(f"array holds {array.max()}, which does not fit in int64")
+        host: np.ndarray[Any, Any] = array.astype(np.int64 if is_integer(array) else self.dtype, copy=False)
+        return host
+
+    def to(self, device: str | Backend) -> RNN:
+        """Move the parameters to a device, in place; returns the network."""
+        backend = resolve(device)
+        if backend is not self.backend:
+            values = {name: self.backend.to_host(value) for name, value in self.params.items()}
+            params = self._on(backend, values)
+            self._configure(self.architecture, backend)
+            self.params = params
+        return self
+
+    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+        """Write weights and configuration to a safetensors file, atomically; ``metadata`` goes along.
+
+        Of a cell of your own only the name is written: give the cell itself to :meth:`load`.
+        """
+        path = check_path("path", path)
+        self._check_params(self.params)
+        values = {name: self.backend.to_host(value) for name, value in self.params.items()}
+        files.write_model(path, values, self.config, {} if metadata is None else metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | Backend = "cpu", *, cell: Cell | None = None) -> RNN:
+        """The network that :meth:`save` wrote, on any device; see :meth:`load_with_metadata`."""
+        return cls.load_with_metadata(path, device, cell=cell)[0]
+
+    @classmethod
+    def load_with_metadata(
+        cls, path: str | os.PathLike[str], device: str | Backend = "cpu", *, cell: Cell | None = None
+    ) -> tuple[RNN, dict[str, str]]:
+        """The network that :meth:`save` wrote, on any device, and the metadata that went along.
+
+        Parameters
+        ----------
+        cell : Cell, optional
+            The cell, where it is none of the library's.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file; if it is damaged or does not hold the weights that its configuration
+            says; if it needs another cell.
+        """
+        backend, path = resolve(device), check_path("path", path)
+        architecture, params, metadata = files.read_model(path, cell)
+        return cls._with(architecture, params, backend), metadata
+
+    def to_torch_state_dict(
+        self, recurrent_prefix: str = "rnn.", readout_prefix: str = "readout."
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """The weights under the names of PyTorch's modules, as NumPy arrays.
+
+        Parameters
+        ----------
+        recurrent_prefix, readout_prefix : str
+            What the names begin with: those of the ``torch.nn.RNN``, ``LSTM`` or ``GRU``, and of the ``Linear`` that
+            is the readout, as they are called in your module, with a dot at the end; ``""`` for a module by itself.
+
+        Raises
+        ------
+        ValueError
+            For a cell that PyTorch has not, and for an ensemble: use :meth:`member`.
+
+        Examples
+        --------
+        >>> import bptt_array as ba
+        >>> list(ba.RNN(3, 8, 2, cell="gru").to_torch_state_dict())[:3]
+        ['rnn.weight_ih_l0', 'rnn.weight_hh_l0', 'rnn.bias_ih_l0']
+        """
+        self._check_params(self.params)
+        values = {name: self.backend.to_host(value) for name, value in self.params.items()}
+        return torch_weights.to_state_dict(self.architecture, values, recurrent_prefix, readout_prefix)
+
+    @classmethod
+    def from_torch_state_dict(
+        cls,
+        state_dict: Mapping[str, Any],
+        recurrent_prefix: str = "rnn.",
+        readout_prefix: str = "readout.",
+        *,
+        cell: str | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        output: str = "identity",
+        readout: str = "every",
+        time_major: bool = True,
+        device: str | Backend = "cpu",
+        seed: int = 0,
+    ) -> RNN:
+        """A network with the weights of a PyTorch module: sizes, layers and directions follow from them.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+            NumPy arrays, or anything NumPy takes, such as ``module.state_dict()`` on the CPU; both biases of PyTorch
+            become one.
+        recurrent_prefix, readout_prefix : str
+            What the names of the recurrent module and of a ``Linear`` on top of it begin with, as for
+            :meth:`to_torch_state_dict`; no readout where there are none of the second. Other names are an error.
+        cell : {"tanh", "relu", "lstm", "gru"}, optional
+            Follows from the shapes for an LSTM and a GRU; of a plain one only you know: ``"tanh"`` if left out.
+        dropout, recurrent_dropout, output, readout, time_major, device, seed
+            As for :class:`RNN`; the weights do not say them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If names or shapes are not those of such modules.
+        """
+        backend = resolve(device)
+        options = {
+            "dropout": dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "output": output,
+            "readout": readout,
+            "time_major": time_major,
+            "seed": seed,
+        }
+        architecture, values = torch_weights.from_state_dict(
+            state_dict, recurrent_prefix, readout_prefix, cell, options
+        )
+        return cls._with(architecture, values, backend)
+
+    # ---- forward and backward -------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        x: Array,
+        state: State | None = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        dropout_seed: int | None = None,
+        dropout_rows: tuple[int, int] | None = None,
+        validate: bool = False,
+    ) -> tuple[Array, State]:
+        """Run the network forward, keeping nothing for a backward pass.
+
+        Parameters
+        ----------
+        x : (T, N, I) of the network's dtype, or (T, N) integer tokens
+            On the network's device. Of an ensemble also (T, E, N, I) or (T, E, N). N may be 0, as of an empty part
+            of a batch: its loss is 0, and so are gradients.
+        state : State, optional
+            Initial state, ``h (L, D, N, H)`` and, of an LSTM, ``c``; zeros if left out.
+        lengths : N integers on the host, optional
+            Valid steps of each sequence, 0 to T. Outputs past the end are zero; the final state is the one
+            after the last valid step.
+        reset : (N,) bool, optional
+            Sequences that begin anew: their initial state is zero, whatever ``state`` holds there. For streams whose
+            state goes from call to call. A list or NumPy array on the host, or an array on the network's device.
+        dropout_seed : int, optional
+            With it dropout acts, with the masks of this seed, which are the same on every device and in every call;
+            steps are counted from the beginning of the call. Without it, as in inference, nothing is left out.
+        dropout_rows : (int, int), optional
+            ``(first, batch)``: these sequences are those from ``first`` on of a batch that was shared out; they get
+            the masks that they would have in it.
+        validate : bool
+            Check tokens that are on a CUDA device too, at the cost of a synchronisation.
+
+        Returns
+        -------
+        y : (T, N, O); (N, O) with ``readout="last"``; D*H for O without a readout; of an ensemble with E before N
+        state : State
+
+        Raises
+        ------
+        ValueError, TypeError
+            Naming the argument, before any work.
+        """
+        with self.backend.active(), self._layout.in_errors():
+            batch = self._batch(x, state, lengths, reset, validate, host=False)
+            dropout = self._dropout(dropout_seed, dropout_rows, batch.N)
+            network = self._network()
+            y, unrolled = passes.run_forward(network, batch, dropout, keep=False)
+            return self._outward(y), network.as_state(unrolled.last)
+
+    def forward(
+        self,
+        x: Array,
+        state: State | None = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        dropout_seed: int | str | None = None,
+        dropout_rows: tuple[int, int] | None = None,
+        backward: str = "sequential",
+        validate: bool = False,
+    ) -> tuple[Array, State, BackwardFunction]:
+        """Run forward and return ``backward`` beside the result, for any loss of your own.
+
+        Parameters and the first two results are those of calling the network, but that one with dropout has to be
+        told a ``dropout_seed`` or ``"off"``, and ``backward`` says how the third one will run, see
+        :meth:`loss_and_grad`. The third result is a
+        :class:`~bptt_array.rnn.backward.BackwardFunction`: call it with ``dy`` of the shape of ``y``, ``dstate`` of
+        that of ``state``, or both, as often as you like; ``x`` must not be written to in between.
+
+        Examples
+        --------
+        >>> import numpy as np, bptt_array as ba
+        >>> rnn = ba.RNN(input_size=3, hidden_size=8, output_size=2, seed=0)
+        >>> x = np.ones((5, 4, 3), dtype="float32")
+        >>> y, state, backward = rnn.forward(x)
+        >>> grads = backward(dy=y, input_grad=True)  # the gradient of 1/2 |y|^2
+        >>> grads.x.shape
+        (5, 4, 3)
+        """
+        backend = self.backend
+        with self.backend.active(), self._layout.in_errors():
+            batch = self._batch(x, state, lengths, reset, validate, host=False)
+            check_backward(backward, self.architecture.cell)
+            dropout = self._dropout(dropout_seed, dropout_rows, batch.N, needed=True)
+            self._check_params(self.params)
+            copy = {name: backend.copy(value) for name, value in self.params.items()}
+            network = self._bind(copy)
+            y, unrolled = passes.run_forward(network, batch, dropout, keep=True)
+            function = BackwardFunction(network, unrolled, self.architecture, tuple(y.shape), self._layout, backward)
+            return self._outward(y), network.as_state(unrolled.last), function
+
+    def loss_and_grad(
+        self,
+        x: Array,
+        target: Array,
+        loss: str | UserLoss = "mse",
+        *,
+        state: State | None = None,
+        lengths: Any = None,
+        weights: Array | None = None,
+        reduction: str = "mean",
+        reset: Any = None,
+        truncate: int | tuple[int, int] | None = None,
+        memory: int | str | None = None,
+        backward: str = "sequential",
+        input_grad: bool = False,
+        dropout_seed: int | str | None = None,
+        dropout_rows: tuple[int, int] | None = None,
+        validate: bool = False,
+    ) -> tuple[Array, Gradients, State]:
+        """The loss (2.1), its gradient by backpropagation through time, and the final state.
+
+        NumPy arrays may be given to a network on any device: they travel there one segment at a time.
+
+        Parameters
+        ----------
+        x, state, lengths, reset, validate, dropout_rows
+            As for calling the network; ``validate`` also reads class targets back.
+        target : array
+            ``"mse"``, ``"binary_cross_entropy"``: the shape and dtype of ``y``. ``"cross_entropy"``: class
+            numbers ``(T, N)`` or probabilities ``(T, N, O)``; without T for ``readout="last"``. The members of an
+            ensemble may share it, without the axis E. For a loss of your own ``(T, N)`` or ``(T, N, K)``.
+        loss : {"mse", "cross_entropy", "binary_cross_entropy"} or callable
+            ``L_t``: ``1/2 |y - target|^2``; cross-entropies of a softmax or sigmoid output; or
+            ``(y, target) -> (loss, dy)``, called per segment with ``y (S, N, O)``, that returns the loss of
+            every step ``(S, N)`` and ``dL_t/dy_t (S, N, O)``. With ``readout="last"`` it is called with
+            ``y (N, O)`` for each segment in which a sequence ends; what it says of the others is left out.
+        weights : (T, N), or (N,) with ``readout="last"``, optional
+            Factors of ``L_t``, shared by the members of an ensemble or with its axis E. A step of weight 0 is left out
+            of the sum, but still counts in ``"mean"``.
+        reduction : {"mean", "sum"}
+            ``"sum"`` is (2.1); ``"mean"`` divides it by the number of valid steps of all sequences (with
+            ``readout="last"``: of sequences that have one).
+        truncate : int or (int, int), optional
+            Truncated BPTT: the gradient is cut every k steps, the state carried on. ``(k1, k2)``: every k1 steps, back
+            through k2, k1 <= k2; each loss is propagated once. Not with two directions.
+        memory : int or str, optional
+            Bytes, or a string such as ``"64MiB"``: the most that this call may take beside what it is given. The
+            gradients are the same; segments run forward again where not all of them can be kept, see :meth:`plan`.
+        backward : {"sequential", "parallel", "auto"}
+            How time runs backward in tanh and ReLU cells: step by step, or in chunks side by side, which is more
+            arithmetic in fewer dependent steps (``equations/parallel.py``). ``"auto"`` takes what a measurement of the
+            device, made once, says is faster. The results are equal to rounding.
+        input_grad : bool
+            Also compute the gradient of ``x``.
+        dropout_seed : int or "off"
+            Of the masks of this step, which a network with dropout has to be told: another one for every step, or
+            ``"off"``.
+
+        Returns
+        -------
+        loss : 0-d array on the device; of an ensemble (E,)
+        grads : Gradients
+        state : State
+        """
+        with self.backend.active(), self._layout.in_errors():
+            batch = self._batch(x, state, lengths, reset, validate, host=True)
+            network = self._network()
+            objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
+            check_input_grad(input_grad, x)
+            truncate = check_truncate(truncate, bidirectional=self.bidirectional)
+            check_backward(backward, self.architecture.cell)
+            dropout = self._dropout(dropout_seed, dropout_rows, batch.N, needed=True)
+            if memory is None:
+                plan = plans.plan(batch.T, longest=network.segment_length(batch), truncate=truncate)
+            else:
+                work = Workload(
+                    batch.T,
+                    batch.N,
+                    tokens=batch.tokens,
+                    shared=self.members is None or batch.x.shape[1] == 1,
+                    copied=batch.tokens or not (self.backend.owns(batch.x) and self.backend.owns(targets.target)),
+                    unordered=not in_order(batch.x),
+                    padded=batch.padding is not None,
+                    weights=targets.weights is not None,
+                    input_grad=input_grad,
+                    dropout=dropout is not None,
+                    loss=loss,
+                )
+                plan = self._plan(work, memory, truncate, backward)
+            value, grads, last_state = passes.run_loss_and_grad(
+                network, batch, objective, targets, dropout, plan, input_grad=input_grad, backward=backward
+            )
+            return value, self._layout.gradients(grads), last_state
+
+    def plan(
+        self,
+        x_shape: tuple[int, ...],
+        memory: int | str | None = None,
+        *,
+        loss: str | UserLoss = "mse",
+        tokens: bool | None = None,
+        lengths: bool = False,
+        weights: bool = False,
+        truncate: int | tuple[int, int] | None = None,
+        input_grad: bool = False,
+        dropout: bool = True,
+        backward: str = "sequential",
+        from_host: bool = False,
+        unordered: bool = False,
+    ) -> Plan:
+        """What :meth:`loss_and_grad` within ``memory`` will do and take, before anything runs; ``print`` it.
+
+        Without ``memory``: what it takes to keep everything. A budget may be anything from what the error for too small
+        a one says. Counted is what a call has at once beside its arguments and the parameters: on NumPy the peak is
+        within 5 % of the budget at most; elsewhere pools and temporaries are the namespace's.
+
+        Parameters
+        ----------
+        x_shape : tuple of int
+            Of ``x``: (T, N, I), or (T, N) of tokens; with members also (T, E, N, I) or, with ``tokens=True``,
+            (T, E, N).
+        memory, loss, truncate, input_grad, backward
+            As for :meth:`loss_and_grad`. Of a loss of your own it is not known how much it takes: a guess.
+        tokens : bool, optional
+            Whether the inputs are integers; follows from the number of axes if left out.
+        lengths, weights, dropout : bool
+            Whether there will be lengths, weights, a ``dropout_seed``.
+        from_host : bool
+            Whether ``x`` and ``target`` are NumPy arrays for a network on another device.
+        unordered : bool
+            Whether ``x`` is a view whose steps are not in one piece, as of a transposed array, or in a foreign byte
+            order: products then copy it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :func:`bptt_array.schedules.plan` does.
+
+        Examples
+        --------
+        >>> import bptt_array as ba
+        >>> rnn = ba.RNN(input_size=16, hidden_size=64, output_size=1)
+        >>> print(rnn.plan((10_000, 32, 16), memory="16MiB"))
+        10,000 steps: 16.0 MiB of 16.0 MiB, 18,571 steps forward (1.86 T)
+        42 segments of at most 239 steps; at most 6 of them kept and 19 states remembered at once
+        """
+        flags = {
+            "lengths": lengths,
+            "weights": weights,
+            "input_grad": input_grad,
+            "dropout": dropout,
+            "from_host": from_host,
+            "unordered": unordered,
+        }
+        for name, flag in flags.items():
+            check_flag(name, flag)
+        if not callable(loss):
+            check_option("loss", loss, LOSSES)
+        check_backward(backward, self.architecture.cell)
+        T, N, tokens, shared = check_x_shape(x_shape, self.architecture, tokens)
+        if tokens and input_grad:
+            raise ValueError("input_grad=True, but tokens have no gradient; leave input_grad=False")
+        work = Workload(
+            T,
+            N,
+            tokens=tokens,
+            shared=shared,
+            copied=from_host or tokens,
+            unordered=unordered,
+            padded=lengths,
+            weights=weights,
+            input_grad=input_grad,
+            dropout=dropout,
+            loss=loss,
+        )
+        return self._plan(work, memory, check_truncate(truncate, bidirectional=self.bidirectional), backward)
+
+    def loss(
+        self,
+        x: Array,
+        target: Array,
+        loss: str | UserLoss = "mse",
+        *,
+        state: State | None = None,
+        lengths: Any = None,
+        weights: Array | None = None,
+        reduction: str = "mean",
+        reset: Any = None,
+        dropout_seed: int | None = None,
+        dropout_rows: tuple[int, int] | None = None,
+        validate: bool = False,
+    ) -> tuple[Array, State]:
+        """The loss and the final state of :meth:`loss_and_grad`, without the gradient, at about half its cost.
+
+        Without a ``dropout_seed`` nothing is left out, as in inference.
+        """
+        with self.backend.active(), self._layout.in_errors():
+            batch = self._batch(x, state, lengths, reset, validate, host=True)
+            network = self._network()
+            objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
+            dropout = self._dropout(dropout_seed, dropout_rows, batch.N)
+            return passes.run_loss(network, batch, objective, targets, dropout)
+
+    # ---- what the passes are given --------------------------------------------------------------------
+
+    def _outward(self, y: Array) -> Array:
+        return self._layout.outward(y) if self.readout == "every" else y
+
+    def _plan(
+        self, work: Workload, memory: int | str | None, truncate: int | tuple[int, int] | None, backward: str
+    ) -> Plan:
+        return plan_for(self.architecture, self.backend, work, memory, truncate, backward)
+
+    def _dropout(self, seed: Any, rows: Any, N: int, *, needed: bool = False) -> Dropout | None:
+        """The masks of a call, or None where nothing is left out."""
+        first, batch = check_dropout_rows(rows, N)
+        rate, recurrent_rate = self.architecture.dropout, self.architecture.recurrent_dropout
+        seed = check_dropout_seed(seed)
+        if not (rate or recurrent_rate):
+            return None
+        if seed is None and needed:
+            given = f"dropout={rate:g}" if rate else f"recurrent_dropout={recurrent_rate:g}"
+            raise ValueError(
+                f"dropout_seed is missing, but this RNN has {given}: give a whole number, another one for every "
+                "training step, or dropout_seed='off' for gradients without dropout"
+            )
+        if seed is None or isinstance(seed, str):
+            return None
+        dtype = self.backend.dtype(self.dtype)
+        return Dropout(self.backend, dtype, rate, recurrent_rate, seed, self.seed, self.members, first, batch)
+
+    def _objective(
+        self,
+        network: passes.Network,
+        batch: Batch,
+        target: Any,
+        loss: Any,
+        weights: Any,
+        reduction: Any,
+        validate: bool,
+    ) -> tuple[Objective, passes.Targets]:
+        """A loss and what it compares with, checked and time first, with an axis for the members if there are any."""
+        backend, architecture = self.backend, self.architecture
+        y_shape = architecture.outputs_shape(batch.T, batch.N)
+        check_option("reduction", reduction, ("mean", "sum"))
+        every = self.readout == "every"
+        if every:
+            target = self._layout.inward_target(target, loss, y_shape)
+            weights = self._layout.inward(weights, features=False)
+        features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate)
+        if weights is not None:
+            check_place("weights", weights, backend, host=True)
+            check_float("weights", weights, self.dtype)
+            check_outputs_like("weights", weights, y_shape, architecture.outputs_axes, architecture, features=False)
+        steps = None if reduction == "sum" else batch.valid_outputs(self.readout)
+        if self.members is not None:
+            before = 1 if every else 0
+            target = for_members(target, len(y_shape) - (not features), before)
+            weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
+        return Objective(network.readout, loss, steps, self.members), passes.Targets(target, weights)
+
+    def _batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
+        check_flag("validate", validate)
+        x = self._layout.inward_x(x)
+        return make_batch(self.backend, self.architecture, x, state, lengths, reset, validate=validate, host=host)
+
+    def _check_params(self, params: Mapping[str, Array]) -> None:
+        """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""
+        shapes = self.architecture.shapes
+        if set(params) != set(shapes):
+            raise ValueError(f"rnn.params has keys {sorted(map(str, params))}; expected {sorted(shapes)}")
+        dtype = self.backend.dtype(self.dtype)
+        for name, shape in shapes.items():
+            check_floats(f"params[{name!r}]", params[name], shape, "shape", self.backend, self.dtype, host=False)
+            if params[name].dtype != dtype:
+                raise TypeError(f"params[{name!r}] is not in the byte order of this machine; use rnn.asarray")
+
+    def _network(self) -> passes.Network:
+        """The passes' view of this network; as long as its parameters are the same arrays, the one made last time."""
+        if self.backend.name != "cpu":  # where a check costs next to nothing
+            self._check_params(self.params)
+            return self._bind(self.params)
+        bound, network = self._bound
+        if (
+            network is None
+            or len(bound) != len(self.params)
+            or any(self.params.get(k) is not a for k, a in bound.items())
+        ):
+            self._check_params(self.params)
+            self._bound = bound, network = dict(self.params), self._bind(self.params)
+        return network
+
+    def _bind(self, params: Mapping[str, Array]) -> passes.Network:
+        architecture = self.architecture
+        layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(self.num_layers))
+        g = OUTPUT_ACTIVATIONS[self.output]
+        readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
+        stack = Stack(tuple(layers), self.bidirectional)
+        return passes.Network(self.backend, stack, readout, self.readout, self._workspace)

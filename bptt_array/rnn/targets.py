@@ -1,0 +1,98 @@
+"""Targets, weights and classes of a call, compared with the outputs that they go with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..backend.arrays import dtype_name, is_integer
+from ..backend.portable import Backend
+from ..checks import check_option
+from ..equations.losses import FUSED_LOSSES, LOSSES
+from .architecture import Architecture
+from .arguments import check_float, check_place, check_range, check_shape
+
+
+def check_outputs_like(
+    name: str, array: Any, shape: tuple[int, ...], axes: str, architecture: Architecture, *, features: bool = True
+) -> None:
+    """An array of the shape of y (or, without ``features``, of its shape but for the last axis).
+
+    All members may share it: then without their axis.
+    """
+    if not features:
+        shape, axes = shape[:-1], axes.rpartition(",")[0] + ")"
+        axes = axes if "," in axes else axes.replace(")", ",)")
+    if architecture.members is not None and array.ndim != len(shape):
+        at, of_every_member = len(shape) - (3 if features else 2), f"{axes} = {shape}"
+        shape, axes = shape[:at] + shape[at + 1 :], axes.replace("E, ", "")
+        axes = axes if "," in axes else axes.replace(")", ",)")
+        if array.ndim != len(shape):
+            axes = f"{of_every_member} or, the same for all members, {axes}"
+    check_shape(name, array, shape, axes)
+
+
+def check_target(
+    target: Any,
+    loss: Any,
+    y_shape: tuple[int, ...],
+    architecture: Architecture,
+    backend: Backend,
+    lengths: np.ndarray[Any, Any] | None,
+    validate: bool,
+) -> bool:
+    """A loss that goes with the output, and a target that the loss can compare with ``y``.
+
+    Returns whether the target has an axis of features.
+    """
+    output, axes = architecture.output, architecture.outputs_axes
+    if not callable(loss):
+        check_option("loss", loss, LOSSES)
+    check_place("target", target, backend, host=True)
+    if callable(loss):
+        if not (backend.owns(target) or hasattr(backend.xp, dtype_name(target))):
+            raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
+        return _check_target_of_callers_loss(target, y_shape, architecture)
+    fused = FUSED_LOSSES.get(loss)
+    if fused is not None and fused.output != output:
+        raise ValueError(
+            f"loss={loss!r} belongs to output={fused.output!r}, but this RNN has output={output!r}: "
+            f"build it with output={fused.output!r}, or use loss='mse'"
+        )
+    if fused is not None and fused.takes_classes and is_integer(target):
+        check_outputs_like("target", target, y_shape, f"classes {axes}", architecture, features=False)
+        timed = architecture.readout == "every"
+        what = "classes below output_size"
+        check_range("target", target, y_shape[-1], what, backend, lengths, read=validate, timed=timed)
+        return False
+    check_float("target", target, architecture.dtype)
+    check_outputs_like("target", target, y_shape, axes, architecture)
+    return True
+
+
+def _check_target_of_callers_loss(target: Any, y_shape: tuple[int, ...], architecture: Architecture) -> bool:
+    """``y.shape`` without its last axis and at most one axis more; without that of the members, if they share it."""
+    leads = [y_shape[:-1]]
+    if architecture.members is not None:
+        leads.append((*y_shape[:-3], y_shape[-2]))
+    features = has_features(target, leads)
+    if features is None:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; expected {' or '.join(map(str, leads))}, the steps and sequences "
+            "of y, and at most one axis more"
+        )
+    return features
+
+
+def has_features(target: Any, leads: Iterable[tuple[int, ...]]) -> bool | None:
+    """Whether a target has an axis after one of ``leads``, its axes otherwise; None if neither fits.
+
+    Where both readings fit, as with E = N = O, numbers have features and integers have none.
+    """
+    shape = tuple(target.shape)
+    fits = {len(shape) > len(lead) for lead in leads if lead in (shape, shape[:-1])}
+    if not fits:
+        return None
+    return fits.pop() if len(fits) == 1 else not is_integer(target)

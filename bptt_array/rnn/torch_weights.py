@@ -1,0 +1,239 @@
+"""Weights under the names and in the shapes of PyTorch's recurrent modules, as NumPy arrays; torch is not imported.
+
+Shapes and the order of gates are the same on both sides. Two things differ: PyTorch has two biases where only their
+sum matters (``b_h = bias_ih + bias_hh``; the GRU's third gate has two that count: ``b_h`` and ``b_hn``), and a module
+for each direction where the arrays here have an axis of 2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend.portable import DTYPES
+from ..checks import check_option, said
+from .architecture import Architecture
+
+HostArray = np.ndarray[Any, Any]
+#: Cells that PyTorch has, by their gates; of the first the name of f.
+CELLS_BY_GATES = {1: ("tanh", "relu"), 4: ("lstm",), 3: ("gru",)}
+_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(0|[1-9][0-9]{0,17})(_reverse)?")
+_PROJECTION = re.compile(r"weight_hr_l[0-9]+(_reverse)?")
+
+
+def to_state_dict(
+    architecture: Architecture, params: Mapping[str, HostArray], recurrent_prefix: str, readout_prefix: str
+) -> dict[str, HostArray]:
+    """See :meth:`bptt_array.RNN.to_torch_state_dict`; ``params``, on the host, is used up."""
+    _check_prefixes(recurrent_prefix, readout_prefix)
+    known = [name for names in CELLS_BY_GATES.values() for name in names]
+    if architecture.cell.name not in known:
+        raise ValueError(
+            f"cell={architecture.cell.name!r} has no module in PyTorch; expected one of {', '.join(map(repr, known))}"
+        )
+    if architecture.members is not None:
+        raise ValueError(
+            f"this RNN has members={architecture.members}, which PyTorch's modules have not: use "
+            "rnn.member(k).to_torch_state_dict()"
+        )
+    state: dict[str, HostArray] = {}
+    for k in range(architecture.num_layers):
+        own = architecture.of_layer(k, params)
+        for side in range(architecture.directions):
+            of = {name: value[side] if architecture.bidirectional else value for name, value in own.items()}
+            bias_hh = np.zeros_like(of["b_h"])
+            if "b_hn" in of:
+                bias_hh[-architecture.hidden_size :] = of["b_hn"]
+            values = (of["W_xh"], of["W_hh"], of["b_h"], bias_hh)
+            for part, value in zip(_PARTS, values, strict=True):
+                state[recurrent_prefix + _name(part, k, side)] = value
+    if architecture.output_size is not None:
+        state |= {f"{readout_prefix}weight": params["W_hy"], f"{readout_prefix}bias": params["b_y"]}
+    return state
+
+
+def from_state_dict(
+    state_dict: Mapping[str, Any], recurrent_prefix: str, readout_prefix: str, cell: str | None, options: dict[str, Any]
+) -> tuple[Architecture, dict[str, HostArray]]:
+    """See :meth:`bptt_array.RNN.from_torch_state_dict`; returns what to build, and its parameters on the host."""
+    _check_prefixes(recurrent_prefix, readout_prefix)
+    given = _sorted_out(_arrays(state_dict), recurrent_prefix, readout_prefix)
+    num_layers, directions = given.check_complete()
+    input_size, hidden_size = given.sizes("weight_ih_l0")[1], given.sizes("weight_hh_l0")[1]
+    architecture = Architecture.checked(
+        input_size=input_size,
+        hidden_size=hidden_size,
+        output_size=given.sizes("weight")[0] if "weight" in given.arrays else None,
+        cell=_cell(given, cell),
+        num_layers=num_layers,
+        bidirectional=directions == 2,
+        dtype=given.arrays["weight_hh_l0"].dtype.name,
+        **options,
+    )
+    params: dict[str, HostArray] = {}
+    for k in range(num_layers):
+        sides = [_of_layer(given, k, side, architecture) for side in range(directions)]
+        for name, value in sides[0].items():
+            params[f"l{k}.{name}"] = np.stack([of[name] for of in sides]) if directions == 2 else value
+    if architecture.output_size is not None:
+        W_hy, b_y = architecture.shapes["W_hy"], architecture.shapes["b_y"]
+        params |= {"W_hy": given.take("weight", W_hy), "b_y": given.take("bias", b_y)}
+    return architecture, params
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Arrays by their names in the recurrent module and in the Linear, and the names they were given by."""
+
+    arrays: dict[str, HostArray]
+    names: dict[str, str]
+    recurrent_prefix: str
+
+    def check_complete(self) -> tuple[int, int]:
+        """The numbers of layers and of directions, of which there is every part."""
+        places = {(int(m[2]), m[3] is not None, m[1]) for m in map(_NAME.fullmatch, self.arrays) if m}
+        layers, directions = 1 + max(k for k, _, _ in places), 1 + max(side for _, side, _ in places)
+        biases = any(part.startswith("bias") for _, _, part in places)  # none in modules made with bias=False
+        parts = _PARTS if biases else _PARTS[:2]
+        # One by one: the first that is missing ends it, however large a number is in a name.
+        for k, side, part in ((k, side, part) for k in range(layers) for side in range(directions) for part in parts):
+            if (k, bool(side), part) not in places:
+                missing, other = _name(part, k, side), _name(max(places)[2], *max(places)[:2])
+                raise ValueError(
+                    f"state_dict has {self.names[other]!r} but no {self.recurrent_prefix + missing!r}; expected "
+                    "every layer and direction with all its parts"
+                )
+        return layers, directions
+
+    def sizes(self, name: str) -> tuple[int, int]:
+        """Of a matrix."""
+        shape = self.arrays[name].shape
+        if len(shape) != 2:
+            raise ValueError(f"state_dict[{self.names[name]!r}] has shape {shape}; expected a matrix")
+        return int(shape[0]), int(shape[1])
+
+    def take(self, name: str, shape: tuple[int, ...]) -> HostArray:
+        """The array of this name; zeros where it is a bias that the module was made without."""
+        if name not in self.arrays:
+            return np.zeros(shape, self.arrays["weight_hh_l0"].dtype)
+        if self.arrays[name].shape != shape:
+            raise ValueError(
+                f"state_dict[{self.names[name]!r}] has shape {self.arrays[name].shape}; expected {shape}, from the "
+                "shapes of the first layer"
+            )
+        return self.arrays[name]
+
+
+def _name(part: str, k: int, side: int) -> str:
+    return f"{part}_l{k}" + "_reverse" * side
+
+
+def _of_layer(given: _Given, k: int, side: int, architecture: Architecture) -> dict[str, HostArray]:
+    """The parameters of one layer in one direction."""
+    shapes = architecture.of_layer(k, architecture.shapes)
+    H, lead = architecture.hidden_size, len(architecture.shapes["l0.b_h"]) - 1
+    W_xh, W_hh, bias_ih, bias_hh = (
+        given.take(_name(part, k, side), shapes[name][lead:])
+        for part, name in zip(_PARTS, ("W_xh", "W_hh", "b_h", "b_h"), strict=True)
+    )
+    own = {"W_xh": W_xh, "W_hh": W_hh, "b_h": bias_ih + bias_hh}
+    if "b_hn" in shapes:
+        own["b_h"][-H:] = bias_ih[-H:]
+        own["b_hn"] = bias_hh[-H:]
+    return own
+
+
+def _cell(given: _Given, cell: str | None) -> str:
+    """The cell by its number of gates, or the one asked for if it has as many."""
+    rows, H = given.sizes("weight_hh_l0")
+    names = CELLS_BY_GATES.get(rows // H if H and rows % H == 0 else 0)
+    of_this_shape = f"state_dict[{given.names['weight_hh_l0']!r}] has shape {(rows, H)}"
+    if names is None:
+        raise ValueError(f"{of_this_shape}; expected (G*H, H) with the G of an RNN (1), a GRU (3) or an LSTM (4)")
+    if cell is None:
+        return names[0]
+    check_option("cell", cell, [name for some in CELLS_BY_GATES.values() for name in some])
+    if cell not in names:
+        expected = " or ".join(map(repr, names))
+        raise ValueError(f"cell={cell!r}, but {of_this_shape}, (G*H, H) with G = {rows // H}; expected {expected}")
+    return cell
+
+
+def _check_prefixes(recurrent_prefix: Any, readout_prefix: Any) -> None:
+    for name, prefix in (("recurrent_prefix", recurrent_prefix), ("readout_prefix", readout_prefix)):
+        if not isinstance(prefix, str):
+            raise TypeError(f"{name}={said(prefix)} is a {type(prefix).__name__}; expected a string such as 'rnn.'")
+        if prefix and not prefix.endswith("."):
+            raise ValueError(
+                f"{name}={said(prefix)} has no dot at its end; expected {said(prefix + '.')}, or '' for no name"
+            )
+
+
+def _arrays(state_dict: Any) -> dict[str, HostArray]:
+    """All of them as NumPy arrays, of one dtype."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict is a {type(state_dict).__name__}; expected a mapping: use module.state_dict()")
+    arrays = {name: _array(name, value) for name, value in state_dict.items()}
+    for name, array in arrays.items():
+        first, dtype = next((name, array.dtype.name) for name, array in arrays.items())
+        if array.dtype.name != dtype:
+            raise TypeError(
+                f"state_dict[{name!r}] has dtype {array.dtype}, but state_dict[{first!r}] has {dtype}; "
+                "expected one dtype: use module.float() or module.double()"
+            )
+    return arrays
+
+
+def _array(name: Any, value: Any) -> HostArray:
+    if not isinstance(name, str):
+        raise TypeError(f"state_dict has the key {said(name)}, a {type(name).__name__}; expected strings")
+    way_out = "expected float32 or float64 on the CPU: use module.cpu().float() or module.cpu().double()"
+    if getattr(value, "requires_grad", False):
+        value = value.detach()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"state_dict[{name!r}] cannot be read as a NumPy array ({error}); {way_out}") from None
+    if array.dtype.name not in DTYPES:
+        raise TypeError(f"state_dict[{name!r}] has dtype {array.dtype}; {way_out}")
+    return array
+
+
+def _sorted_out(arrays: Mapping[str, HostArray], recurrent_prefix: str, readout_prefix: str) -> _Given:
+    """Those of the recurrent module and those of the Linear."""
+    given = _Given({}, {}, recurrent_prefix)
+    for name, array in arrays.items():
+        in_recurrent = name.removeprefix(recurrent_prefix) if name.startswith(recurrent_prefix) else ""
+        in_readout = name.removeprefix(readout_prefix) if name.startswith(readout_prefix) else ""
+        if _PROJECTION.fullmatch(in_recurrent):
+            raise ValueError(f"state_dict has {name!r}, of an LSTM with proj_size, which is not in the library")
+        known = in_recurrent if _NAME.fullmatch(in_recurrent) else in_readout
+        if known is in_readout and known not in ("weight", "bias"):
+            raise ValueError(
+                f"state_dict has {said(name)}, which is none of {recurrent_prefix}weight_ih_l0 and the like, "
+                f"{readout_prefix}weight and {readout_prefix}bias; {_what_prefix(arrays, recurrent_prefix)}"
+            )
+        given.arrays[known], given.names[known] = array, name
+    if not any(map(_NAME.fullmatch, given.arrays)):
+        raise ValueError(
+            f"state_dict has no {recurrent_prefix + 'weight_ih_l0'!r}; expected the weights of a torch.nn.RNN, LSTM or "
+            "GRU"
+        )
+    if "bias" in given.arrays and "weight" not in given.arrays:
+        raise ValueError(f"state_dict has {given.names['bias']!r} but no {readout_prefix + 'weight'!r}")
+    return given
+
+
+def _what_prefix(names: Iterable[str], recurrent_prefix: str) -> str:
+    """Of names that do not fit: what recurrent_prefix they speak for."""
+    found = {name.removesuffix("weight_hh_l0") for name in names if name.endswith("weight_hh_l0")} - {recurrent_prefix}
+    guess = repr(found.pop()) if len(found) == 1 else "…"
+    return (
+        f"say with recurrent_prefix={guess} and readout_prefix=… what the names begin with, and leave out those of "
+        "other modules"
+    )

@@ -1,0 +1,177 @@
+"""The folder of a training run: what is in it, written and read."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..plots import plot_loss
+from ..rnn.rnn import RNN
+from ..serialization import write_atomically
+from ..training.checkpoint import Checkpoint, read_lines
+from ..training.progress import Progress
+from ..training.text import Vocabulary
+from ..training.trainer import Trainer
+from .checkpoints import FOLDER as CHECKPOINTS
+from .checkpoints import NAME, checkpoints, step_of, write_checkpoint
+from .environment import versions
+
+if TYPE_CHECKING:
+    from ..diagnostics.diagnosis import Diagnosis
+
+MODEL, METRICS, TIMES, PLOT, ENVIRONMENT = (
+    "model.safetensors",
+    "metrics.jsonl",
+    "times.jsonl",
+    "loss.png",
+    "environment.json",
+)
+DIAGNOSES = "diagnostics"
+
+
+class RunFolder:
+    """A run folder that this process may write to.
+
+    Attributes
+    ----------
+    path : Path
+    diverged : bool
+        Whether the run ended because it diverged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.diverged = False
+
+    def describe(self, device: str, job: Mapping[str, str]) -> list[str]:
+        """Note what the run runs on, from here on; returns what of it is not as it was at the last start."""
+        before = self.started()
+        now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "device": device, **versions(), **job}
+        text = json.dumps([*before, now], indent=1) + "\n"
+        write_atomically(self.path / ENVIRONMENT, text.encode(), flush=False)
+        then = before[-1] if before else now
+        names = [name for name in {**now, **then} if name != "started" and then.get(name) != now.get(name)]
+        return [f"{name} {then.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]
+
+    def started(self) -> list[dict[str, str]]:
+        """What the run ran on, for every time that it was started or resumed."""
+        try:
+            found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except (OSError, RecursionError, ValueError):  # not written yet, or not by us: nothing depends on it
+            return []
+        entries = found if isinstance(found, list) else []
+        return [
+            entry
+            for entry in entries
+            if isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
+        ]
+
+    def save(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        """A checkpoint, then what follows from it."""
+        write_checkpoint(self.path, checkpoint, trainer.options.keep_checkpoints)
+        self.save_results(trainer)
+
+    def save_results(self, trainer: Trainer) -> None:
+        """The model (if it has learnt anything), the metrics so far, and when they were reached.
+
+        The checkpoint holds all of that too: it is enough to flush the model.
+        """
+        if trainer.step:
+            metadata = {
+                "characters": trainer.vocabulary.characters,
+                "options": json.dumps(trainer.options.of_the_model),
+            }
+            trainer.rnn.save(self.path / MODEL, metadata)
+        metrics, times = trainer.files
+        write_atomically(self.path / METRICS, metrics, flush=False)
+        write_atomically(self.path / TIMES, times, flush=False)
+        for path in _diagnoses(self.path):
+            if step_of(path) > trainer.step:  # of a course that was not gone on with
+                path.unlink()
+
+    def save_plot(self, trainer: Trainer) -> None:
+        """The metrics as a picture, if there are any."""
+        if trainer.metrics:
+            png = io.BytesIO()
+            plot_loss(trainer.metrics).savefig(png, format="png", dpi=120)
+            write_atomically(self.path / PLOT, png.getvalue(), flush=False)
+
+    def save_diagnosis(self, step: int, diagnosis: Diagnosis) -> None:
+        """How the gradient flowed at a step, as arrays."""
+        folder = self.path / DIAGNOSES
+        folder.mkdir(exist_ok=True)
+        diagnosis.save(folder / f"step-{step:08}.safetensors")
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether there is anything that took training, or says why it did not go well."""
+        return (self.path / MODEL).exists() or any(map(step_of, checkpoints(self.path))) or self.diverged
+
+    def remove(self) -> None:
+        """Remove what a run that came to nothing wrote."""
+        names = (METRICS, TIMES, ENVIRONMENT, PLOT)
+        for path in [*checkpoints(self.path), *_diagnoses(self.path), *(self.path / name for name in names)]:
+            path.unlink(missing_ok=True)
+        for folder in (self.path / CHECKPOINTS, self.path / DIAGNOSES):
+            if folder.exists():
+                folder.rmdir()
+
+
+def read_metrics(folder: Path) -> list[Progress]:
+    """The metrics of a run folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no run folder, or they are damaged.
+    """
+    try:
+        return read_lines((folder / METRICS).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no run folder: it has no {METRICS}; expected one that `train` wrote") from None
+    except (RecursionError, ValueError):
+        raise ValueError(f"{folder / METRICS} is damaged; expected a line of JSON for every line of metrics") from None
+
+
+def read_diagnoses(folder: Path) -> dict[int, Diagnosis]:
+    """How the gradient flowed, by step.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged.
+    """
+    from ..diagnostics.diagnosis import Diagnosis
+
+    return {step_of(path): Diagnosis.load(path) for path in _diagnoses(folder)}
+
+
+def _diagnoses(folder: Path) -> list[Path]:
+    """The files of diagnoses, by step."""
+    found = [path for path in (folder / DIAGNOSES).glob("step-*.safetensors") if NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
+    """The network and the characters of a run folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no run folder, or its model is damaged.
+    """
+    path = Path(folder) / MODEL
+    if not path.is_file():
+        raise ValueError(f"{folder} is no run folder: it has no {MODEL}; expected one that `train` wrote")
+    rnn, metadata = RNN.load_with_metadata(path, device)
+    characters = metadata.get("characters", "")
+    vocabulary = Vocabulary(characters)
+    fits = characters == vocabulary.characters and len(vocabulary) == rnn.input_size == rnn.output_size
+    forward = rnn.readout == "every" and not rnn.bidirectional and rnn.architecture.time_major
+    if not fits or not forward or rnn.output != "softmax":
+        raise ValueError(f"{path} is no character model: expected a softmax over the characters that its header lists")
+    return rnn, vocabulary

@@ -1,0 +1,1 @@
+"""The main job: learn a text character by character. Knows no disk."""

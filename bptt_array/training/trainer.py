@@ -1,0 +1,422 @@
+"""The main job: learn a text character by character, by truncated BPTT over streams of it.
+
+The ranks of a job share the streams out. After each update all of them know the same, to the same bits, and do the same
+with it, so that nobody has to be told: only what a run tells (a
+:class:`~bptt_array.training.listener.Listener`) is one's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..backend.portable import Array
+from ..bptt.state import State
+from ..distributed.ranks import OneProcess
+from ..optimizers import clip_by_global_norm, largest_entries
+from ..rnn.architecture import Architecture
+from ..rnn.rnn import RNN
+from .checkpoint import Checkpoint, check_fits, json_line, read_lines
+from .divergence import DivergenceError, Watch, check_losses, check_parameters
+from .listener import Listener
+from .options import OPTIMIZERS, Options
+from .progress import Progress
+from .sampling import sample
+from .text import Streams, Vocabulary
+
+if TYPE_CHECKING:
+    from ..diagnostics.diagnosis import Diagnosis
+
+#: On the host: 0-d, or of an ensemble (E,).
+Means = np.ndarray[Any, Any]
+#: Characters of the samples that are written as training goes on.
+SAMPLE_LENGTH = 200
+#: How often the learning rate is halved before training is given up.
+HALVINGS = 20
+
+
+class Update(NamedTuple):
+    """What one update leaves, on the device.
+
+    Attributes
+    ----------
+    loss : 0-d, or (E,)
+    state : State
+        Of this rank's streams.
+    largest : dict of str to array
+        The largest absolute entry of every gradient, 0-d or (E,).
+    stops : 0-d
+        How many ranks want to stop; where the host has it, on the host.
+    """
+
+    loss: Array
+    state: State
+    largest: dict[str, Array]
+    stops: Array
+
+
+class Trainer:
+    """Learns a text.
+
+    Parameters
+    ----------
+    text : str
+    options : Options
+    device : str or Backend
+    source : list of str, optional
+        The files of the text, for checkpoints to know.
+    ranks : OneProcess
+        Those that train together; this process alone, if left out.
+
+    Attributes
+    ----------
+    characters : int
+        Of the text.
+    step : int
+        Updates so far.
+    lr : float
+        The learning rate that falls to zero over the run.
+    metrics : list of Progress
+    seconds : list of float
+        Of training, at each of the metrics.
+    events : list of dict
+        Where training diverged, see :class:`~bptt_array.training.checkpoint.Checkpoint`.
+
+    Raises
+    ------
+    ValueError
+        If the text is too short, or an option is no good.
+    """
+
+    #: Steps between two lines of metrics: the device is asked for the loss that often.
+    report_every = 10
+
+    def __init__(
+        self,
+        text: str,
+        options: Options,
+        device: Any = "cpu",
+        source: Sequence[str] | None = None,
+        ranks: OneProcess | None = None,
+    ) -> None:
+        self.options = options
+        self.ranks = OneProcess() if ranks is None else ranks
+        self.source = None if source is None else list(source)
+        self.vocabulary = Vocabulary(text)
+        self.characters = len(text)
+        self.fingerprint = _fingerprint(text)
+        tokens = self.vocabulary.encode(text)
+        split = len(tokens) - int(len(tokens) * options.validation)
+        streams = tokens[:split], options.batch, options.seq_len, "the text without its held-out part"
+        self.rows = self.ranks.part(options.batch)
+        self.train = Streams(*streams, rows=self.rows)
+        self._diagnosed = tuple(map(np.copy, Streams(*streams, rows=slice(DIAGNOSED)).at(0)[1:]))
+        self.validation, self._validation_share = self._validation_streams(tokens[split:])
+        make_optimizer, lr = OPTIMIZERS[options.optimizer]
+        self.lr = lr if options.lr is None else options.lr
+        network = options.network(len(self.vocabulary))
+        self.rnn = RNN(**network, init=options.init, forget_bias=options.forget_bias, device=device)
+        self.optimizer = make_optimizer(self.lr)
+        self.step = 0
+        self.state: State | None = None
+        self.metrics: list[Progress] = []
+        self.seconds: list[float] = []
+        self.events: list[dict[str, Any]] = []
+        self._losses: list[Means] = []  # since the last line of metrics, as far as they are on the host
+        self._watch = Watch(self.rnn.backend)
+        self._lines, self._times = bytearray(), bytearray()  # metrics and seconds as lines of JSON
+        self._elapsed, self._began = 0.0, math.nan
+        self._good: Checkpoint | None = None
+        self._stopped = False  # by what all ranks know
+
+    @classmethod
+    def resumed(
+        cls,
+        checkpoint: Checkpoint,
+        text: str,
+        options: Options,
+        device: Any = "cpu",
+        ranks: OneProcess | None = None,
+    ) -> Trainer:
+        """A trainer that goes on from a checkpoint, whose arrays are compared with what the options need before any
+        is made.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`restore` does.
+        """
+        _check_text(checkpoint, _fingerprint(text))
+        check_fits(checkpoint, Architecture.checked(**options.network(len(Vocabulary(text)))), options)
+        made = cls(text, options, device, checkpoint.source, ranks)
+        made.restore(checkpoint)
+        return made
+
+    # ---- a run ----------------------------------------------------------------------------------------
+
+    def run(self, listener: Listener | None = None) -> None:
+        """Train until ``options.steps`` updates are done, or the listener of a rank says that one is to be the last.
+
+        There is a checkpoint at the beginning, every so often, and at the end or where it is stopped.
+
+        Raises
+        ------
+        DivergenceError
+            If a loss, a gradient or a parameter is no number any more: with ``on_divergence="halve-lr"`` only after
+            the learning rate was halved many times. The trainer is then as it was at the last checkpoint.
+        """
+        listener = Listener() if listener is None else listener
+        self.ranks.broadcast(self.rnn.params)
+        with np.errstate(over="ignore", invalid="ignore"):  # the watch looks at what they lead to
+            self._began = time.perf_counter() - self._elapsed
+            if self._good is None:
+                self._keep(listener)
+            self._stopped = False
+            while self.step < self.options.steps and not self._stopped:
+                try:
+                    self._advance(listener)
+                except DivergenceError as error:
+                    self._go_back(error, listener)
+
+    def _advance(self, listener: Listener) -> None:
+        """One update, and what is due after it."""
+        options = self.options
+        first, x, target = self.train.at(self.step)
+        self.step += 1
+        done = self.update(x, target, None if first else self.state, self.step, listener.stop)
+        self.state = done.state
+        self._watch.add(self.step, self.optimizer.lr, done.loss, done.largest)
+        last = self.step == options.steps
+        evaluate = last or self.step % options.every("eval_every") == 0
+        reports = evaluate or self.step % self.report_every == 0
+        # To ask a device is to wait for it: that is done where there is something to report.
+        on_host = isinstance(done.stops, (np.ndarray, np.generic))
+        if on_host or reports:
+            stops = done.stops if on_host else self.rnn.backend.to_host(done.stops)
+            self._stopped = bool(stops > 0)
+        if reports:
+            self._measure(evaluate=evaluate)
+        if options.diagnose_every and self.step % options.diagnose_every == 0:
+            self._read()
+            listener.diagnosis(self.step, self.diagnose())
+        if self._stopped or last or self.step % options.every("checkpoint_every") == 0:
+            self._keep(listener)
+        if reports:  # when it cannot be lost any more: nobody may be there to read it
+            listener.progress(self.metrics[-1], self.seconds[-1])
+
+    def update(
+        self, x: Any, target: Any, state: State | None, step: int, stop: Callable[[], bool] = lambda: False
+    ) -> Update:
+        """Update number ``step``: (2.1), (3.1)-(3.4) and (4), with ``x`` and ``target`` of this rank's streams.
+
+        Nothing here waits for the device. ``stop`` says, when the gradient is there, whether this rank wants the update
+        to be the last.
+        """
+        options, members = self.options, self.rnn.members
+        self.optimizer.lr = self.lr * (1 - (step - 1) / options.steps)
+        seed = step if options.dropout or options.recurrent_dropout else None
+        rows = self.rows.start, options.batch
+        loss, own, state = self.rnn.loss_and_grad(
+            x, target, "cross_entropy", state=state, dropout_seed=seed, dropout_rows=rows
+        )
+        grads, loss, stops = self.ranks.all_reduce(own, loss, flag=stop())
+        changes = {name: grads.params[name] for name in self.rnn.params}  # in this order they are named
+        largest = largest_entries(changes, members)
+        if options.clip:
+            changes = clip_by_global_norm(changes, options.clip, members, largest=largest)
+        self.optimizer.update(self.rnn.params, changes)
+        return Update(loss, state, largest, stops)
+
+    def _measure(self, *, evaluate: bool) -> None:
+        """Another line of metrics."""
+        self._read()
+        means: Means = np.mean(self._losses, axis=0)
+        held_out = self.evaluate() if evaluate else None
+        progress = Progress(
+            step=self.step,
+            characters=self.step * self.options.batch * self.options.seq_len,
+            lr=self.optimizer.lr,
+            loss=float(means.mean()),
+            validation=None if held_out is None else float(held_out.mean()),
+            members_loss=_of_members(means),
+            members_validation=_of_members(held_out),
+            sample=self._sample() if evaluate else None,
+        )
+        self._losses = []
+        self._add(progress, time.perf_counter() - self._began)
+
+    def _add(self, progress: Progress, seconds: float) -> None:
+        self.metrics.append(progress)
+        self.seconds.append(seconds)
+        self._lines += json_line(asdict(progress))
+        self._times += json_line({"step": progress.step, "seconds": seconds})
+
+    @property
+    def files(self) -> tuple[bytes, bytes]:
+        """``metrics.jsonl`` and ``times.jsonl``."""
+        return bytes(self._lines), bytes(self._times)
+
+    def _read(self) -> None:
+        """Bring the losses since the last time to the host: the only place where updates are waited for."""
+        self._losses += self._watch.read()
+
+    def _sample(self) -> str:
+        try:
+            return sample(self.rnn, self.vocabulary, length=SAMPLE_LENGTH, seed=self.options.seed)
+        except ValueError:  # outputs that are no numbers
+            check_parameters(self.step, self.optimizer.lr, self._host_params())
+            raise DivergenceError(self.step, self.optimizer.lr, "outputs are no numbers", []) from None
+
+    def evaluate(self) -> Means | None:
+        """Validation loss in nats per character, of an ensemble (E,); None without a validation text.
+
+        Raises
+        ------
+        DivergenceError
+            If it is no number.
+        """
+        if self.validation is None:
+            return None
+        state, losses, backend = None, [], self.rnn.backend
+        for _, x, target in self.validation.once():
+            loss, state = self.rnn.loss(x, target, "cross_entropy", state=state)
+            losses.append(loss)
+        with backend.active():
+            means = backend.to_host(backend.xp.stack(losses)) * self._validation_share
+        means = self.ranks.sum({"losses": means})["losses"]
+        try:
+            check_losses(self.step, self.optimizer.lr, means)
+        except DivergenceError:
+            check_parameters(self.step, self.optimizer.lr, self._host_params())
+            raise
+        return np.asarray(np.mean(means, axis=0))
+
+    def _validation_streams(self, tokens: Any) -> tuple[Streams | None, float]:
+        """As many streams of the validation text as training has, or as fit, and which part of them is this rank's.
+
+        None if there is no text for one.
+        """
+        if len(tokens) < 2:
+            return None, 0.0
+        seq_len = min(self.options.seq_len, len(tokens) - 1)
+        batch = min(self.options.batch, (len(tokens) - 1) // seq_len)
+        rows = self.ranks.part(batch)
+        return Streams(tokens, batch, seq_len, rows=rows), (rows.stop - rows.start) / batch
+
+    def diagnose(self) -> Diagnosis:
+        """How the gradient flows through a batch of the text: the same one throughout a run."""
+        from ..diagnostics.diagnosis import diagnose
+
+        x, target = map(self.rnn.asarray, self._diagnosed)
+        return diagnose(self.rnn, x, target, "cross_entropy")
+
+    # ---- checkpoints ----------------------------------------------------------------------------------
+
+    def _keep(self, listener: Listener) -> None:
+        """A checkpoint, if all that goes into it are numbers."""
+        self._read()
+        checkpoint = self.checkpoint()
+        kept = {f"what the optimizer keeps of {name}": array for name, of in checkpoint.kept.items() for array in of}
+        state = {f"the state {name}": array for name, array in checkpoint.state.items()}
+        check_parameters(self.step, self.optimizer.lr, checkpoint.params | kept | state)
+        self.ranks.check_equal(self.rnn.params)
+        self._good = checkpoint
+        listener.checkpoint(checkpoint)
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it is after this update, of all ranks; all have to call this."""
+        to_host, optimizer = self.rnn.backend.to_host, self.optimizer.state_dict()
+        self._read()
+        if math.isfinite(self._began):
+            self._elapsed = time.perf_counter() - self._began
+        state = {} if self.state is None else {"h": self.state.h, "c": self.state.c}
+        members = () if self.rnn.members is None else (self.rnn.members,)
+        return Checkpoint(
+            step=self.step,
+            lr=self.lr,
+            elapsed=self._elapsed,
+            options=asdict(self.options),
+            source=self.source,
+            text=self.fingerprint,
+            device=self.rnn.backend.name,
+            updates=optimizer["updates"],
+            events=list(self.events),
+            metrics=bytes(self._lines),
+            seconds=np.array(self.seconds, np.float64),
+            losses=np.array(self._losses, self.options.dtype).reshape(-1, *members),
+            params=self._host_params(),
+            kept={name: [to_host(array) for array in kept] for name, kept in optimizer["kept"].items()},
+            state={
+                name: self.ranks.gather(to_host(array), axis=-2) for name, array in state.items() if array is not None
+            },
+        )
+
+    def _host_params(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {name: self.rnn.backend.to_host(value) for name, value in self.rnn.params.items()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of a run with the same options and text: to the same bits, on the same device.
+
+        Raises
+        ------
+        ValueError
+            If it is of another text or network; nothing is changed then.
+        """
+        _check_text(checkpoint, self.fingerprint)
+        check_fits(checkpoint, self.rnn.architecture, self.options)
+        from_host, backend = self.rnn.backend.from_host, self.rnn.backend
+        with backend.active():
+            kept = {name: [from_host(array) for array in arrays] for name, arrays in checkpoint.kept.items()}
+            self.optimizer.load_state_dict({"updates": checkpoint.updates, "kept": kept})
+            self.rnn.params.update({name: from_host(value) for name, value in checkpoint.params.items()})
+            state = {name: from_host(array[..., self.rows, :]) for name, array in checkpoint.state.items()}
+        self.state = State(**state) if state else None
+        self.step, self.lr, self._good = checkpoint.step, checkpoint.lr, checkpoint
+        self.metrics, self.seconds, self._lines, self._times = [], [], bytearray(), bytearray()
+        for progress, seconds in zip(read_lines(checkpoint.metrics), checkpoint.seconds.tolist(), strict=True):
+            self._add(progress, seconds)
+        self._losses = list(checkpoint.losses)
+        self.events, self._elapsed = list(checkpoint.events), checkpoint.elapsed
+        self._watch.forget()
+
+    def _go_back(self, error: DivergenceError, listener: Listener) -> None:
+        """To the last checkpoint, and on with half the learning rate; or give up there."""
+        good, halved, events = self._good, self.lr / 2, self.events
+        if good is None:  # the parameters were no numbers to begin with
+            raise error
+        again = sum(event["lr"] is not None for event in events) < HALVINGS and self.options.on_divergence != "stop"
+        self.restore(good)
+        self.lr = halved if again else good.lr
+        event = {"step": error.step, "why": str(error), "back_to": good.step, "lr": halved if again else None}
+        self.events = [*events, event]
+        self._keep(listener)  # with what happened, and the learning rate that follows from it
+        if not again:
+            raise error
+        listener.went_back(error, good.step, halved)
+
+
+#: Sequences of a batch that are diagnosed.
+DIAGNOSED = 4
+
+
+def _of_members(means: Means | None) -> list[float] | None:
+    """One number for every member; None where there are no members or no means."""
+    return None if means is None or means.ndim == 0 else means.tolist()
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check_text(checkpoint: Checkpoint, fingerprint: str) -> None:
+    if checkpoint.text != fingerprint:
+        where = "the same Python" if checkpoint.source is None else "the same files"
+        raise ValueError(
+            f"the text is not the one that the run has learnt so far; expected that of {where}, with the same contents"
+        )
