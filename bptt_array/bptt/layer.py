@@ -17,7 +17,7 @@ from ..equations.cell import Cell, Tape
 from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
 from ..equations.state_product import StateProduct
-from ..equations.sums import add_to, bias_sum, flat, weight_sum
+from ..equations.sums import add_to, add_weight_sums, bias_sum, flat
 from ..schedules.chunks import best_chunks
 from . import chunk_times
 from .padding import Padding
@@ -240,48 +240,72 @@ class LayerBackward:
         d_ending : (..., N, H), optional
             A further gradient of the last h of the sequences that end in this segment.
         """
-        backend, (cell, params) = self.forward.backend, self.forward.layer
-        x, tape, _ = self.forward.kept(start)
-        dstates, steps = self._dstates, stop - start
-        for k, dstate in enumerate(dstates):
+        segment = self.forward.kept(start)
+        self._receive(start, stop, cut=cut, d_ending=d_ending)
+        dz, slopes = self._through_time(start, stop, segment.tape)
+        self._hand_on(start)
+        self._sum_up(segment, dz, slopes)
+
+    def _receive(self, start: int, stop: int, *, cut: bool, d_ending: Array | None) -> None:
+        """Add to the direct part of (3.1) what comes from later segments and from gradients of the last states."""
+        steps = stop - start
+        for k, dstate in enumerate(self._dstates):
             dstate[: 1 if k == 0 else steps + 1, ...] = 0  # no c has a direct part
             if self._carried is not None and not cut:
                 dstate[steps, ...] += self._carried[k]
             if self.d_last is not None:
                 self._add_last(start, stop, dstate, self.d_last[k])
         if d_ending is not None:
-            self._add_last(start, stop, dstates[0], d_ending)
-        row, dz = self.forward.initial[0].shape, self._dz(steps)
+            self._add_last(start, stop, self._dstates[0], d_ending)
+
+    def _through_time(self, start: int, stop: int, tape: Tape) -> tuple[Array, Array]:
+        """(3.1) from the last step to the first: the total gradients of the states; returns dz and the slopes."""
+        forward, steps, dstates = self.forward, stop - start, self._dstates
+        backend, (cell, params), row = forward.backend, forward.layer, forward.initial[0].shape
+        dz = self._dz(steps)
         slopes = self._rows("slopes", steps, (cell.slopes, *row), dz.dtype) if cell.slopes else None
         count = self._chunks(steps)
         if count == 1:
             backward_(backend, cell, self._step, tape, dstates, dz, slopes)
         else:
             cell.slopes_(backend, slopes, dz, tape)
-            if self.forward.padding is not None:  # where no gradient is, a product of Jacobians may still overflow
-                dz[...] = self.forward.padding.zeroed(dz, start, stop)
-            backward_parallel_(backend, params["W_hh"], dstates[0], dz, count, self.forward.mask)
-        self._carried = tuple([backend.copy(dstate[0, ...]) for dstate in dstates])
+            if forward.padding is not None:  # where no gradient is, a product of Jacobians may still overflow
+                dz[...] = forward.padding.zeroed(dz, start, stop)
+            backward_parallel_(backend, params["W_hh"], dstates[0], dz, count, forward.mask)
+        return dz, slopes
+
+    def _hand_on(self, start: int) -> None:
+        """Keep what goes to the state before the segment: that of the segment before it, or the initial one."""
+        self._carried = tuple([self.forward.backend.copy(dstate[0, ...]) for dstate in self._dstates])
         if start == 0:
             d_initial = self._initial_gradients(self._carried)
             before = self.d_initial
             self.d_initial = d_initial if before is None else tuple(map(add, before, d_initial))
-        ndim = params["W_hh"].ndim
-        h_before = tape.h_before if self.forward.mask is None else tape.h_before * self.forward.mask
-        rows = flat(backend, dz, ndim)
-        add_to(self.grads, "W_hh", weight_sum(backend, rows, flat(backend, h_before, ndim)))
-        own = cell.finish_(backend, slopes, dz, dstates[0][1:, ...])
-        if set(own) != set(cell.own_parameters(row[-1])):
-            expected = sorted(cell.own_parameters(row[-1]))
-            raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {expected}")
-        for name, grad in own.items():
-            add_to(self.grads, name, bias_sum(backend, flat(backend, grad, ndim)))
-        if cell.changes_dz and ndim > 2:  # the rows are a copy
-            rows = flat(backend, dz, ndim)
+
+    def _sum_up(self, segment: Segment, dz: Array, slopes: Array) -> None:
+        """§3.2-3.4, and the sums of the cell's own parameters."""
+        backend, (cell, params) = self.forward.backend, self.forward.layer
+        x, tape, mask, ndim = segment.x, segment.tape, self.forward.mask, params["W_hh"].ndim
+        h_before = tape.h_before if mask is None else tape.h_before * mask
         if self.forward.tokens:
             x = backend.one_hot(x, params["W_xh"].shape[-1], dz.dtype)
-        add_to(self.grads, "W_xh", weight_sum(backend, rows, flat(backend, x, ndim)))
-        add_to(self.grads, "b_h", bias_sum(backend, rows))
+        rows = flat(backend, dz, ndim)
+
+        def of_input() -> Array:
+            self._sum_up_own(cell.finish_(backend, slopes, dz, self.total[0]))
+            stacked = ndim > 2  # the rows are a copy
+            return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
+
+        add_weight_sums(backend, self.grads, rows, h_before, x, of_input)
+
+    def _sum_up_own(self, own: dict[str, Array]) -> None:
+        """Gradients of every step, of the cell's own parameters."""
+        backend, (cell, params) = self.forward.backend, self.forward.layer
+        expected = sorted(cell.own_parameters(self.forward.layer.hidden_size))
+        if sorted(own) != expected:
+            raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {expected}")
+        for name, grad in own.items():
+            add_to(self.grads, name, bias_sum(backend, flat(backend, grad, params["W_hh"].ndim)))
 
     @property
     def total(self) -> States:

@@ -61,5 +61,5 @@ class Readout:
         rows = flat(backend, dv, ndim)
         if ndim == 2:
             backend.matmul_(flat(backend, dh, 2), rows, self.W_hy)
-        add_to(grads, "W_hy", weight_sum(backend, rows, flat(backend, h, ndim)))
+        add_to(grads, "W_hy", weight_sum(backend, rows, h))
         add_to(grads, "b_y", bias_sum(backend, rows))

@@ -1,8 +1,56 @@
-"""The sums over all steps, §3.2-3.4: one matrix product over a segment each."""
+"""§3.2-3.4: the gradients of the weights, sums over all steps and sequences.
+
+Each is one matrix product over a whole segment. Its factors are rows, ``(..., S*N, K)``: those of all S steps and N
+sequences, one below the other (:func:`flat`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..backend.portable import Array, Backend
+
+
+def add_weight_sums(
+    backend: Backend, sums: dict[str, Array], dz: Array, h_before: Array, x: Array, of_input: Callable[[], Array]
+) -> None:
+    """Add what the steps of a segment contribute to the gradients of ``W_hh``, ``W_xh`` and ``b_h``.
+
+    ``dz_t`` is the total one, by the ``dh_t`` of (3.1): with the direct part (3.2) alone these are not the gradient.
+
+    Parameters
+    ----------
+    dz : (..., S*N, G*H), rows
+        Gradients of ``W_hh h_{t-1}``.
+    h_before : (S, ..., N, H)
+        The states *before* each step, ``h_{t-1}``.
+    x : (S, ..., N, I)
+    of_input : () -> (..., S*N, G*H), rows
+        Gradients of ``W_xh x_t + b_h``. Those of a GRU are made from dz, in its place: so it is asked after dW_hh.
+    """
+    add_to(sums, "W_hh", weight_sum(backend, dz, h_before))  # §3.3: dW_hh = sum_t dz_t h_{t-1}^T
+    add_to(sums, "W_xh", weight_sum(backend, dz := of_input(), x))  # §3.2: dW_xh = sum_t dz_t x_t^T
+    add_to(sums, "b_h", bias_sum(backend, dz))  # §3.4: db_h = sum_t dz_t
+
+
+def weight_sum(backend: Backend, dz: Array, a: Array) -> Array:
+    """``sum_t dz_t a_t^T``, ``(..., G*H, K)``, of rows ``dz (..., S*N, G*H)`` and ``a (S, ..., N, K)``."""
+    product: Array = backend.xp.matmul(dz.mT, flat(backend, a, dz.ndim))
+    return product
+
+
+def bias_sum(backend: Backend, dz: Array) -> Array:
+    """``sum_t dz_t``, ``(..., G*H)``, of rows: a product with ones (faster than a sum over leading axes)."""
+    ones = backend.ones((1, dz.shape[-2]), dz.dtype)
+    return backend.xp.matmul(ones, dz)[..., 0, :]
+
+
+def add_to(sums: dict[str, Array], name: str, part: Array) -> None:
+    """``sums[name] += part``; the first part becomes the sum."""
+    if name in sums:
+        sums[name] += part
+    else:
+        sums[name] = part
 
 
 def flat(backend: Backend, a: Array, weight_ndim: int) -> Array:
@@ -15,27 +63,3 @@ def flat(backend: Backend, a: Array, weight_ndim: int) -> Array:
         return xp.reshape(a, (-1, a.shape[-1]))
     a = xp.moveaxis(a, 0, -3)
     return xp.reshape(a, (*a.shape[:-3], -1, a.shape[-1]))
-
-
-def weight_sum(backend: Backend, dz: Array, a: Array) -> Array:
-    """§3.2, §3.3: ``sum_t dz_t a_t^T``, ``(..., G*H, K)``, over a segment and its sequences in one product.
-
-    Both are rows as :func:`flat` makes them; ``a`` is ``x`` for ``dW_xh`` and the states *before* each step,
-    ``hs[:-1]``, for ``dW_hh``.
-    """
-    product: Array = backend.xp.matmul(dz.mT, a)
-    return product
-
-
-def bias_sum(backend: Backend, dz: Array) -> Array:
-    """§3.4: ``sum_t dz_t``, ``(..., G*H)``, of rows: a product with ones (faster than a sum over leading axes)."""
-    ones = backend.ones((1, dz.shape[-2]), dz.dtype)
-    return backend.xp.matmul(ones, dz)[..., 0, :]
-
-
-def add_to(sums: dict[str, Array], name: str, part: Array) -> None:
-    """``sums[name] += part``; the first part becomes the sum."""
-    if name in sums:
-        sums[name] += part
-    else:
-        sums[name] = part
