@@ -72,8 +72,8 @@ def jacobian(
     >>> rnn = ba.RNN(input_size=2, hidden_size=3, dtype="float64", seed=0)
     >>> x = np.ones((5, 1, 2))
     >>> y, _ = rnn(x)  # without a readout y is h
-    >>> J = jacobian(rnn, x, 3, 4)[0]
-    >>> bool(np.allclose(J, np.diag(1 - y[3, 0] ** 2) @ rnn.params["l0.W_hh"]))  # diag(f'(z_4)) W_hh
+    >>> J = {j: np.diag(1 - y[j - 1, 0] ** 2) @ rnn.params["l0.W_hh"] for j in (3, 4, 5)}  # diag(f'(z_j)) W_hh
+    >>> bool(np.allclose(jacobian(rnn, x, 2, 5)[0], J[5] @ J[4] @ J[3]))
     True
     """
     check_rnn(rnn)

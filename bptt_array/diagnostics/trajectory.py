@@ -90,13 +90,35 @@ class Trajectory(NamedTuple):
             before = np.where((step < self.lengths)[:, None], before, vectors)
         return np.where(self.sound[step][..., None, :, None], before, np.nan)
 
+    def product(self, rows: HostArray, t: int, k: int) -> tuple[HostArray, HostArray]:
+        """``rows (dh_k/dh_t)``, with the product (3.3): ``dh_k/dh_t = prod_{j=t+1..k} J_j``.
+
+        Of the cell of (1.1) a factor is ``J_j = diag(f'(z_j)) W_hh``. The last step comes first, from the left, as a
+        gradient meets them.
+
+        Parameters
+        ----------
+        rows : (..., R, N, S)
+
+        Returns
+        -------
+        rows : (..., R, N, S)
+            Each of the order of 1: over many steps a product neither under- nor overflows.
+        exponents : (..., R, N, 1) of integers
+            Of two, with whose powers the rows are to be multiplied.
+        """
+        exponents = np.zeros((*rows.shape[:-1], 1), np.intc)
+        for j in reversed(range(t + 1, k + 1)):
+            rows, more = scaled(self.pull_back(j - 1, rows), axis=-1)  # rows <- rows J_j
+            exponents += more
+        return rows, exponents
+
     def jacobian(self, t: int, k: int) -> tuple[HostArray, HostArray]:
-        """``d state_k / d state_t``, from the last step to the first, as ``J * 2**exponents``.
+        """The product (3.3) itself, ``d state_k / d state_t``, as ``J * 2**exponents``.
 
         Returns
         -------
         J : (..., N, S, S) float64
-            Rows of the order of 1: a product over many steps neither under- nor overflows.
         exponents : (..., N, S, 1) of integers
         """
         *lead, N = self.rows
@@ -105,12 +127,8 @@ class Trajectory(NamedTuple):
         parts = []
         for first in range(0, self.size, at_once):
             units = identity[first : first + at_once]
-            vectors = np.broadcast_to(units, (*lead, len(units), N, self.size))
-            exponents = np.zeros((*vectors.shape[:-1], 1), np.intc)
-            for step in reversed(range(t, k)):
-                vectors, more = scaled(self.pull_back(step, vectors), axis=-1)
-                exponents += more
-            parts.append((np.moveaxis(vectors, -3, -2), np.moveaxis(exponents, -3, -2)))
+            rows, exponents = self.product(np.broadcast_to(units, (*lead, len(units), N, self.size)), t, k)
+            parts.append((np.moveaxis(rows, -3, -2), np.moveaxis(exponents, -3, -2)))
         J, exponents = (np.concatenate(of_parts, axis=-2) for of_parts in zip(*parts, strict=True))
         return J, exponents
 
