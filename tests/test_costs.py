@@ -168,12 +168,12 @@ def test_the_second_training_step_uses_the_states_of_the_first_again():
         tracemalloc.stop()
     assert peaks[0] > 3 * states  # states, gradients, slopes
     assert peaks[1] < states
-    kept = sum(array.nbytes for array in rnn._workspace.arrays)
+    kept = sum(array.nbytes for array in rnn.calls.workspace.arrays)
     step_of(rnn, T=5)()
-    assert sum(array.nbytes for array in rnn._workspace.arrays) < kept / 5  # those of the last step only
-    assert copy.deepcopy(rnn)._workspace.arrays == []
+    assert sum(array.nbytes for array in rnn.calls.workspace.arrays) < kept / 5  # those of the last step only
+    assert copy.deepcopy(rnn).calls.workspace.arrays == []
     ba.RNN.to(rnn, ba.Backend(array_api_strict))
-    assert rnn._workspace.arrays == []
+    assert rnn.calls.workspace.arrays == []
 
 
 KINDS = [
@@ -214,9 +214,9 @@ def test_what_is_left_in_the_workspace_is_never_read(kind, more):
     flat = lambda result: [result[0], result[2].h, result[1].state.h, *result[1].params.values()]  # noqa: E731
     first = [np.array(a, copy=True) for a in flat(step(**more))]
     held = flat(step(**more))  # results of a step, which the next must not write to
-    for array in rnn._workspace.arrays:
+    for array in rnn.calls.workspace.arrays:
         array[...] = np.nan
-    assert rnn._workspace.arrays
+    assert rnn.calls.workspace.arrays
     for results in (held, flat(step(**more)), held):
         for one, other in zip(first, results, strict=True):
             assert np.array_equal(one, other)

@@ -779,10 +779,10 @@ def test_a_network_is_left_as_it_was():
     step = {**keywords, "dropout_seed": 3}
     loss, before, _ = rnn.loss_and_grad(arrays["x"], arrays["target"], **step)
     params = {name: (value, value.copy()) for name, value in rnn.params.items()}
-    left = [id(array) for array in rnn._workspace.arrays]
+    left = [id(array) for array in rnn.calls.workspace.arrays]
     assert left
     everything(rnn, arrays, keywords)
-    assert [id(array) for array in rnn._workspace.arrays] == left
+    assert [id(array) for array in rnn.calls.workspace.arrays] == left
     again, after, _ = rnn.loss_and_grad(arrays["x"], arrays["target"], **step)
     assert all(rnn.params[name] is value and np.array_equal(value, copy) for name, (value, copy) in params.items())
     assert loss == again

@@ -135,7 +135,7 @@ MUTANTS = {
     "what differs is sent all the same": ("distributed/ranks.py", "_check_alike(layouts)", "pass", "disagreements"),
     "parts that overlap": ("distributed/ranks.py", "first = self.rank * each + min(self.rank, more)", "first = self.rank * each", "parts"),
     "the rest of a division lost": ("distributed/ranks.py", "first + each + (self.rank < more)", "first + each", "parts"),
-    "masks of the part, not of the batch": ("rnn/rnn.py", "first, batch = check_dropout_rows(rows, N)", "first, batch = 0, N", "training"),
+    "masks of the part, not of the batch": ("rnn/calls.py", "(first, batch) = self.architecture, check_dropout_rows(rows, N)", "(first, batch) = self.architecture, (0, N)", "training"),
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def check_layer(layer: Any, num_layers: int) -> int:
 def checked(rnn: RNN, x: Any, layer: Any, state: State | None, lengths: Any) -> tuple[Network, Batch, int]:
     """What a diagnosis of one layer works on."""
     layer = check_layer(layer, rnn.num_layers)
-    return rnn._network(), rnn._batch(x, state, lengths, None, False, host=True), layer
+    return rnn.calls.network(rnn.params), rnn.calls.batch(x, state, lengths, None, False, host=True), layer
 
 
 def check_steps(t: Any, k: Any, T: int) -> tuple[int, int]:

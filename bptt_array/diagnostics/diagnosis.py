@@ -254,8 +254,8 @@ def diagnose(
     check_activations(rnn)
     flow = gradient_flow(rnn, x, target, loss, state=state, lengths=lengths, weights=weights, at=at)
     with rnn.backend.active():
-        batch = rnn._batch(x, state, lengths, None, False, host=True)
-        ran = trajectories(rnn._network(), batch)
+        batch = rnn.calls.batch(x, state, lengths, None, False, host=True)
+        ran = trajectories(rnn.calls.network(rnn.params), batch)
         exponents = _by_layer([exponents_of(one, count) for one in ran], rnn.bidirectional, axis=-3)
         values = None
         if all(_multiply_adds(one) <= _MULTIPLY_ADDS for one in ran):

@@ -114,10 +114,10 @@ def gradient_flow(
            [0.0625, 0.125 , 0.25  , 0.5   , 1.    ]])
     """
     check_rnn(rnn)
-    with rnn.backend.active(), rnn._layout.in_errors():
-        batch = rnn._batch(x, state, lengths, None, False, host=True)
-        network = rnn._network()._replace(workspace=Workspace())  # that of the network is left alone
-        objective, targets = rnn._objective(network, batch, target, loss, weights, "sum", False)
+    with rnn.backend.active(), rnn.calls.layout.in_errors():
+        batch = rnn.calls.batch(x, state, lengths, None, False, host=True)
+        network = rnn.calls.network(rnn.params)._replace(workspace=Workspace())  # that of the network is left alone
+        objective, targets = rnn.calls.objective(network, batch, target, loss, weights, "sum", False)
         chosen = _losses(at, batch.T, rnn.readout)
         value, total = _run(network, batch, objective, targets)
         ends = np.full(batch.N, batch.T) if batch.lengths is None else batch.lengths

@@ -77,7 +77,7 @@ def jacobian(
     True
     """
     check_rnn(rnn)
-    with rnn.backend.active(), rnn._layout.in_errors():
+    with rnn.backend.active(), rnn.calls.layout.in_errors():
         network, batch, layer = checked(rnn, x, layer, state, lengths)
         t, k = check_steps(t, k, batch.T)
         return unscaled(*trajectories(network, batch)[layer].jacobian(t, k))
@@ -141,7 +141,7 @@ def jacobian_norms(
            [   nan,    nan, 1.    ]])
     """
     check_rnn(rnn)
-    with rnn.backend.active(), rnn._layout.in_errors():
+    with rnn.backend.active(), rnn.calls.layout.in_errors():
         network, batch, layer = checked(rnn, x, layer, state, lengths)
         given = None if steps is None else check_increasing("steps", steps, batch.T)
         ran = trajectories(network, batch)[layer]

@@ -82,7 +82,7 @@ def lyapunov_exponents(
     check_rnn(rnn)
     count, transient = check_count("count", count), check_count("transient", transient, least=0)
     seed = check_count("seed", seed, least=0)
-    with rnn.backend.active(), rnn._layout.in_errors():
+    with rnn.backend.active(), rnn.calls.layout.in_errors():
         check_exponents(count, rnn.hidden_size * len(rnn.architecture.cell.states))
         network, batch, layer = checked(rnn, x, layer, state, lengths)
         if 2 * transient >= batch.T:

@@ -62,10 +62,10 @@ def saturation(
     """
     check_rnn(rnn)
     below = check_below(below)
-    with rnn.backend.active(), rnn._layout.in_errors():
-        batch = rnn._batch(x, state, lengths, None, False, host=True)
+    with rnn.backend.active(), rnn.calls.layout.in_errors():
+        batch = rnn.calls.batch(x, state, lengths, None, False, host=True)
         check_activations(rnn)
-        ran = trajectories(rnn._network(), batch)
+        ran = trajectories(rnn.calls.network(rnn.params), batch)
         return saturation_of(ran, below, bidirectional=rnn.bidirectional)
 
 

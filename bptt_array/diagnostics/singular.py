@@ -63,7 +63,7 @@ def singular_values(
     array([[0.125, 0.125, 0.125]])
     """
     check_rnn(rnn)
-    with rnn.backend.active(), rnn._layout.in_errors():
+    with rnn.backend.active(), rnn.calls.layout.in_errors():
         network, batch, layer = checked(rnn, x, layer, state, lengths)
         t, k = check_steps(t, k, batch.T)
         return of_product(trajectories(network, batch)[layer], t, k)

@@ -6,10 +6,8 @@ from ..backend.portable import Array
 from ..bptt.passes import Network, run_backward
 from ..bptt.state import Gradients, State
 from ..bptt.unrolled import Unrolled
-from .architecture import Architecture
 from .arguments import check_floats, check_input_grad, check_state
-from .calls import as_initial
-from .layout import TimeFirst
+from .calls import Calls, as_initial
 
 
 class BackwardFunction:
@@ -20,19 +18,12 @@ class BackwardFunction:
     """
 
     def __init__(
-        self,
-        network: Network,
-        unrolled: Unrolled,
-        architecture: Architecture,
-        y_shape: tuple[int, ...],
-        layout: TimeFirst,
-        backward: str,
+        self, calls: Calls, network: Network, unrolled: Unrolled, y_shape: tuple[int, ...], backward: str
     ) -> None:
+        self._calls = calls
         self._network = network
         self._unrolled = unrolled
-        self._architecture = architecture
         self._y_shape = y_shape
-        self._layout = layout
         self._backward = backward
 
     def __call__(self, dy: Array | None = None, dstate: State | None = None, *, input_grad: bool = False) -> Gradients:
@@ -51,19 +42,20 @@ class BackwardFunction:
         ValueError, TypeError
             Naming the argument, before any work.
         """
-        backend, batch, architecture = self._network.backend, self._unrolled.batch, self._architecture
+        backend, batch = self._network.backend, self._unrolled.batch
+        architecture, layout = self._calls.architecture, self._calls.layout
         if dy is None and dstate is None:
             raise ValueError("dy=None and dstate=None: expected a gradient of y, of the final state, or both")
-        with backend.active(), self._layout.in_errors():
+        with backend.active(), layout.in_errors():
             if dy is not None:
                 if architecture.readout == "every":
-                    dy = self._layout.inward(dy, features=True)
+                    dy = layout.inward(dy, features=True)
                 axes, dtype = architecture.outputs_axes, architecture.dtype
                 check_floats("dy", dy, self._y_shape, axes, backend, dtype, host=False)
             if dstate is not None:
                 check_state("dstate", dstate, architecture, batch.N, backend, host=False)
             check_input_grad(input_grad, batch.x)
             d_last = None if dstate is None else as_initial(backend, architecture, dstate, batch.N)
-            return self._layout.gradients(
+            return layout.gradients(
                 run_backward(self._network, self._unrolled, dy, d_last, input_grad=input_grad, backward=self._backward)
             )

@@ -1,16 +1,154 @@
-"""What one call of a network works on: made of what the caller gave, checked and in place."""
+"""What a call of a network works on: made of what the caller gave, checked and in place.
+
+This is the door to a network for the rest of the package: ``rnn.calls`` hands diagnostics what they need.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..backend.arrays import is_integer
 from ..backend.portable import Array, Backend
+from ..bptt import passes
 from ..bptt.batch import Batch, States, without
+from ..bptt.dropout import Dropout
+from ..bptt.layer import Layer
 from ..bptt.padding import Padding
 from ..bptt.state import State
+from ..bptt.unrolled import Stack
+from ..bptt.workspace import Workspace
+from ..checks import check_flag, check_option
+from ..equations.activations import OUTPUT_ACTIVATIONS
+from ..equations.losses import Objective
+from ..equations.readout import Readout
 from .architecture import Architecture
-from .arguments import check_lengths, check_range, check_reset, check_state, check_x
+from .arguments import (
+    check_dropout_rows,
+    check_dropout_seed,
+    check_float,
+    check_floats,
+    check_lengths,
+    check_place,
+    check_range,
+    check_reset,
+    check_state,
+    check_x,
+)
+from .layout import BatchFirst, TimeFirst
+from .targets import check_outputs_like, check_target
+
+
+class Calls:
+    """What the calls of one network work on, and what looks into it may ask for: all but its parameters.
+
+    Everything here takes what a caller gave as it is, and hands out what :mod:`bptt_array.bptt.passes` run on: checked,
+    time first, with an axis for members where there are any. Calls go on within ``backend.active()`` and
+    ``layout.in_errors()``.
+
+    Attributes
+    ----------
+    architecture : Architecture
+    backend : Backend
+    layout : TimeFirst
+        How the caller's arrays stand.
+    workspace : Workspace
+    """
+
+    def __init__(self, architecture: Architecture, backend: Backend) -> None:
+        self.architecture = architecture
+        self.backend = backend
+        self.layout = TimeFirst() if architecture.time_major else BatchFirst(backend)
+        self.workspace = Workspace()
+        self._bound: tuple[dict[str, Array], passes.Network | None] = {}, None
+
+    def outward(self, y: Array) -> Array:
+        """Outputs as the caller has them."""
+        return self.layout.outward(y) if self.architecture.readout == "every" else y
+
+    def dropout(self, seed: Any, rows: Any, N: int, *, needed: bool = False) -> Dropout | None:
+        """The masks of a call, or None where nothing is left out."""
+        network, (first, batch) = self.architecture, check_dropout_rows(rows, N)
+        rate, recurrent_rate = network.dropout, network.recurrent_dropout
+        seed = check_dropout_seed(seed)
+        if not (rate or recurrent_rate):
+            return None
+        if seed is None and needed:
+            given = f"dropout={rate:g}" if rate else f"recurrent_dropout={recurrent_rate:g}"
+            raise ValueError(
+                f"dropout_seed is missing, but this RNN has {given}: give a whole number, another one for every "
+                "training step, or dropout_seed='off' for gradients without dropout"
+            )
+        if seed is None or isinstance(seed, str):
+            return None
+        dtype = self.backend.dtype(network.dtype)
+        return Dropout(self.backend, dtype, rate, recurrent_rate, seed, network.seed, network.members, first, batch)
+
+    def objective(
+        self,
+        network: passes.Network,
+        batch: Batch,
+        target: Any,
+        loss: Any,
+        weights: Any,
+        reduction: Any,
+        validate: bool,
+    ) -> tuple[Objective, passes.Targets]:
+        """A loss and what it compares with, checked and time first, with an axis for the members if there are any."""
+        backend, architecture = self.backend, self.architecture
+        y_shape = architecture.outputs_shape(batch.T, batch.N)
+        check_option("reduction", reduction, ("mean", "sum"))
+        every = architecture.readout == "every"
+        if every:
+            target = self.layout.inward_target(target, loss, y_shape)
+            weights = self.layout.inward(weights, features=False)
+        features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate)
+        if weights is not None:
+            check_place("weights", weights, backend, host=True)
+            check_float("weights", weights, architecture.dtype)
+            check_outputs_like("weights", weights, y_shape, architecture.outputs_axes, architecture, features=False)
+        steps = None if reduction == "sum" else batch.valid_outputs(architecture.readout)
+        if architecture.members is not None:
+            before = 1 if every else 0
+            target = for_members(target, len(y_shape) - (not features), before)
+            weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
+        return Objective(network.readout, loss, steps, architecture.members), passes.Targets(target, weights)
+
+    def batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
+        """Inputs and initial states; ``host``: NumPy arrays will do for a network on a device too."""
+        check_flag("validate", validate)
+        x = self.layout.inward_x(x)
+        return make_batch(self.backend, self.architecture, x, state, lengths, reset, validate=validate, host=host)
+
+    def check_params(self, params: Mapping[str, Array]) -> None:
+        """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""
+        backend, shapes, dtype = self.backend, self.architecture.shapes, self.architecture.dtype
+        if set(params) != set(shapes):
+            raise ValueError(f"rnn.params has keys {sorted(map(str, params))}; expected {sorted(shapes)}")
+        for name, shape in shapes.items():
+            check_floats(f"params[{name!r}]", params[name], shape, "shape", backend, dtype, host=False)
+            if params[name].dtype != backend.dtype(dtype):
+                raise TypeError(f"params[{name!r}] is not in the byte order of this machine; use rnn.asarray")
+
+    def network(self, params: dict[str, Array]) -> passes.Network:
+        """The network with these parameters, as passes take it: while they are the same arrays, the one made before."""
+        if self.backend.name != "cpu":  # where a check costs next to nothing
+            self.check_params(params)
+            return self.bind(params)
+        bound, network = self._bound
+        if network is None or len(bound) != len(params) or any(params.get(k) is not a for k, a in bound.items()):
+            self.check_params(params)
+            self._bound = bound, network = dict(params), self.bind(params)
+        return network
+
+    def bind(self, params: Mapping[str, Array]) -> passes.Network:
+        """The same without a check, and made anew."""
+        architecture = self.architecture
+        layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(architecture.num_layers))
+        g = OUTPUT_ACTIVATIONS[architecture.output]
+        readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
+        stack = Stack(tuple(layers), architecture.bidirectional)
+        return passes.Network(self.backend, stack, readout, architecture.readout, self.workspace)
 
 
 def for_members(array: Array, ndim: int, before: int = 1) -> Array:

@@ -17,17 +17,10 @@ from ..backend.arrays import host_array, is_integer, on_host
 from ..backend.devices import resolve
 from ..backend.portable import Array, Backend
 from ..bptt import passes
-from ..bptt.batch import Batch
-from ..bptt.dropout import Dropout
-from ..bptt.layer import Layer
 from ..bptt.state import Gradients, State
-from ..bptt.unrolled import Stack
-from ..bptt.workspace import Workspace
 from ..checks import check_count, check_flag, check_number, check_option, check_path, said
-from ..equations.activations import OUTPUT_ACTIVATIONS
 from ..equations.cell import Cell
-from ..equations.losses import LOSSES, Objective, UserLoss
-from ..equations.readout import Readout
+from ..equations.losses import LOSSES, UserLoss
 from ..schedules import plans
 from ..schedules.instructions import check_truncate
 from ..schedules.plans import Plan
@@ -35,21 +28,14 @@ from . import files, torch_weights
 from .architecture import Architecture
 from .arguments import (
     check_backward,
-    check_dropout_rows,
-    check_dropout_seed,
-    check_float,
-    check_floats,
     check_input_grad,
-    check_place,
     check_x_shape,
     in_order,
 )
 from .backward import BackwardFunction
-from .calls import for_members, make_batch
+from .calls import Calls
 from .initializers import INITIALIZERS
-from .layout import BatchFirst, TimeFirst
 from .memory import Workload, plan_for
-from .targets import check_outputs_like, check_target
 
 
 class RNN:
@@ -113,6 +99,9 @@ class RNN:
         ``"l0.W_xh" (G*H, I)``, ``"l0.W_hh" (G*H, H)``, ``"l0.b_h" (G*H,)``, of a GRU ``"l0.b_hn" (H,)``; ``"l1.W_xh"
         (G*H, D*H)`` and so on; ``"W_hy" (O, D*H)``, ``"b_y" (O,)``. Those of layers have a first axis of 2 for the
         directions where there are two, and all have one of E, before it, in an ensemble.
+
+    calls : Calls
+        For the package itself: what a call works on, see :mod:`bptt_array.rnn.calls`.
 
     Raises
     ------
@@ -186,9 +175,7 @@ class RNN:
         """Everything but the parameters."""
         self.architecture = architecture
         self.backend = backend
-        self._layout = TimeFirst() if architecture.time_major else BatchFirst(backend)
-        self._workspace = Workspace()
-        self._bound: tuple[dict[str, Array], passes.Network | None] = {}, None
+        self.calls = Calls(architecture, backend)
 
     @classmethod
     def _with(cls, architecture: Architecture, params: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -> RNN:
@@ -284,7 +271,7 @@ class RNN:
         Of a cell of your own only the name is written: give the cell itself to :meth:`load`.
         """
         path = check_path("path", path)
-        self._check_params(self.params)
+        self.calls.check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
         files.write_model(path, values, self.config, {} if metadata is None else metadata)
 
@@ -336,7 +323,7 @@ class RNN:
         >>> list(ba.RNN(3, 8, 2, cell="gru").to_torch_state_dict())[:3]
         ['rnn.weight_ih_l0', 'rnn.weight_hh_l0', 'rnn.bias_ih_l0']
         """
-        self._check_params(self.params)
+        self.calls.check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
         return torch_weights.to_state_dict(self.architecture, values, recurrent_prefix, readout_prefix)
 
@@ -437,12 +424,12 @@ class RNN:
         ValueError, TypeError
             Naming the argument, before any work.
         """
-        with self.backend.active(), self._layout.in_errors():
-            batch = self._batch(x, state, lengths, reset, validate, host=False)
-            dropout = self._dropout(dropout_seed, dropout_rows, batch.N)
-            network = self._network()
+        with self.backend.active(), self.calls.layout.in_errors():
+            batch = self.calls.batch(x, state, lengths, reset, validate, host=False)
+            dropout = self.calls.dropout(dropout_seed, dropout_rows, batch.N)
+            network = self.calls.network(self.params)
             y, unrolled = passes.run_forward(network, batch, dropout, keep=False)
-            return self._outward(y), network.as_state(unrolled.last)
+            return self.calls.outward(y), network.as_state(unrolled.last)
 
     def forward(
         self,
@@ -475,16 +462,16 @@ class RNN:
         (5, 4, 3)
         """
         backend = self.backend
-        with self.backend.active(), self._layout.in_errors():
-            batch = self._batch(x, state, lengths, reset, validate, host=False)
+        with self.backend.active(), self.calls.layout.in_errors():
+            batch = self.calls.batch(x, state, lengths, reset, validate, host=False)
             check_backward(backward, self.architecture.cell)
-            dropout = self._dropout(dropout_seed, dropout_rows, batch.N, needed=True)
-            self._check_params(self.params)
+            dropout = self.calls.dropout(dropout_seed, dropout_rows, batch.N, needed=True)
+            self.calls.check_params(self.params)
             copy = {name: backend.copy(value) for name, value in self.params.items()}
-            network = self._bind(copy)
+            network = self.calls.bind(copy)
             y, unrolled = passes.run_forward(network, batch, dropout, keep=True)
-            function = BackwardFunction(network, unrolled, self.architecture, tuple(y.shape), self._layout, backward)
-            return self._outward(y), network.as_state(unrolled.last), function
+            function = BackwardFunction(self.calls, network, unrolled, tuple(y.shape), backward)
+            return self.calls.outward(y), network.as_state(unrolled.last), function
 
     def loss_and_grad(
         self,
@@ -550,14 +537,14 @@ class RNN:
         grads : Gradients
         state : State
         """
-        with self.backend.active(), self._layout.in_errors():
-            batch = self._batch(x, state, lengths, reset, validate, host=True)
-            network = self._network()
-            objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
+        with self.backend.active(), self.calls.layout.in_errors():
+            batch = self.calls.batch(x, state, lengths, reset, validate, host=True)
+            network = self.calls.network(self.params)
+            objective, targets = self.calls.objective(network, batch, target, loss, weights, reduction, validate)
             check_input_grad(input_grad, x)
             truncate = check_truncate(truncate, bidirectional=self.bidirectional)
             check_backward(backward, self.architecture.cell)
-            dropout = self._dropout(dropout_seed, dropout_rows, batch.N, needed=True)
+            dropout = self.calls.dropout(dropout_seed, dropout_rows, batch.N, needed=True)
             if memory is None:
                 plan = plans.plan(batch.T, longest=network.segment_length(batch), truncate=truncate)
             else:
@@ -578,7 +565,7 @@ class RNN:
             value, grads, last_state = passes.run_loss_and_grad(
                 network, batch, objective, targets, dropout, plan, input_grad=input_grad, backward=backward
             )
-            return value, self._layout.gradients(grads), last_state
+            return value, self.calls.layout.gradients(grads), last_state
 
     def plan(
         self,
@@ -682,106 +669,14 @@ class RNN:
 
         Without a ``dropout_seed`` nothing is left out, as in inference.
         """
-        with self.backend.active(), self._layout.in_errors():
-            batch = self._batch(x, state, lengths, reset, validate, host=True)
-            network = self._network()
-            objective, targets = self._objective(network, batch, target, loss, weights, reduction, validate)
-            dropout = self._dropout(dropout_seed, dropout_rows, batch.N)
+        with self.backend.active(), self.calls.layout.in_errors():
+            batch = self.calls.batch(x, state, lengths, reset, validate, host=True)
+            network = self.calls.network(self.params)
+            objective, targets = self.calls.objective(network, batch, target, loss, weights, reduction, validate)
+            dropout = self.calls.dropout(dropout_seed, dropout_rows, batch.N)
             return passes.run_loss(network, batch, objective, targets, dropout)
-
-    # ---- what the passes are given --------------------------------------------------------------------
-
-    def _outward(self, y: Array) -> Array:
-        return self._layout.outward(y) if self.readout == "every" else y
 
     def _plan(
         self, work: Workload, memory: int | str | None, truncate: int | tuple[int, int] | None, backward: str
     ) -> Plan:
         return plan_for(self.architecture, self.backend, work, memory, truncate, backward)
-
-    def _dropout(self, seed: Any, rows: Any, N: int, *, needed: bool = False) -> Dropout | None:
-        """The masks of a call, or None where nothing is left out."""
-        first, batch = check_dropout_rows(rows, N)
-        rate, recurrent_rate = self.architecture.dropout, self.architecture.recurrent_dropout
-        seed = check_dropout_seed(seed)
-        if not (rate or recurrent_rate):
-            return None
-        if seed is None and needed:
-            given = f"dropout={rate:g}" if rate else f"recurrent_dropout={recurrent_rate:g}"
-            raise ValueError(
-                f"dropout_seed is missing, but this RNN has {given}: give a whole number, another one for every "
-                "training step, or dropout_seed='off' for gradients without dropout"
-            )
-        if seed is None or isinstance(seed, str):
-            return None
-        dtype = self.backend.dtype(self.dtype)
-        return Dropout(self.backend, dtype, rate, recurrent_rate, seed, self.seed, self.members, first, batch)
-
-    def _objective(
-        self,
-        network: passes.Network,
-        batch: Batch,
-        target: Any,
-        loss: Any,
-        weights: Any,
-        reduction: Any,
-        validate: bool,
-    ) -> tuple[Objective, passes.Targets]:
-        """A loss and what it compares with, checked and time first, with an axis for the members if there are any."""
-        backend, architecture = self.backend, self.architecture
-        y_shape = architecture.outputs_shape(batch.T, batch.N)
-        check_option("reduction", reduction, ("mean", "sum"))
-        every = self.readout == "every"
-        if every:
-            target = self._layout.inward_target(target, loss, y_shape)
-            weights = self._layout.inward(weights, features=False)
-        features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate)
-        if weights is not None:
-            check_place("weights", weights, backend, host=True)
-            check_float("weights", weights, self.dtype)
-            check_outputs_like("weights", weights, y_shape, architecture.outputs_axes, architecture, features=False)
-        steps = None if reduction == "sum" else batch.valid_outputs(self.readout)
-        if self.members is not None:
-            before = 1 if every else 0
-            target = for_members(target, len(y_shape) - (not features), before)
-            weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
-        return Objective(network.readout, loss, steps, self.members), passes.Targets(target, weights)
-
-    def _batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
-        check_flag("validate", validate)
-        x = self._layout.inward_x(x)
-        return make_batch(self.backend, self.architecture, x, state, lengths, reset, validate=validate, host=host)
-
-    def _check_params(self, params: Mapping[str, Array]) -> None:
-        """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""
-        shapes = self.architecture.shapes
-        if set(params) != set(shapes):
-            raise ValueError(f"rnn.params has keys {sorted(map(str, params))}; expected {sorted(shapes)}")
-        dtype = self.backend.dtype(self.dtype)
-        for name, shape in shapes.items():
-            check_floats(f"params[{name!r}]", params[name], shape, "shape", self.backend, self.dtype, host=False)
-            if params[name].dtype != dtype:
-                raise TypeError(f"params[{name!r}] is not in the byte order of this machine; use rnn.asarray")
-
-    def _network(self) -> passes.Network:
-        """The passes' view of this network; as long as its parameters are the same arrays, the one made last time."""
-        if self.backend.name != "cpu":  # where a check costs next to nothing
-            self._check_params(self.params)
-            return self._bind(self.params)
-        bound, network = self._bound
-        if (
-            network is None
-            or len(bound) != len(self.params)
-            or any(self.params.get(k) is not a for k, a in bound.items())
-        ):
-            self._check_params(self.params)
-            self._bound = bound, network = dict(self.params), self._bind(self.params)
-        return network
-
-    def _bind(self, params: Mapping[str, Array]) -> passes.Network:
-        architecture = self.architecture
-        layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(self.num_layers))
-        g = OUTPUT_ACTIVATIONS[self.output]
-        readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
-        stack = Stack(tuple(layers), self.bidirectional)
-        return passes.Network(self.backend, stack, readout, self.readout, self._workspace)
