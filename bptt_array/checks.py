@@ -31,6 +31,7 @@ def short(value: Any) -> str:
 
 #: As large as a seed may be: NumPy's own have 128 bits.
 LARGEST_SEED = (1 << 128) - 1
+
 #: Entries of the largest array that there can be.
 MOST = sys.maxsize
 

@@ -12,6 +12,7 @@ from .backend.arrays import check_plain
 from .checks import LARGEST_SEED, check_count, check_number, said
 
 HostArrays = Mapping[str, np.ndarray[Any, Any]]
+
 #: Central differences of fourth order: f'(0) = sum_k w_k f(k h) / h, error of order h^4.
 _STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 

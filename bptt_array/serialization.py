@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 from .checks import short
 
 HostArray = np.ndarray[Any, Any]
+
 #: The one string in a file's header, and what it is called there: JSON, since the order of several is not kept.
 KEY = "bptt_array"
 #: Bytes of a header: a model's are a few thousand, those of one that knows all of Unicode five million.

@@ -96,7 +96,7 @@ def test_a_wrong_gradient_stops_the_comparison():
 def test_products_alone_are_the_products_of_a_training_step(shape, cell, monkeypatch):
     """Every product with two matrices of ours, and of theirs: shapes, and whether operands are in order."""
     problem = Problem(shape, cell=cell)
-    backend = problem.network.backend = type(problem.network.backend)()
+    backend = problem.network.to(type(problem.network.backend)()).backend
     backend.segment_bytes = 3 * 2 * 5 * 4
     products = []
 

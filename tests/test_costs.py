@@ -192,7 +192,7 @@ def pairs_of_kind_and_call():
 @pytest.mark.parametrize(("kind", "more"), pairs_of_kind_and_call(), ids=str)
 def test_what_was_given_back_is_never_read(kind, more, monkeypatch):
     rnn = ba.RNN(4, 16, 5, readout="last", **kind)
-    rnn.backend = type(rnn.backend)()
+    rnn.to(type(rnn.backend)())
     rnn.backend.segment_bytes = 5 * 32 * 16 * 4  # several segments a window
     step = step_of(rnn)
     flat = lambda result: [result[0], result[2].h, result[1].state.h, *result[1].params.values()]  # noqa: E731

@@ -319,7 +319,7 @@ def test_a_segment_adds_a_constant_number_of_launches(device, pool):
 
     def launches(segments):
         rnn = network(device)
-        rnn.backend = type(rnn.backend)(rnn.backend._index)
+        rnn.to(type(rnn.backend)(rnn.backend._index))
         rnn.backend.segment_bytes = T // segments * N * H * 4
         x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
         with rnn.backend.active():

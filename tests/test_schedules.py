@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 import bptt_array as ba
 from bptt_array import schedules
 from bptt_array.bptt import layer
+from bptt_array.rnn.memory import OBJECTS_BYTES
 from bptt_array.schedules import Costs, plan, sizes
-from bptt_array.schedules.instructions import Backward, Checkpoint, Discard, Forward, Restore, overlapping
-from bptt_array.schedules.reversals import Back, Forget, Load, Reversals, Run, Save, two_sweeps
+from bptt_array.schedules.instructions import Backward, Forget, Forward, Remember, Restore, overlapping
+from bptt_array.schedules.reversals import Reversals, two_sweeps
 
 
 def revolve(n, snapshots):
@@ -67,18 +68,19 @@ def walk(moves, n):
     present, saved, kept, runs, most, back = 0, {0}, set(), 0, Counter(), []
     for move in moves:
         match move:
-            case Run(first, last, keep):
+            case Forward(first, last, keep):
                 assert present == first
                 assert not keep or last == first + 1
                 present, runs = last, runs + last - first
                 kept |= {first} if keep else set()
-            case Back(segment):
+            case Backward(segment, after):
+                assert after == segment + 1
                 kept.remove(segment)
                 back.append(segment)
-            case Save(segment):
+            case Remember(segment):
                 assert present == segment
                 saved.add(segment)
-            case Load(segment):
+            case Restore(segment):
                 assert segment in saved
                 present = segment
             case Forget(segment):
@@ -130,13 +132,13 @@ def simulate(plan):
                     cuts.add(stop)
                 if not keep:
                     del kept[start]
-            case Checkpoint(start):
+            case Remember(start):
                 assert start == present
                 stored.add(start)
             case Restore(start):
                 assert start in stored
                 present = start
-            case Discard(start):
+            case Forget(start):
                 stored.remove(start)
         segments = len(kept) + room
         peak = max(peak, segments * costs.of_kept(longest) + len(stored) * costs.checkpoint)
@@ -299,8 +301,7 @@ def test_forward_runs_as_many_steps_as_the_plan_says(part, truncate, monkeypatch
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_budget_gives_the_same_bits_in_the_same_segments(dtype):
     rng = np.random.default_rng(0)
-    rnn = ba.RNN(3, 8, 2, cell="lstm", dtype=dtype)
-    rnn.backend = ba.backend.NumpyBackend()
+    rnn = ba.RNN(3, 8, 2, cell="lstm", dtype=dtype, device=ba.backend.NumpyBackend())
     x, target = rnn.asarray(rng.standard_normal((60, 4, 3))), rnn.asarray(rng.standard_normal((60, 4, 2)))
     planned = rnn.plan(x.shape, smallest_budget(lambda memory: rnn.plan(x.shape, memory)) + 3000)
     assert planned.forward_steps > 60
@@ -366,7 +367,8 @@ def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         assert max(peaks) <= 1.05 * memory
-        assert peaks[0] >= 0.4 * plan.peak  # or the figure means nothing
+        arrays = plan.peak - OBJECTS_BYTES  # Python's own are there before, in a process that has done much
+        assert peaks[0] >= 0.5 * arrays  # or the figure means nothing
 
 
 def test_two_directions_fit_or_do_not():

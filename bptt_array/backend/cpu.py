@@ -34,6 +34,7 @@ class NumpyElementwise(Elementwise):
 #: BLAS multiplies by a transposed matrix of a few hundred rows at about two thirds of its speed; a copy in
 #: order costs about as much as is lost over this many rows of the other factor (measured at H = 64 to 512).
 _ROWS_THAT_PAY_FOR_A_COPY = 128
+
 #: Rows of a matrix that lie a multiple of this many bytes apart fall on the same few lines of a cache: a product with
 #: them takes up to a quarter longer (4H = 1024 and 2048 in float32), so there is one more line between them.
 _PAGE, _LINE = 1024, 64

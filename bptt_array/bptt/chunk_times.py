@@ -54,6 +54,7 @@ class Timings:
 _MOST, _FEWEST = 1 << 30, 100
 #: One product alone that takes so many seconds is bound by its arithmetic.
 _LONG = 2e-3
+
 _measured: WeakKeyDictionary[Backend, dict[Any, Timings]] = WeakKeyDictionary()
 
 

@@ -66,7 +66,7 @@ class LayerForward:
     last : tuple of (..., N, H)
         The states after the last valid step of every sequence, once all segments have run.
     state : tuple of (..., N, H)
-        The states before the segment that comes next; never written to, so a reference to it is a checkpoint.
+        The states before the segment that comes next; never written to, so a reference to it remembers it.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..backend.portable import Array, Backend
 from ..equations.losses import Objective
 from ..equations.readout import Readout
-from ..schedules.instructions import Backward, Checkpoint, Discard, Forward, Restore, full, longest_segment, segments
+from ..schedules.instructions import Backward, Forget, Forward, Remember, Restore, full, longest_segment, segments
 from ..schedules.plans import Plan
 from .batch import Batch, States, as_state, without
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
@@ -149,12 +149,12 @@ def run_loss_and_grad(
                 sweep.segment(start, stop, cut=cut, loss=loss)
                 if not keep:
                     unrolled.release(start)
-            case Checkpoint(start):
-                unrolled.checkpoint(start)
+            case Remember(start):
+                unrolled.remember(start)
             case Restore(start):
                 unrolled.restore(start)
-            case Discard(start):
-                unrolled.discard(start)
+            case Forget(start):
+                unrolled.forget(start)
     last_state = network.as_state(unrolled.last)
     arrays.end()
     return head.loss, _gradients(network, sweep, readout_grads, objective.steps), last_state

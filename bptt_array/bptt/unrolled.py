@@ -77,7 +77,7 @@ class Unrolled:
         arrays = Loan(backend) if arrays is None else arrays
         self.arrays = arrays
         self.rows = Scratch(arrays, longest)
-        self._checkpoints: dict[int, list[States]] = {}
+        self._remembered: dict[int, list[States]] = {}
         self._x = Feed(backend, batch.x, batch.padding, features=not batch.tokens)
         self._outputs: dict[int, Array] = {}  # of two directions, merged
         sides = (2,) if stack.bidirectional else ()
@@ -148,18 +148,18 @@ class Unrolled:
         for layer in self.layers:
             layer.end()
 
-    def checkpoint(self, start: int) -> None:
-        """Remember the state of every layer, that before step ``start``."""
-        self._checkpoints[start] = [layer.state for layer in self.layers]
+    def remember(self, start: int) -> None:
+        """Keep the state of every layer, that before step ``start``."""
+        self._remembered[start] = [layer.state for layer in self.layers]
 
     def restore(self, start: int) -> None:
         """Go on from the states before step ``start``."""
-        for layer, state in zip(self.layers, self._checkpoints[start], strict=True):
+        for layer, state in zip(self.layers, self._remembered[start], strict=True):
             layer.state = state
 
-    def discard(self, start: int) -> None:
-        """Forget the states before step ``start``."""
-        del self._checkpoints[start]
+    def forget(self, start: int) -> None:
+        """Let go of the states before step ``start``."""
+        del self._remembered[start]
 
     def release(self, start: int) -> None:
         """Let go of what a segment left."""

@@ -23,6 +23,7 @@ from ..distributed.transports import RanksError
 from ..distributed.world import library
 
 T = TypeVar("T")
+
 #: With one of these set, how many threads a process may have is somebody's decision.
 _OF_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 

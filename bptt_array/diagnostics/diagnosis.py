@@ -24,8 +24,10 @@ from .trajectory import HostArray, Trajectory, trajectories
 
 #: What a file of :meth:`Diagnosis.save` says that it is.
 _KIND = "diagnosis"
+
 #: The most multiply-adds that :func:`diagnose` spends on the singular values of a layer.
 _MULTIPLY_ADDS = 10**9
+
 #: How much a gradient grows or shrinks over the longest sequence before that is said of it, in powers of ten.
 _NOTABLE = 2
 

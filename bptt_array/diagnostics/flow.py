@@ -25,6 +25,7 @@ from .trajectory import HostArray
 
 #: How many single losses are followed unless told otherwise.
 _LOSSES = 64
+
 #: What the states of the copies of a batch that run side by side may take, in bytes.
 _BLOCK_BYTES = 1 << 26
 

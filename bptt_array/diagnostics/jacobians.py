@@ -16,8 +16,10 @@ from .trajectory import HostArray, Trajectory, as_matrix, scaled, trajectories, 
 
 #: How many of the states 0 to T all pairs are formed of, unless told otherwise, ...
 _PAIRS = 33
+
 #: ... fewer where the Jacobians between them would hold more numbers than this, ...
 _NUMBERS = 1 << 25
+
 #: ... or their products for all pairs would take more multiply-adds than this.
 _MULTIPLY_ADDS = 10**10
 

@@ -20,12 +20,16 @@ from .trajectory import HostArray, Trajectory, trajectories
 
 #: Up to this spread of the logarithms LAPACK finds all singular values to about eight digits.
 _NARROW = np.log(1e6)
+
 #: Rows are orthogonal when no cosine between two of them is larger.
 _ORTHOGONAL = 1e-11
+
 #: Of rotations; each about doubles the digits, and five are rarely needed.
 _SWEEPS = 40
+
 #: Rows of a step that are shorter, in roundings of the longest times the root of S, are nothing but rounding.
 _LOST = 4
+
 #: Decompositions of all rows at once before these, which bring them near to orthogonal.
 _PASSES = 4
 

@@ -24,8 +24,10 @@ from ..equations.recurrence import backward_
 from ..equations.state_product import StateProduct
 
 HostArray = np.ndarray[Any, Any]
+
 #: Rows of states that a backward pass over unit vectors takes at a time, in bytes of all its arrays.
 _BLOCK_BYTES = 1 << 26
+
 #: An exponent of two below that of any number.
 _NOTHING = -(1 << 30)
 

@@ -96,6 +96,7 @@ relu = _elementwise("relu", attrgetter("relu_"), lambda backend, out, y: backend
 sigmoid = _elementwise("sigmoid", _of(_sigmoid_), _sigmoid_derivative_)
 softmax = Activation("softmax", _of(_softmax_), None, _softmax_vjp)
 identity = Activation("identity", _of(_identity_), _identity_derivative_, lambda backend, y, dy: dy)
+
 #: f of (1.1)
 CELL_ACTIVATIONS = {f.name: f for f in (tanh, relu)}
 #: g of (1.2)

@@ -18,6 +18,7 @@ from .architecture import Architecture
 
 #: Python's own objects (of lists of free tuples alone there is 0.3 MB), NumPy's buffers for casts, and small arrays.
 OBJECTS_BYTES = 3 << 17
+
 #: Arrays of the outputs' shape that a loss has at once; of your own a guess.
 OF_LOSS = {"mse": 2, "cross_entropy": 4, "binary_cross_entropy": 7}
 OF_CALLERS_LOSS = 10

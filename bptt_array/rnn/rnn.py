@@ -162,7 +162,7 @@ class RNN:
             dtype=dtype,
             seed=seed,
         )
-        self._configure(architecture, resolve(device))
+        self.calls = Calls(architecture, resolve(device))
         check_option("init", init, INITIALIZERS)
         forget_bias = check_number("forget_bias", forget_bias, least=-np.inf)
         if forget_bias and architecture.cell.forget_gate is None:
@@ -171,21 +171,25 @@ class RNN:
             raise ValueError(f"forget_bias={forget_bias:g}; expected a number that {architecture.dtype} can hold")
         self.params = self._on(self.backend, architecture.initial_parameters(init, forget_bias))
 
-    def _configure(self, architecture: Architecture, backend: Backend) -> None:
-        """Everything but the parameters."""
-        self.architecture = architecture
-        self.backend = backend
-        self.calls = Calls(architecture, backend)
-
     @classmethod
     def _with(cls, architecture: Architecture, params: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -> RNN:
         """A network with given parameters, on the host."""
         rnn = cls.__new__(cls)
-        rnn._configure(architecture, backend)
+        rnn.calls = Calls(architecture, backend)
         rnn.params = rnn._on(backend, params)
         return rnn
 
     # ---- what a network is ----------------------------------------------------------------------------
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its options and what shapes follow from them."""
+        return self.calls.architecture
+
+    @property
+    def backend(self) -> Backend:
+        """Where it is; :meth:`to` moves it."""
+        return self.calls.backend
 
     @property
     def config(self) -> dict[str, Any]:
@@ -261,7 +265,7 @@ class RNN:
         if backend is not self.backend:
             values = {name: self.backend.to_host(value) for name, value in self.params.items()}
             params = self._on(backend, values)
-            self._configure(self.architecture, backend)
+            self.calls = Calls(self.architecture, backend)
             self.params = params
         return self
 

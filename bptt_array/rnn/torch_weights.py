@@ -19,8 +19,10 @@ from ..checks import check_option, said
 from .architecture import Architecture
 
 HostArray = np.ndarray[Any, Any]
+
 #: Cells that PyTorch has, by their gates; of the first the name of f.
 CELLS_BY_GATES = {1: ("tanh", "relu"), 4: ("lstm",), 3: ("gru",)}
+
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(0|[1-9][0-9]{0,17})(_reverse)?")
 _PROJECTION = re.compile(r"weight_hr_l[0-9]+(_reverse)?")

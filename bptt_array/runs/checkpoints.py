@@ -18,6 +18,7 @@ KIND = "training checkpoint"
 FOLDER = "checkpoints"
 #: Of files of a step.
 NAME = re.compile(r"step-(\d{1,18})\.safetensors")
+
 #: The fields that are JSON, in the header; metrics, which grow, are among the data.
 _SAID = ("step", "lr", "elapsed", "options", "source", "text", "device", "updates", "events")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..diagnostics.diagnosis import Diagnosis
 
 PAGE = "report.html"
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;
        padding: 0 1rem; }
@@ -39,6 +40,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: #f5f5f5; padding: 0.75rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.25rem 0 1rem; }
 p.note { color: #555; }
 """
+
 #: What has no shape of its own, as the picture that Unicode has of it.
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 

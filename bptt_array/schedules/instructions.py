@@ -1,4 +1,16 @@
-"""What comes in from the caller, checked before any work. Errors name argument, value, expectation, way out."""
+"""What a schedule is made of, and the schedules in which nothing is run twice. No arrays in here.
+
+A schedule is a list of instructions over ``[start, stop)`` ranges of time steps:
+
+- :class:`Forward`: run the segment forward; keep its states, or only the state that it ends with;
+- :class:`Backward`: run the segment backward from its kept states, then let go of them;
+- :class:`Remember`, :class:`Restore`, :class:`Forget`: keep the state between two steps, go back to it, let go of it.
+  A state that is remembered is what the literature calls a checkpoint.
+
+Full BPTT runs every segment forward and then every segment backward. Truncated BPTT does the same within windows and
+cuts the gradient that would be carried from one window into the one before. Schedules within a memory budget, in which
+segments run forward more than once, are those of ``plans.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +20,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..checks import check_count, said
-
-
-def check_truncate(truncate: Any, *, bidirectional: bool) -> int | tuple[int, int] | None:
-    """None, a number of steps, or two of them, k1 <= k2."""
-    if truncate is None:
-        return None
-    if bidirectional:
-        raise ValueError(
-            f"truncate={said(truncate)}, but bidirectional=True: the second direction begins at the end, so there is "
-            "no step up to which the past alone counts; leave truncate=None"
-        )
-    if not isinstance(truncate, (tuple, list)):
-        return check_count("truncate", truncate)
-    if len(truncate) != 2:
-        raise ValueError(f"truncate={said(truncate)} has {len(truncate)} numbers; expected k, or (k1, k2)")
-    k1, k2 = check_count("truncate[0]", truncate[0]), check_count("truncate[1]", truncate[1])
-    if k1 > k2:
-        raise ValueError(
-            f"truncate={said((k1, k2))}: every {said(k1)} steps, back through {said(k2)}, would leave out the loss of "
-            "the others; expected k1 <= k2"
-        )
-    return k1 if k1 == k2 else (k1, k2)
 
 
 class Forward(NamedTuple):
@@ -54,20 +44,20 @@ class Backward(NamedTuple):
     keep: bool = False
 
 
-class Checkpoint(NamedTuple):
-    """Remember the present state, that before step ``start``."""
+class Remember(NamedTuple):
+    """Keep the present state, that before step ``start``."""
 
     start: int
 
 
 class Restore(NamedTuple):
-    """Make the state of the checkpoint before step ``start`` the present one."""
+    """Make the remembered state before step ``start`` the present one."""
 
     start: int
 
 
-class Discard(NamedTuple):
-    """Forget the checkpoint before step ``start``."""
+class Forget(NamedTuple):
+    """Let go of the remembered state before step ``start``."""
 
     start: int
 
@@ -75,7 +65,7 @@ class Discard(NamedTuple):
 #: With stacked weights a segment is copied for its weight sums, so more of it has to stay in the cache: it is this many
 #: times shorter (measured with 32 members of 64 units: 1 MiB of states takes 0.6 to 1.0 of the time that 4 MiB take).
 STACKED = 4
-Instruction = Forward | Backward | Checkpoint | Restore | Discard
+Instruction = Forward | Backward | Remember | Restore | Forget
 
 
 def segment_length(T: int, bytes_per_step: int, segment_bytes: int) -> int:
@@ -116,6 +106,28 @@ def full(T: int, length: int) -> Iterator[Instruction]:
     Backward(start=0, stop=2, cut=False, loss=True, keep=False)
     """
     return truncated(T, T, length)
+
+
+def check_truncate(truncate: Any, *, bidirectional: bool) -> int | tuple[int, int] | None:
+    """None, a number of steps, or two of them, k1 <= k2."""
+    if truncate is None:
+        return None
+    if bidirectional:
+        raise ValueError(
+            f"truncate={said(truncate)}, but bidirectional=True: the second direction begins at the end, so there is "
+            "no step up to which the past alone counts; leave truncate=None"
+        )
+    if not isinstance(truncate, (tuple, list)):
+        return check_count("truncate", truncate)
+    if len(truncate) != 2:
+        raise ValueError(f"truncate={said(truncate)} has {len(truncate)} numbers; expected k, or (k1, k2)")
+    k1, k2 = check_count("truncate[0]", truncate[0]), check_count("truncate[1]", truncate[1])
+    if k1 > k2:
+        raise ValueError(
+            f"truncate={said((k1, k2))}: every {said(k1)} steps, back through {said(k2)}, would leave out the loss of "
+            "the others; expected k1 <= k2"
+        )
+    return k1 if k1 == k2 else (k1, k2)
 
 
 def truncated(T: int, k: int, length: int) -> Iterator[Instruction]:

@@ -17,10 +17,10 @@ from . import sizes
 from .chunks import best_chunks
 from .instructions import (
     Backward,
-    Checkpoint,
-    Discard,
+    Forget,
     Forward,
     Instruction,
+    Remember,
     Restore,
     check_truncate,
     overlapping,
@@ -28,18 +28,22 @@ from .instructions import (
     truncated,
     windows,
 )
-from .reversals import Back, Forget, Load, Move, Reversals, Run, Save, two_sweeps
+from .reversals import Reversals, two_sweeps
 
 #: Time is cut into at most so many segments to fit a budget; and so many sums may be taken for one table of the dynamic
 #: programming, and for all that a plan tries: about 0.3 s in all.
 FINEST, OF_A_TABLE, OF_A_PLAN = 1024, 2 * 10**7, 5 * 10**7
+
 #: What a run of a segment takes beside its steps, in steps forward (on two CPU cores 0.1 at N = 32, H = 256, 3 of an
 #: LSTM at N = 8, H = 64, 9 of tanh there, 17 at N = 1, H = 8): segments are no shorter than pays.
 RUN = 8
+
 #: Schedules of about so many segments are written down once; longer ones are made as they run.
 FEW = 64
+
 #: More than anything takes, and few enough to divide.
 MOST_BYTES = 1 << 128
+
 Truncate = int | tuple[int, int] | None
 
 
@@ -101,7 +105,7 @@ class Plan:
     truncate: Truncate
     costs: Costs
     longest: int
-    moves: Callable[[int], Iterator[Move]] | None
+    moves: Callable[[int], Iterator[Instruction]] | None
 
     def schedule(self) -> Iterable[Instruction]:
         """The instructions, one after the other."""
@@ -118,34 +122,30 @@ class Plan:
     def _few(self) -> list[Instruction]:
         return list(self._keeping_all())
 
-    def _budgeted(self, moves: Callable[[int], Iterator[Move]]) -> Iterator[Instruction]:
+    def _budgeted(self, moves: Callable[[int], Iterator[Instruction]]) -> Iterator[Instruction]:
         window = self.T if self.truncate is None or isinstance(self.truncate, tuple) else self.truncate
         for begin, end in windows(self.T, window):
             yield from self._window(begin, end, moves)
 
-    def _window(self, begin: int, end: int, moves: Callable[[int], Iterator[Move]]) -> Iterator[Instruction]:
+    def _window(self, begin: int, end: int, moves: Callable[[int], Iterator[Instruction]]) -> Iterator[Instruction]:
         """One window within the budget; the states at both of its ends are remembered."""
         parts, reached = segments(begin, end, self.longest), begin
         if begin == 0:
-            yield Checkpoint(begin)
-        for move in moves(len(parts)):
+            yield Remember(begin)
+        for move in moves(len(parts)):  # over the numbers of the parts, not yet over steps
             match move:
-                case Run(first, last, keep):
+                case Forward(first, last, keep):
                     for part in parts[first:last]:
                         yield Forward(*part, keep=keep)
                         if part[1] == end < self.T and reached < end:
-                            yield Checkpoint(end)
+                            yield Remember(end)
                         reached = max(reached, part[1])
-                case Back(segment):
-                    start, stop = parts[segment]
+                case Backward(first):
+                    start, stop = parts[first]
                     yield Backward(start, stop, cut=stop == end)
-                case Save(segment):
-                    yield Checkpoint(parts[segment][0])
-                case Load(segment):
-                    yield Restore(parts[segment][0])
-                case Forget(segment):
-                    yield Discard(parts[segment][0])
-        yield Discard(begin)
+                case Remember(first) | Restore(first) | Forget(first):
+                    yield move._replace(start=parts[first][0])
+        yield Forget(begin)
         if end < self.T:
             yield Restore(end)
 
@@ -198,9 +198,9 @@ def count(schedule: Iterable[Instruction]) -> Counted:
                 kept, room = kept + keep, 1 - keep
             case Backward(keep=keep) if not keep:
                 kept, room = kept - 1, 1
-            case Checkpoint():
+            case Remember():
                 checkpoints += 1
-            case Discard():
+            case Forget():
                 checkpoints -= 1
         most_kept = max(most_kept, kept)
         most[kept + room] = max(most.get(kept + room, 0), checkpoints)
@@ -339,12 +339,12 @@ def _cost(T: int, length: int, runs: int) -> float:
 
 def _fewest_runs(
     T: int, memory: int, costs: Costs, room: dict[int, int], least: float
-) -> tuple[int, Callable[[int], Iterator[Move]]] | None:
+) -> tuple[int, Callable[[int], Iterator[Instruction]]] | None:
     """The length of segments, of those in ``room``, and the strategy with which T steps cost least, if below ``least``.
 
     ``room``: bytes for checkpoints and for kept segments beyond the one whose turn it is.
     """
-    best: tuple[int, Callable[[int], Iterator[Move]]] | None = None
+    best: tuple[int, Callable[[int], Iterator[Instruction]]] | None = None
     tables = []
     for length, left in room.items():
         n, kept = math.ceil(T / length), costs.of_kept(length)

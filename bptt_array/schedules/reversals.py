@@ -4,6 +4,9 @@ To run n segments backward, the states inside of each have to be there when its 
 A segment that was not kept is run forward again from a checkpoint, the state that it began with. The fewest runs
 within a given memory follow from dynamic programming (treeverse, Griewank 1992; revolve, Griewank & Walther 2000;
 for recurrent networks Gruslys et al. 2016, whose "mixed" strategy this is: both kinds of memory have their own price).
+
+The strategies here are the instructions of ``instructions.py``, in which a segment stands for a step: ``Forward(0, 3)``
+runs the first three segments.
 """
 
 from __future__ import annotations
@@ -13,54 +16,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .instructions import Backward, Forget, Forward, Instruction, Remember, Restore
+
 _NEVER = np.iinfo(np.int32).max // 4
 
 
-class Run(NamedTuple):
-    """Run segments ``[first, last)`` forward; ``keep``: keep what is inside of the one that this is."""
-
-    first: int
-    last: int
-    keep: bool
-
-
-class Back(NamedTuple):
-    """Run a kept segment backward and let go of it."""
-
-    segment: int
-
-
-class Save(NamedTuple):
-    """Remember the state before a segment."""
-
-    segment: int
-
-
-class Load(NamedTuple):
-    """Go back to the state before a segment."""
-
-    segment: int
-
-
-class Forget(NamedTuple):
-    """Forget the state before a segment."""
-
-    segment: int
-
-
-Move = Run | Back | Save | Load | Forget
-
-
 class Range(NamedTuple):
-    """Segments that are still to be run backward; ``saved``: the state before them can be gone back to."""
+    """Segments that are still to be run backward; ``remembered``: the state before them can be gone back to."""
 
     first: int
     last: int
     slots: int
-    saved: bool
+    remembered: bool
 
 
-def two_sweeps(n: int, kept: int) -> Iterator[Move]:
+def two_sweeps(n: int, kept: int) -> Iterator[Instruction]:
     """Run n segments backward of which the last ``kept`` are kept at once, and every other is run forward once more.
 
     That is n runs forward and ``n - kept`` more; in between there are ``n - kept - 1`` checkpoints.
@@ -68,13 +38,13 @@ def two_sweeps(n: int, kept: int) -> Iterator[Move]:
     again = n - kept
     for k in range(n):
         if 0 < k < again:
-            yield Save(k)
-        yield Run(k, k + 1, keep=k >= again)
+            yield Remember(k)
+        yield Forward(k, k + 1, keep=k >= again)
     for k in reversed(range(n)):
         if k < again:
-            yield Load(k)
-            yield Run(k, k + 1, keep=True)
-        yield Back(k)
+            yield Restore(k)
+            yield Forward(k, k + 1, keep=True)
+        yield Backward(k, k + 1)
         if 0 < k < again:
             yield Forget(k)
 
@@ -122,27 +92,31 @@ class Reversals:
         """F(n, s) with all slots: runs of a segment forward."""
         return int(self._runs[self.n if n is None else n])
 
-    def moves(self, n: int | None = None) -> Iterator[Move]:
+    def moves(self, n: int | None = None) -> Iterator[Instruction]:
         """How to run n segments backward with all slots in :meth:`runs` runs."""
         # What is still to be done, the next on top.
-        todo: list[Move | Range] = [Range(0, self.n if n is None else n, self.slots, saved=True)]
+        todo: list[Instruction | Range] = [Range(0, self.n if n is None else n, self.slots, remembered=True)]
         while todo:
             task = todo.pop()
             if not isinstance(task, Range):
                 yield task
                 continue
-            first, last, slots, saved = task
+            first, last, slots, remembered = task
             n = last - first
             split = int(self._split[n, slots])
-            if n > 1 and not saved and self._save[n, slots]:
-                yield Save(first)
-                todo += [Forget(first), Range(first, last, slots - 1, saved=True)]
-            elif n > 1 and saved and split:
+            if n > 1 and not remembered and self._save[n, slots]:
+                yield Remember(first)
+                todo += [Forget(first), Range(first, last, slots - 1, remembered=True)]
+            elif n > 1 and remembered and split:
                 middle = first + split
-                yield Run(first, middle, keep=False)
-                todo += [Range(first, middle, slots, saved=True), Load(first), Range(middle, last, slots, saved=False)]
+                yield Forward(first, middle, keep=False)
+                todo += [
+                    Range(first, middle, slots, remembered=True),
+                    Restore(first),
+                    Range(middle, last, slots, remembered=False),
+                ]
             else:
-                yield Run(first, first + 1, keep=True)
-                todo.append(Back(first))
+                yield Forward(first, first + 1, keep=True)
+                todo.append(Backward(first, first + 1))
                 if n > 1:
-                    todo.append(Range(first + 1, last, slots - self.kept, saved=False))
+                    todo.append(Range(first + 1, last, slots - self.kept, remembered=False))

@@ -12,6 +12,7 @@ from ..backend.arrays import check_plain, host_array
 from ..checks import check_count, check_path, said
 
 Tokens = np.ndarray[Any, Any]
+
 #: No code point, and above all of them.
 _NO_CHARACTER = np.uint32(0xFFFFFFFF)
 
