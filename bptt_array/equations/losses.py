@@ -59,19 +59,33 @@ def binary_cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Arr
 
 
 @dataclass(frozen=True)
-class FusedLoss:
-    """A loss of the pre-activation, and the g that it belongs to."""
+class Loss:
+    """A loss of the library.
+
+    Attributes
+    ----------
+    function : ``(backend, y, target) -> (L_t, dL_t/dy)``
+        With an ``output`` it is one of the pre-activation, ``(backend, v, target) -> (L_t, dL_t/dv)``.
+    arrays : int
+        How many arrays of the shape of y there are at once while it is computed, for plans of memory.
+    output : str or None
+        The g that it belongs to, and is computed together with; None: any.
+    takes_classes : bool
+        Whether a target may hold class numbers.
+    """
 
     function: Callable[[Backend, Array, Array], tuple[Array, Array]]
-    output: str
-    takes_classes: bool
+    arrays: int
+    output: str | None = None
+    takes_classes: bool = False
 
 
-FUSED_LOSSES = {
-    "cross_entropy": FusedLoss(cross_entropy, output="softmax", takes_classes=True),
-    "binary_cross_entropy": FusedLoss(binary_cross_entropy, output="sigmoid", takes_classes=False),
+#: By name.
+LOSSES = {
+    "mse": Loss(squared_error, arrays=2),
+    "cross_entropy": Loss(cross_entropy, arrays=4, output="softmax", takes_classes=True),
+    "binary_cross_entropy": Loss(binary_cross_entropy, arrays=7, output="sigmoid"),
 }
-LOSSES = ("mse", *FUSED_LOSSES)
 
 
 def _checked(backend: Backend, y: Array, result: Any) -> tuple[Array, Array]:
@@ -135,18 +149,18 @@ class Objective:
 
     def _per_step(self, h: Array, target: Array) -> tuple[Array, Array]:
         backend = self.readout.backend
-        if isinstance(self.loss, str) and self.loss in FUSED_LOSSES:
+        if isinstance(self.loss, str) and LOSSES[self.loss].output is not None:
             v = self.readout.pre_activation(h)
-            return FUSED_LOSSES[self.loss].function(backend, v, self._for_every_member(target, v))
+            return LOSSES[self.loss].function(backend, v, self._for_every_member(target, v))
         y = self.readout(h)
-        if callable(self.loss):
+        if isinstance(self.loss, str):
+            loss, dy = LOSSES[self.loss].function(backend, y, target)
+        else:
             target = self._for_every_member(target, y)
             # Copies both ways: neither side may see the other write into its arrays.
             copy = partial(backend.xp.asarray, copy=True)
             loss, dy = _checked(backend, y, self.loss(copy(y), copy(target)))
             dy = copy(dy)
-        else:
-            loss, dy = squared_error(backend, y, target)
         return loss, self.readout.g.vjp(backend, y, dy)  # (3.2): g' * dL/dy
 
     def _for_every_member(self, target: Array, y: Array) -> Array:

@@ -202,10 +202,10 @@ def _through_step(ops: Elementwise) -> Callable[..., None]:
     return through_step
 
 
-def extra_bytes(S: int, row_shape: tuple[int, ...], itemsize: int, chunks: int) -> int:
-    """The most bytes that :func:`backward_parallel_` has beside its arguments, rows being ``(..., N, H)``.
+def rows_of_a_chunk(hidden_size: int) -> int:
+    """How many rows ``(..., N, H)`` a chunk takes in :func:`backward_parallel_` beside its arguments.
 
-    Where a backend has no ``out=`` (neither NumPy nor CuPy), temporary arrays come on top.
+    Its H unit vectors and its own gradient, their products with ``W_hh``, and the derivatives of a step. Where a
+    backend has no ``out=`` (neither NumPy nor CuPy), temporary arrays come on top.
     """
-    C, row, H = min(chunks, S), math.prod(row_shape), row_shape[-1]
-    return 0 if C <= 1 else itemsize * row * max((C - 1) * (2 * (H + 1) + 1) + 1, 2 * C)
+    return 2 * (hidden_size + 1) + 1

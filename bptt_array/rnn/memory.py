@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..backend.portable import Backend
+from ..equations.losses import LOSSES
+from ..equations.parallel import rows_of_a_chunk
 from ..schedules.instructions import longest_segment
 from ..schedules.plans import Costs, Plan, Truncate, plan
 from .architecture import Architecture
@@ -19,8 +21,7 @@ from .architecture import Architecture
 #: Python's own objects (of lists of free tuples alone there is 0.3 MB), NumPy's buffers for casts, and small arrays.
 OBJECTS_BYTES = 3 << 17
 
-#: Arrays of the outputs' shape that a loss has at once; of your own a guess.
-OF_LOSS = {"mse": 2, "cross_entropy": 4, "binary_cross_entropy": 7}
+#: Arrays of the outputs' shape that a loss of the caller's own has at once: a guess.
 OF_CALLERS_LOSS = 10
 
 
@@ -76,7 +77,7 @@ def costs(network: Architecture, work: Workload, *, temporaries: bool, in_chunks
         checkpoint=itemsize * states,
         kept=math.ceil(itemsize * one.kept()),
         work=math.ceil(itemsize * work_step),
-        chunk=itemsize * (2 * network.hidden_size + 3) * one.row if in_chunks else 0,  # see parallel.extra_bytes
+        chunk=itemsize * rows_of_a_chunk(network.hidden_size) * one.row if in_chunks else 0,
     )
 
 
@@ -210,9 +211,9 @@ class _OfAStep:
 
     def _of_loss(self) -> float:
         """Of one output of every sequence."""
-        loss = self.work.loss
-        arrays: float = OF_LOSS[loss] if isinstance(loss, str) else OF_CALLERS_LOSS
-        arrays += 3 * (self.network.output != "identity" and loss not in ("cross_entropy", "binary_cross_entropy"))
+        known = LOSSES[self.work.loss] if isinstance(self.work.loss, str) else None
+        arrays: float = OF_CALLERS_LOSS if known is None else known.arrays
+        arrays += 3 * (self.network.output != "identity" and (known is None or known.output is None))  # g and g'
         arrays += self.work.copied or self.work.padded
         arrays += 2 * self.work.weights + self.stacked
         features = self.sides * self.row if self.stacked else 0

@@ -10,7 +10,7 @@ import numpy as np
 from ..backend.arrays import dtype_name, is_integer
 from ..backend.portable import Backend
 from ..checks import check_option
-from ..equations.losses import FUSED_LOSSES, LOSSES
+from ..equations.losses import LOSSES
 from .architecture import Architecture
 from .arguments import check_float, check_place, check_range, check_shape
 
@@ -55,13 +55,13 @@ def check_target(
         if not (backend.owns(target) or hasattr(backend.xp, dtype_name(target))):
             raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
         return _check_target_of_callers_loss(target, y_shape, architecture)
-    fused = FUSED_LOSSES.get(loss)
-    if fused is not None and fused.output != output:
+    known = LOSSES[loss]
+    if known.output not in (None, output):
         raise ValueError(
-            f"loss={loss!r} belongs to output={fused.output!r}, but this RNN has output={output!r}: "
-            f"build it with output={fused.output!r}, or use loss='mse'"
+            f"loss={loss!r} belongs to output={known.output!r}, but this RNN has output={output!r}: "
+            f"build it with output={known.output!r}, or use loss='mse'"
         )
-    if fused is not None and fused.takes_classes and is_integer(target):
+    if known.takes_classes and is_integer(target):
         check_outputs_like("target", target, y_shape, f"classes {axes}", architecture, features=False)
         timed = architecture.readout == "every"
         what = "classes below output_size"
