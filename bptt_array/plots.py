@@ -159,9 +159,9 @@ def plot_singular_values(
 
     Parameters
     ----------
-    values : (..., S), or a dictionary of such
+    values : (..., Z), or a dictionary of such
         From :func:`bptt_array.diagnostics.singular_values`: drawn against their number, a geometric mean over all axes
-        before, of those that are neither 0 nor infinite. With ``spans`` (P, ..., S).
+        before, of those that are neither 0 nor infinite. With ``spans`` (P, ..., Z).
     spans : P ints, optional
         How many steps k - t lie between the states of each of P sets: then drawn against these, the largest, the
         median and the smallest one.
@@ -180,7 +180,7 @@ def plot_singular_values(
             raise ValueError(
                 f"spans has {len(steps)} numbers, values {len(array)} along the first axis; expected as many"
             )
-        mean = _geometric_mean(array, range(1, array.ndim - 1))  # (P, S)
+        mean = _geometric_mean(array, range(1, array.ndim - 1))  # (P, Z)
         axes.fill_between(steps, mean[:, -1], mean[:, 0], color=COLOURS[n % len(COLOURS)], alpha=0.15, linewidth=0)
         for dashes, (name, of_name) in enumerate(
             {"largest": mean[:, 0], "median": _median(mean), "smallest": mean[:, -1]}.items()
@@ -258,7 +258,7 @@ def _geometric_mean(values: HostArray, axes: Iterable[int]) -> HostArray:
 
 
 def _median(rows: HostArray) -> HostArray:
-    """Of every row ``(P, S)``, of what is a number."""
+    """Of every row ``(P, Z)``, of what is a number."""
     numbers = [row[~np.isnan(row)] for row in rows]
     return np.array([np.median(row) if row.size else np.nan for row in numbers])
 

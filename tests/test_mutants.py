@@ -164,7 +164,7 @@ MUTANTS = {
     "dh_0 of the last window only": ("bptt/layer.py", "self.d_initial = d_initial if before is None else tuple(map(add, before, d_initial))", "self.d_initial = d_initial"),
     # parallel over time
     "own gradient of a chunk lost": ("equations/parallel.py", "ops.add_(own, product, direct)", "ops.add_(own, product, 0 * direct)"),
-    "f' of a chunk's last step forgotten": ("equations/parallel.py", "xp.moveaxis(slopes[L - 1, ...], -1, -3)[..., None], W", "xp.moveaxis(slopes[L - 1, ...] * 0 + 1, -1, -3)[..., None], W"),
+    "f' of a chunk's last step forgotten": ("equations/parallel.py", "xp.moveaxis(slopes[length - 1, ...], -1, -3)[..., None], W", "xp.moveaxis(slopes[length - 1, ...] * 0 + 1, -1, -3)[..., None], W"),
     "Jacobians transposed": ("equations/parallel.py", "xp.moveaxis(by_unit, (-3, -4), (0, -2))", "xp.moveaxis(by_unit, (-3, -4), (0, -1))"),
     "carries that are not joined": ("equations/parallel.py", "        add_both_(dh_before, sent_row, out)", "        add_both_(dh_before, sent_row * 0, out)") ,
     "mask of the state forgotten in the Jacobians": ("equations/parallel.py", "            factor *= along", "            pass"),

@@ -796,7 +796,7 @@ def test_divergence_is_looked_for_without_waiting_at_every_step(device):
     trainer = Trainer(TEXT, Options(**TINY), device)
     listener = Kept()
     trainer.run(listener)  # compiles
-    watch = divergence.Watch(trainer.rnn.backend)
+    watch = divergence.Readings(trainer.rnn.backend)
     with gpuemu.count() as counted:
         state = None
         for step in range(1, 9):

@@ -40,8 +40,8 @@ class Timings:
 
     def in_chunks(self, S: int, C: int) -> float:
         """Seconds for S steps in C chunks."""
-        L, rest = S // C, S % C
-        return self.start + self.call * calls(L * C, C) + self.work * L * (C - 1) + self.step * rest
+        length, rest = S // C, S % C
+        return self.start + self.call * calls(length * C, C) + self.work * length * (C - 1) + self.step * rest
 
     def chunks(self, S: int) -> int:
         """:func:`best_chunks` of S steps, or 1, the loop, where they do not save a tenth of its time."""
@@ -82,8 +82,8 @@ def measure(backend: Backend, row_shape: tuple[int, ...], dtype: Any) -> Timings
     with backend.active():
         W = backend.zeros((*row_shape[:-2], H, H), dtype)
 
-        def seconds(L: int, C: int) -> float:
-            dstates, dz = (backend.zeros((L * C + more, *row_shape), dtype) for more in (1, 0))
+        def seconds(length: int, C: int) -> float:
+            dstates, dz = (backend.zeros((length * C + more, *row_shape), dtype) for more in (1, 0))
 
             def once() -> float:
                 begin = time.perf_counter()

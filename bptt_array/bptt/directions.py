@@ -14,21 +14,21 @@ from .padding import Padding
 
 
 def reverse(backend: Backend, a: Array, padding: Padding | None) -> Array:
-    """``a (T, ..., N, K)`` with the valid part of every sequence back to front."""
+    """``a (T, ..., N, F)`` with the valid part of every sequence back to front."""
     xp = backend.xp
     if padding is None:
         return xp.flip(a, axis=0)
-    T, *lead, N, K = a.shape
+    T, *lead, N, F = a.shape
     between = xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))  # which row of N, ...
     index = xp.reshape(padding.reversed_steps(T), (T, *(1,) * len(lead), N)) * math.prod(lead) + between
     index = index * N + backend.arange(N)  # ... and which of its sequences
     turned = backend.empty(a.shape, a.dtype)
-    backend.take_rows_(turned, xp.reshape(a, (-1, K)), index)
+    backend.take_rows_(turned, xp.reshape(a, (-1, F)), index)
     return turned
 
 
 def both(backend: Backend, x: Array, padding: Padding | None) -> Array:
-    """``x (T, ..., N, K)`` as the two directions read it, ``(T, ..., 2, N, K)``."""
+    """``x (T, ..., N, F)`` as the two directions read it, ``(T, ..., 2, N, F)``."""
     result = backend.empty((*x.shape[:-2], 2, *x.shape[-2:]), x.dtype)
     result[..., 0, :, :] = x
     result[..., 1, :, :] = reverse(backend, x, padding)
@@ -36,7 +36,7 @@ def both(backend: Backend, x: Array, padding: Padding | None) -> Array:
 
 
 def of_both(backend: Backend, dx: Array, padding: Padding | None) -> Array:
-    """The gradient of :func:`both`: ``dx (T, ..., 2, N, K)`` to ``(T, ..., N, K)``."""
+    """The gradient of :func:`both`: ``dx (T, ..., 2, N, F)`` to ``(T, ..., N, F)``."""
     result: Array = dx[..., 0, :, :] + reverse(backend, dx[..., 1, :, :], padding)
     return result
 

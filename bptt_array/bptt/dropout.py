@@ -64,11 +64,11 @@ class Dropout:
     first: int
     batch: int
 
-    def between(self, layer: int, start: int, steps: int, N: int, K: int) -> Array | None:
-        """Mask ``(S, [E,] N, K)`` of the input of a layer above the first, for steps from ``start`` on."""
+    def between(self, layer: int, start: int, steps: int, N: int, F: int) -> Array | None:
+        """Mask ``(S, [E,] N, F)`` of the input of a layer above the first, for steps from ``start`` on."""
         if not (layer and self.rate):
             return None
-        return self._mask(self.rate, 2 * layer, start, (steps,), (), (N, K))
+        return self._mask(self.rate, 2 * layer, start, (steps,), (), (N, F))
 
     def recurrent(self, layer: int, directions: tuple[int, ...], N: int, H: int) -> Array | None:
         """Mask ``([E,] [2,] N, H)`` of the state before every step of a layer (Gal & Ghahramani, 2016)."""
@@ -85,15 +85,15 @@ class Dropout:
         after: tuple[int, ...],
         row: tuple[int, int],
     ) -> Array:
-        """Axes ``before`` the one of the members, and ``after`` it, in front of those of a ``row (N, K)``.
+        """Axes ``before`` the one of the members, and ``after`` it, in front of those of a ``row (N, F)``.
 
-        Entry k of sequence n is at ``((start + o) batch + first + n) K + k``, o being the place in the other axes.
+        Entry k of sequence n is at ``((start + o) batch + first + n) F + k``, o being the place in the other axes.
         """
-        backend, xp, K = self.backend, self.backend.xp, row[-1]
+        backend, xp, F = self.backend, self.backend.xp, row[-1]
         first_key, second_key = self._keys(layer, len(after) + 2)
         rows = backend.arange(math.prod(before + after), xp.int32)
-        rows *= _signed(self.batch * K)
-        rows += _signed((start * self.batch + self.first) * K)
+        rows *= _signed(self.batch * F)
+        rows += _signed((start * self.batch + self.first) * F)
         x = xp.reshape(rows, (*before, 1, *after, 1, 1)) + xp.reshape(backend.arange(math.prod(row), xp.int32), row)
         x = x + first_key
         _hash_(x, second_key)

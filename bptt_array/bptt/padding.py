@@ -50,9 +50,9 @@ class Padding:
         return (self._lengths > start) & (self._lengths <= stop)
 
     def zeroed(self, a: Array, start: int, stop: int, *, features: bool = True) -> Array:
-        """``a (S, ..., N, K)`` with zeros past the end of each sequence: a new array, or ``a``.
+        """``a (S, ..., N, F)`` with zeros past the end of each sequence: a new array, or ``a``.
 
-        Without ``features`` there is no last axis K: ``a (S, ..., N)``.
+        Without ``features`` there is no last axis F: ``a (S, ..., N)``.
         """
         if not self.begins_before(stop):
             return a
@@ -60,7 +60,7 @@ class Padding:
         return self.backend.xp.where(valid, a, self.backend.zeros((1,) * a.ndim, a.dtype))
 
     def _along(self, of_steps: Array, a: Array, features: bool) -> Array:
-        """``of_steps (S, N)`` with axes of 1 where ``a (S, ..., N[, K])`` has others."""
+        """``of_steps (S, N)`` with axes of 1 where ``a (S, ..., N[, F])`` has others."""
         S, N = of_steps.shape
         last = (1,) if features else ()
         return self.backend.xp.reshape(of_steps, (S, *(1,) * (a.ndim - 2 - len(last)), N, *last))
@@ -92,7 +92,7 @@ class Padding:
         return self.backend.xp.where((self._lengths == 0)[:, None], d_last, self.backend.zeros((1, 1), d_last.dtype))
 
     def zeroed_if_empty(self, a: Array, *, features: bool = True) -> Array:
-        """``a (..., N, K)``, without ``features`` (..., N), with zeros for sequences of length 0, as a new array."""
+        """``a (..., N, F)``, without ``features`` (..., N), with zeros for sequences of length 0, as a new array."""
         xp = self.backend.xp
         nonempty = xp.reshape(self._lengths > 0, (-1, 1) if features else (-1,))
         return xp.where(nonempty, a, self.backend.zeros((1,) * a.ndim, a.dtype))
@@ -111,7 +111,7 @@ class Feed:
 
     Parameters
     ----------
-    array : (T, ..., N, K); without ``features`` (T, ..., N)
+    array : (T, ..., N, F); without ``features`` (T, ..., N)
     """
 
     def __init__(self, backend: Backend, array: Array, padding: Padding | None, *, features: bool) -> None:

@@ -29,7 +29,7 @@ class Targets(NamedTuple):
     weights: Array | None
 
 
-class Network(NamedTuple):
+class BoundNetwork(NamedTuple):
     """Layers and their readout with the parameters bound to them."""
 
     backend: Backend
@@ -54,7 +54,7 @@ class Network(NamedTuple):
         return as_state(self.backend, layers, bidirectional=self.stack.bidirectional)
 
 
-def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
+def run_forward(network: BoundNetwork, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
     """Outputs, and the layers unrolled; ``keep`` their states for :func:`run_backward`."""
     backend, stack, readout, mode, _ = network
     length = network.segment_length(batch)
@@ -76,7 +76,7 @@ def run_forward(network: Network, batch: Batch, dropout: Dropout | None, *, keep
 
 
 def run_backward(
-    network: Network,
+    network: BoundNetwork,
     unrolled: Unrolled,
     dy: Array | None,
     d_last: list[States] | None,
@@ -104,7 +104,7 @@ def run_backward(
 
 
 def run_loss(
-    network: Network, batch: Batch, objective: Objective, targets: Targets, dropout: Dropout | None
+    network: BoundNetwork, batch: Batch, objective: Objective, targets: Targets, dropout: Dropout | None
 ) -> tuple[Array, State]:
     """Loss and last state; no segment is kept."""
     arrays = Loan(network.backend, network.workspace)
@@ -121,7 +121,7 @@ def run_loss(
 
 
 def run_loss_and_grad(
-    network: Network,
+    network: BoundNetwork,
     batch: Batch,
     objective: Objective,
     targets: Targets,
@@ -161,7 +161,7 @@ def run_loss_and_grad(
 
 
 def _gradients(
-    network: Network, sweep: BackwardPass, readout_grads: dict[str, Array], steps: int | None = None
+    network: BoundNetwork, sweep: BackwardPass, readout_grads: dict[str, Array], steps: int | None = None
 ) -> Gradients:
     readout, params = network.readout, sweep.grads
     if readout.W_hy is not None:  # zero where no output has a gradient

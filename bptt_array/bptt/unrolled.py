@@ -250,7 +250,7 @@ class BackwardPass:
             target += dx
 
     def _of_both(self, layer: LayerBackward, start: int, stop: int) -> Array:
-        """The gradient of the input that both directions of a layer read, ``(S, [E,] N, K)``."""
+        """The gradient of the input that both directions of a layer read, ``(S, [E,] N, F)``."""
         backend, forward = self.unrolled.backend, layer.forward
         row, W_xh = forward.initial[0].shape, forward.layer.params["W_xh"]
         dx = backend.empty((stop - start, *row[:-1], W_xh.shape[-1]), W_xh.dtype)

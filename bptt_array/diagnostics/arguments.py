@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..bptt.batch import Batch
-from ..bptt.passes import Network
+from ..bptt.passes import BoundNetwork
 from ..bptt.state import State
 from ..checks import check_count, said
 from ..rnn.rnn import RNN
@@ -31,7 +31,7 @@ def check_layer(layer: Any, num_layers: int) -> int:
     return check_count("layer", layer, least=least) % num_layers
 
 
-def checked(rnn: RNN, x: Any, layer: Any, state: State | None, lengths: Any) -> tuple[Network, Batch, int]:
+def checked(rnn: RNN, x: Any, layer: Any, state: State | None, lengths: Any) -> tuple[BoundNetwork, Batch, int]:
     """What a diagnosis of one layer works on."""
     layer = check_layer(layer, rnn.num_layers)
     return rnn.calls.network(rnn.params), rnn.calls.batch(x, state, lengths, None, False, host=True), layer

@@ -43,7 +43,7 @@ class Diagnosis:
         See :func:`saturation`.
     exponents : (L, D, [E,] N, count)
         See :func:`lyapunov_exponents`.
-    singular_values : (L, D, [E,] N, S), or None
+    singular_values : (L, D, [E,] N, Z), or None
         Of ``d state_T / d state_0``, see :func:`singular_values`; None where they would have been too much work.
     """
 
@@ -176,16 +176,16 @@ def _check_axes(arrays: Mapping[str, HostArray]) -> None:
     if total.ndim not in (4, 5) or 0 in total.shape:
         raise ValueError(f"arrays['flow.total'] has shape {total.shape}; expected (L, D, T, [E,] N), none of them 0")
     (L, D, T, *members), N = total.shape[:-1], total.shape[-1]
-    K = arrays["flow.at"].size if "flow.at" in arrays else 0
+    A = arrays["flow.at"].size if "flow.at" in arrays else 0
     expected: dict[str, tuple[tuple[int | None, ...], str]] = {
         "flow.loss": ((*members,), "() or (E,)"),
         "flow.lengths": ((N,), "(N,)"),
         "flow.total_c": (total.shape, "(L, D, T, [E,] N)"),
-        "flow.at": ((K,), "(K,)"),
-        "flow.per_loss": ((K, *total.shape), "(K, L, D, T, [E,] N)"),
-        "flow.per_loss_c": ((K, *total.shape), "(K, L, D, T, [E,] N)"),
+        "flow.at": ((A,), "(A,)"),
+        "flow.per_loss": ((A, *total.shape), "(A, L, D, T, [E,] N)"),
+        "flow.per_loss_c": ((A, *total.shape), "(A, L, D, T, [E,] N)"),
         "exponents": ((L, D, *members, N, None), "(L, D, [E,] N, count)"),
-        "singular_values": ((L, D, *members, N, None), "(L, D, [E,] N, S)"),
+        "singular_values": ((L, D, *members, N, None), "(L, D, [E,] N, Z)"),
     }
     for name, array in arrays.items():
         shape, axes = expected.get(name, ((L, D, T, *members), "(L, D, T, [E])"))
@@ -232,9 +232,9 @@ def diagnose(
 
     Notes
     -----
-    The time is that of K training steps for the single losses (``at``), of a backward pass of ``count`` times as many
-    sequences for the exponents, and of one of S times as many for the singular values. The latter are left out where
-    they would take more than 1e9 multiply-adds a layer, T D E N S G H^2: ask :func:`singular_values` for fewer steps,
+    The time is that of A training steps for the single losses (``at``), of a backward pass of ``count`` times as many
+    sequences for the exponents, and of one of Z times as many for the singular values. The latter are left out where
+    they would take more than 1e9 multiply-adds a layer, T D E N Z G H^2: ask :func:`singular_values` for fewer steps,
     or of fewer sequences.
 
     Examples
@@ -268,11 +268,11 @@ def diagnose(
 
 
 def _by_layer(of_layers: list[HostArray], bidirectional: bool, axis: int) -> HostArray:
-    """``([E,] [2,] N, K)`` of every layer, as ``(L, D, [E,] N, K)``."""
+    """``([E,] [2,] N, F)`` of every layer, as ``(L, D, [E,] N, F)``."""
     stacked = np.stack(of_layers)
     return np.moveaxis(stacked, axis, 1) if bidirectional else stacked[:, None]
 
 
 def _multiply_adds(ran: Trajectory) -> int:
-    """Of the products with ``W_hh`` that all S gradients take over all steps."""
+    """Of the products with ``W_hh`` that all Z gradients take over all steps."""
     return int(ran.steps * np.prod(ran.rows) * ran.size * ran.layer.cell.gates * ran.layer.hidden_size**2)

@@ -14,7 +14,7 @@ from ..backend.arrays import dtype_name
 from ..backend.portable import Array, Backend
 from ..bptt.batch import Batch
 from ..bptt.padding import Padding
-from ..bptt.passes import Network, Targets, run_loss_and_grad
+from ..bptt.passes import BoundNetwork, Targets, run_loss_and_grad
 from ..bptt.state import State
 from ..bptt.workspace import Workspace
 from ..equations.losses import Objective, UserLoss
@@ -48,9 +48,9 @@ class GradientFlow:
         ``|dL/dh_t|``, the total derivative (3.1).
     total_c : the same, or None
         ``|dL/dc_t|`` of cells with c, also by way of the h_t that follows from c_t.
-    at : (K,) int64, or None
+    at : (A,) int64, or None
         The steps k of single losses.
-    per_loss : (K, L, D, T, [E,] N), or None
+    per_loss : (A, L, D, T, [E,] N), or None
         ``|dL_k/dh_t|``; in the first direction zero for t > k. None where there is one loss, ``readout="last"``.
     per_loss_c : the same, or None
     """
@@ -97,7 +97,7 @@ def gradient_flow(
 
     Notes
     -----
-    ``dL_k/dh_t`` is the gradient of an L with the weight of step k alone, of a copy of the batch for every k: K times
+    ``dL_k/dh_t`` is the gradient of an L with the weight of step k alone, of a copy of the batch for every k: A times
     the time of a training step, in blocks of copies whose states take about 64 MiB. ``at=()`` costs one step.
 
     Examples
@@ -146,7 +146,7 @@ def _pair(norms: list[HostArray]) -> tuple[HostArray, HostArray | None]:
 class _Norms:
     """A :data:`~bptt_array.bptt.unrolled.Watch` that takes the norms of what it is shown."""
 
-    def __init__(self, network: Network, batch: Batch) -> None:
+    def __init__(self, network: BoundNetwork, batch: Batch) -> None:
         self.backend = network.backend
         self.two = network.stack.bidirectional
         layers, sides = len(network.stack.layers), 1 + self.two
@@ -170,7 +170,7 @@ def row_norms(backend: Backend, a: Array) -> HostArray:
         return np.where(np.isfinite(scale), norms.astype(np.float64) * scale, scale)
 
 
-def _run(network: Network, batch: Batch, objective: Objective, targets: Targets) -> tuple[Array, list[HostArray]]:
+def _run(network: BoundNetwork, batch: Batch, objective: Objective, targets: Targets) -> tuple[Array, list[HostArray]]:
     """L, and the norms of the gradients of h, and of c if there is one, ``(L, D, T, [E,] N)``."""
     norms = _Norms(network, batch)
     plan = plans.plan(batch.T, longest=network.segment_length(batch), truncate=None)
@@ -194,9 +194,9 @@ def in_time(a: HostArray, lengths: HostArray | None, axis: int) -> HostArray:
 
 
 def _of_single_losses(
-    network: Network, batch: Batch, objective: Objective, targets: Targets, chosen: list[int]
+    network: BoundNetwork, batch: Batch, objective: Objective, targets: Targets, chosen: list[int]
 ) -> list[HostArray]:
-    """``(K, L, D, T, [E,] N)`` for h, and for c if there is one."""
+    """``(A, L, D, T, [E,] N)`` for h, and for c if there is one."""
     layers, sides = len(network.stack.layers), 1 + network.stack.bidirectional
     shape = (len(chosen), layers, sides, batch.T, *batch.member_axis, batch.N)
     found = [np.zeros(shape) for _ in batch.initial[0]]
@@ -215,14 +215,14 @@ def _of_single_losses(
     return found
 
 
-def _copies_at_once(network: Network, batch: Batch) -> int:
+def _copies_at_once(network: BoundNetwork, batch: Batch) -> int:
     cell, layers = network.stack.top.cell, len(network.stack.layers)
     numbers: int = batch.T * math.prod(batch.initial[0][0].shape) * layers * (len(batch.initial[0]) + cell.keeps)
     return max(1, _BLOCK_BYTES // (numbers * int(network.backend.xp.finfo(batch.dtype).bits) // 8))
 
 
 def _weights_of(steps: list[int], backend: Backend, batch: Batch, weights: Array | None) -> HostArray:
-    """Those of ``weights`` at one step alone for every copy of the batch, ``(T, [E or 1,] K*N)``."""
+    """Those of ``weights`` at one step alone for every copy of the batch, ``(T, [E or 1,] A*N)``."""
     if weights is None:
         given = np.ones((batch.T, *(1,) * len(batch.member_axis), batch.N), dtype_name(batch.initial[0][0]))
     else:

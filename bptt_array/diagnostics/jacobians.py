@@ -52,8 +52,8 @@ def jacobian(
 
     Returns
     -------
-    ([E,] [D,] N, S, S) float64 on the host; D where there are two directions
-        ``J[..., i, j] = d state_k[i] / d state_t[j]``; S = H or, for a cell with c, 2H: h, then c. NaN for sequences
+    ([E,] [D,] N, Z, Z) float64 on the host; D where there are two directions
+        ``J[..., i, j] = d state_k[i] / d state_t[j]``; Z = H or, for a cell with c, 2H: h, then c. NaN for sequences
         with a state from t to k that is not finite.
 
     Raises
@@ -63,8 +63,8 @@ def jacobian(
 
     Notes
     -----
-    Rows are gradients, so this costs a backward pass over k - t steps of S times as many sequences, in blocks of about
-    64 MiB, and N S^2 numbers. Entries are as precise as the largest of their row is; what the smaller singular values
+    Rows are gradients, so this costs a backward pass over k - t steps of Z times as many sequences, in blocks of about
+    64 MiB, and N Z^2 numbers. Entries are as precise as the largest of their row is; what the smaller singular values
     are cannot be said from them, see :func:`singular_values`. A product that no float64 holds is infinite, or zero.
 
     Examples
@@ -86,7 +86,7 @@ def jacobian(
 
 
 def spectral_norm(J: HostArray) -> HostArray:
-    """The largest singular value of matrices ``(..., S, S)``; infinite or NaN where one of their entries is."""
+    """The largest singular value of matrices ``(..., Z, Z)``; infinite or NaN where one of their entries is."""
     largest = np.max(np.abs(J), axis=(-2, -1), keepdims=True)
     finite, as_it_is = np.isfinite(largest), largest[..., 0, 0]
     largest = np.where(finite & (largest > 0), largest, 1.0)
@@ -123,10 +123,10 @@ def jacobian_norms(
 
     Notes
     -----
-    This costs a backward pass from ``steps[-1]`` to ``steps[0]`` of S times as many sequences, holds P N S^2 numbers,
-    the Jacobians between the P states, and then takes a product of S x S matrices and the eigenvalues of another one
-    for every sequence and pair, together P^2/2 N S^3 times 0.2 to 1 nanoseconds on one core: 0.6 s for P = 33, N = 8
-    and S = 64, 14 s for S = 256. If ``steps`` is left out P is such that there are at most 2^25 numbers (256 MiB) and
+    This costs a backward pass from ``steps[-1]`` to ``steps[0]`` of Z times as many sequences, holds P N Z^2 numbers,
+    the Jacobians between the P states, and then takes a product of Z x Z matrices and the eigenvalues of another one
+    for every sequence and pair, together P^2/2 N Z^3 times 0.2 to 1 nanoseconds on one core: 0.6 s for P = 33, N = 8
+    and Z = 64, 14 s for Z = 256. If ``steps`` is left out P is such that there are at most 2^25 numbers (256 MiB) and
     1e10 multiply-adds (some seconds), but at least 2.
 
     Examples

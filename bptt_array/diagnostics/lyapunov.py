@@ -42,7 +42,7 @@ def lyapunov_exponents(
     rnn, x, layer, state, lengths
         As for :func:`bptt_array.diagnostics.jacobian`.
     count : int
-        How many, at most S: the H units of the layer, or 2H for a cell with c.
+        How many, at most Z: the H units of the layer, or 2H for a cell with c.
     transient : int
         Steps at both ends of a sequence that the mean leaves out: at its beginning, in which the state is still that
         of ``state`` and not of the dynamics; and at its end, in which the directions are still random.
@@ -64,7 +64,7 @@ def lyapunov_exponents(
     -----
     An exponent is a limit over infinitely many steps. Over T of them, random directions turn to the fastest ones at the
     rate of the differences between exponents, which leaves an error of order 1/T; ``transient`` takes most of it
-    away. What then is left to chance is the input: compare sequences, or lengths. The sum of all S exponents
+    away. What then is left to chance is the input: compare sequences, or lengths. The sum of all Z exponents
     needs no such turning, it is the mean of ``log |det J|``. A network that is driven by an input may have a
     negative largest exponent (it forgets how it began) and still be of use; gradients reach back about ``1 / |lambda|``
     steps.

@@ -27,7 +27,7 @@ _ORTHOGONAL = 1e-11
 #: Of rotations; each about doubles the digits, and five are rarely needed.
 _SWEEPS = 40
 
-#: Rows of a step that are shorter, in roundings of the longest times the root of S, are nothing but rounding.
+#: Rows of a step that are shorter, in roundings of the longest times the root of Z, are nothing but rounding.
 _LOST = 4
 
 #: Decompositions of all rows at once before these, which bring them near to orthogonal.
@@ -44,16 +44,16 @@ def singular_values(
     state: State | None = None,
     lengths: Any = None,
 ) -> HostArray:
-    """Singular values of the product (3.3), the largest first, float64 on the host, ``([E,] [D,] N, S)``.
+    """Singular values of the product (3.3), the largest first, float64 on the host, ``([E,] [D,] N, Z)``.
 
     By how much a gradient grows, at most and at least, on its way from ``h_k`` back to ``h_t``: all of them near 1 keep
     it, all below 1 let it vanish. Each is as precise as the Jacobian of one step, in the network's dtype, lets it be,
-    however far they lie apart. A direction that one step makes smaller than ``4 sqrt(S)`` times the precision of that
+    however far they lie apart. A direction that one step makes smaller than ``4 sqrt(Z)`` times the precision of that
     dtype, as a part of what it makes of the largest, is no more than rounding there and counts as lost, with 0; that
     misses the few lost ones, about one of 200 at a step, that rounding makes larger, until a later step loses them too.
     NaN for sequences with a state from t to k that is not finite.
 
-    Parameters, errors and axes are those of :func:`bptt_array.diagnostics.jacobian`. It costs a backward pass of S
+    Parameters, errors and axes are those of :func:`bptt_array.diagnostics.jacobian`. It costs a backward pass of Z
     times as many sequences, with a QR decomposition after every step, and rotations at the end.
 
     Examples
@@ -74,7 +74,7 @@ def singular_values(
 
 
 def directions(ran: Trajectory, count: int, seed: int = 0) -> HostArray:
-    """``count`` random orthonormal directions ``(..., N, S, count)``, the same for every sequence."""
+    """``count`` random orthonormal directions ``(..., N, Z, count)``, the same for every sequence."""
     *lead, N = ran.rows
     drawn = np.random.default_rng(seed).standard_normal((ran.size, count))
     return np.broadcast_to(np.linalg.qr(drawn)[0], (*lead, N, ran.size, count))
@@ -82,7 +82,7 @@ def directions(ran: Trajectory, count: int, seed: int = 0) -> HostArray:
 
 def step_back(ran: Trajectory, step: int, Q: HostArray) -> tuple[HostArray, HostArray]:
     """``J^T Q = Q' R`` with the Jacobian of one step; rows of R that are nothing but rounding are zero."""
-    vectors = ran.pull_back(step, np.moveaxis(Q, -1, -3))  # (..., count, N, S)
+    vectors = ran.pull_back(step, np.moveaxis(Q, -1, -3))  # (..., count, N, Z)
     Q, R = np.linalg.qr(np.moveaxis(vectors, -3, -1))
     largest = np.max(np.abs(R), axis=-1, keepdims=True)
     rounding = _LOST * ran.size**0.5 * ran.epsilon * np.max(largest, axis=-2, keepdims=True)
@@ -90,7 +90,7 @@ def step_back(ran: Trajectory, step: int, Q: HostArray) -> tuple[HostArray, Host
 
 
 def of_product(ran: Trajectory, t: int, k: int) -> HostArray:
-    """Singular values of ``d state_k / d state_t``, ``(..., N, S)``, the largest first."""
+    """Singular values of ``d state_k / d state_t``, ``(..., N, Z)``, the largest first."""
     Q = directions(ran, ran.size)
     logs, U = np.zeros((*ran.rows, ran.size)), np.broadcast_to(np.eye(ran.size), (*ran.rows, ran.size, ran.size))
     for step in reversed(range(t, k)):
@@ -123,7 +123,7 @@ def _normalised(rows: HostArray) -> tuple[HostArray, HostArray]:
 
 def _orthogonalised(logs: HostArray, U: HostArray) -> HostArray:
     """Logarithms of the singular values of ``diag(exp(logs)) U``, the largest first."""
-    S = logs.shape[-1]
+    Z = logs.shape[-1]
     top = np.max(logs, axis=-1, keepdims=True)
     top = np.where(np.isfinite(top), top, 0.0)
     if np.all(logs - top > -_NARROW):
@@ -132,7 +132,7 @@ def _orthogonalised(logs: HostArray, U: HostArray) -> HostArray:
         return values + top
     for _ in range(_PASSES):
         logs, U = _sorted_out(logs, U)
-    if S % 2:  # rows meet in pairs
+    if Z % 2:  # rows meet in pairs
         logs, U = np.pad(logs, _at_end(logs, 1), constant_values=-np.inf), np.pad(U, _at_end(U, 2))
     logs, U = np.array(logs), np.array(U)
     rounds = _rounds(logs.shape[-1])
@@ -141,7 +141,7 @@ def _orthogonalised(logs: HostArray, U: HostArray) -> HostArray:
             break
         for pairs in rounds:
             _turn(logs, U, *pairs)
-    return np.sort(logs, axis=-1)[..., ::-1][..., :S]
+    return np.sort(logs, axis=-1)[..., ::-1][..., :Z]
 
 
 def _at_end(a: HostArray, axis: int) -> list[tuple[int, int]]:
@@ -149,11 +149,11 @@ def _at_end(a: HostArray, axis: int) -> list[tuple[int, int]]:
     return [(0, 1 if k == a.ndim - axis else 0) for k in range(a.ndim)]
 
 
-def _rounds(S: int) -> list[tuple[HostArray, HostArray]]:
-    """S - 1 rounds in which all rows meet in pairs, each pair once (a round robin)."""
-    order, rounds = np.arange(S), []
-    for _ in range(S - 1):
-        rounds.append((order[: S // 2], order[: S // 2 - 1 : -1]))
+def _rounds(Z: int) -> list[tuple[HostArray, HostArray]]:
+    """Z - 1 rounds in which all rows meet in pairs, each pair once (a round robin)."""
+    order, rounds = np.arange(Z), []
+    for _ in range(Z - 1):
+        rounds.append((order[: Z // 2], order[: Z // 2 - 1 : -1]))
         order = np.concatenate([order[:1], order[-1:], order[1:-1]])
     return rounds
 

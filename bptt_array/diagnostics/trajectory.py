@@ -3,7 +3,7 @@
 A backward pass multiplies a gradient by the transposed Jacobian of one step after the other. Here it is given unit
 vectors, as sequences of their own, over the states that a forward pass left: so what is said here of a cell, the
 library's or your own, is what its ``backward_`` does. ``...`` are the axes [E,] of members and [2,] of directions, as
-far as there are any; S is H, or 2H for a cell with c, whose state is h and then c.
+far as there are any; Z is H, or 2H for a cell with c, whose state is h and then c.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..backend.arrays import dtype_name
 from ..backend.portable import Array, Backend
 from ..bptt.batch import Batch
 from ..bptt.layer import Layer
-from ..bptt.passes import Network
+from ..bptt.passes import BoundNetwork
 from ..bptt.unrolled import Unrolled
 from ..equations.cell import Tape
 from ..equations.recurrence import backward_
@@ -57,7 +57,7 @@ class Trajectory(NamedTuple):
 
     @property
     def size(self) -> int:
-        """S."""
+        """Z."""
         return len(self.tape.states) * self.layer.hidden_size
 
     @property
@@ -70,7 +70,7 @@ class Trajectory(NamedTuple):
 
         Parameters
         ----------
-        vectors : (..., R, N, S)
+        vectors : (..., R, N, Z)
             R of them for every sequence. Past the end of a sequence its state stays what it is: J is the identity.
             Where a state is no number J is none either, whatever f' would make of it (that of a ReLU is 0).
         """
@@ -100,11 +100,11 @@ class Trajectory(NamedTuple):
 
         Parameters
         ----------
-        rows : (..., R, N, S)
+        rows : (..., R, N, Z)
 
         Returns
         -------
-        rows : (..., R, N, S)
+        rows : (..., R, N, Z)
             Each of the order of 1: over many steps a product neither under- nor overflows.
         exponents : (..., R, N, 1) of integers
             Of two, with whose powers the rows are to be multiplied.
@@ -120,11 +120,11 @@ class Trajectory(NamedTuple):
 
         Returns
         -------
-        J : (..., N, S, S) float64
-        exponents : (..., N, S, 1) of integers
+        J : (..., N, Z, Z) float64
+        exponents : (..., N, Z, 1) of integers
         """
         *lead, N = self.rows
-        identity = np.eye(self.size)[:, None, :]  # (R, 1, S)
+        identity = np.eye(self.size)[:, None, :]  # (R, 1, Z)
         at_once = self._vectors_at_once()
         parts = []
         for first in range(0, self.size, at_once):
@@ -145,7 +145,7 @@ class Trajectory(NamedTuple):
 
 
 def _repeated(backend: Backend, a: Array, count: int) -> Array:
-    """``a (..., N, K)``, ``count`` times one after the other along N."""
+    """``a (..., N, F)``, ``count`` times one after the other along N."""
     return backend.xp.concat([a] * count, axis=-2)
 
 
@@ -171,7 +171,7 @@ def as_matrix(J: HostArray, exponents: HostArray) -> tuple[HostArray, HostArray]
     return unscaled(J, exponents - top), top
 
 
-def trajectories(network: Network, batch: Batch) -> list[Trajectory]:
+def trajectories(network: BoundNetwork, batch: Batch) -> list[Trajectory]:
     """The layers of a network, run forward over a batch."""
     backend = network.backend
     unrolled = Unrolled(backend, network.stack, batch, batch.T)

@@ -1,10 +1,10 @@
 """Exact backpropagation of an Elman cell in parallel over time: the gradients of (3.1), in fewer dependent steps.
 
-T time steps, S of them in a segment, in C chunks of L steps each; N sequences, H hidden units. Backward, (3.1) is
+T time steps, S of them in a segment, in C chunks of S/C steps each; N sequences, H hidden units. Backward, (3.1) is
 linear: what a chunk hands to the state before it is ``own + dh J``, with the total gradient ``dh`` of its last state,
 the product ``J (H, H)`` of its Jacobians (3.3), and what the direct parts inside of it send out by themselves. Neither
 ``J`` nor ``own`` needs ``dh``, so all chunks find theirs at once, the C gradients between them are joined one after
-the other, and then all chunks run once more with the gradient that is theirs: about 2 L + C steps that wait for each
+the other, and then all chunks run once more with the gradient that is theirs: about 2 S/C + C steps that wait for each
 other where one loop has S, for about H + 2 times the multiply-adds. That pays where a step takes the time of a call
 rather than of its arithmetic: small H and N, long sequences.
 
@@ -72,7 +72,7 @@ def backward_parallel_(
 
 
 def _by_step(backend: Backend, a: Array, C: int) -> Array:
-    """``a (C*L, ..., N, H)`` as ``(L, ..., C, N, H)``, a view: the same step of all chunks in one row."""
+    """``a (S, ..., N, H)`` as ``(S/C, ..., C, N, H)``, a view: the same step of all chunks in one row."""
     xp = backend.xp
     return xp.moveaxis(xp.reshape(a, (C, a.shape[0] // C, *a.shape[1:])), 0, -3)
 
@@ -99,8 +99,8 @@ def _jacobians(
     ``(..., H+1, C-1, N, H)``: the derivatives f', which all have in common, then repeat as a whole.
     """
     xp, (S, *lead, N, H), B = backend.xp, dz.shape, C - 1
-    L, block = S // C, (B, N, H)
-    slopes, direct = _by_step(backend, dz[L:, ...], B), _by_step(backend, dstates[L:-1, ...], B)
+    length, block = S // C, (B, N, H)
+    slopes, direct = _by_step(backend, dz[length:, ...], B), _by_step(backend, dstates[length:-1, ...], B)
     rows, product = (backend.empty((*lead, (H + 1) * B * N, H), W.dtype) for _ in range(2))
     factor, products = backend.empty((*lead, *block), W.dtype), _products(backend, product, rows, W)
     scale_, enter_ = backend.fused(_scale), backend.fused(_enter)
@@ -113,9 +113,9 @@ def _jacobians(
     (basis, own), (basis_product, own_product) = parts(rows), parts(product)
     by_unit = xp.reshape(product, (*lead, H + 1, *block))[..., :H, :, :, :]
     # The last step needs no product: that of diag(f') and W_hh. Nothing of the chunk's own came before it.
-    scale_(by_unit, xp.moveaxis(slopes[L - 1, ...], -1, -3)[..., None], W[..., :, None, None, :])
+    scale_(by_unit, xp.moveaxis(slopes[length - 1, ...], -1, -3)[..., None], W[..., :, None, None, :])
     own_product[...] = 0
-    steps = (backend.rows(a, reverse=True) for a in (slopes[: L - 1, ...], direct[1:, ...]))
+    steps = (backend.rows(a, reverse=True) for a in (slopes[: length - 1, ...], direct[1:, ...]))
     for slope, into in zip(*steps, strict=True):
         if mask is not None:
             own_product *= along

@@ -8,7 +8,7 @@ from ..backend.portable import Array, Backend
 
 
 class StateProduct:
-    """The product of rows ``a (..., N, K)`` with a matrix ``W (..., K, M)``, in every step of one pass.
+    """The product of rows ``a (..., N, F)`` with a matrix ``W (..., F, M)``, in every step of one pass.
 
     Forward W is ``W_hh^T`` and ``a`` a state; backward it is ``W_hh`` and ``a`` a gradient. A ``mask (..., N, H)``,
     the same in every step, multiplies the state: ``W_hh (mask * h_{t-1})`` forward and so

@@ -1,6 +1,6 @@
 """§3.2-3.4: the gradients of the weights, sums over all steps and sequences.
 
-Each is one matrix product over a whole segment. Its factors are rows, ``(..., S*N, K)``: those of all S steps and N
+Each is one matrix product over a whole segment. Its factors are rows, ``(..., S*N, F)``: those of all S steps and N
 sequences, one below the other (:func:`flat`).
 """
 
@@ -34,7 +34,7 @@ def add_weight_sums(
 
 
 def weight_sum(backend: Backend, dz: Array, a: Array) -> Array:
-    """``sum_t dz_t a_t^T``, ``(..., G*H, K)``, of rows ``dz (..., S*N, G*H)`` and ``a (S, ..., N, K)``."""
+    """``sum_t dz_t a_t^T``, ``(..., G*H, F)``, of rows ``dz (..., S*N, G*H)`` and ``a (S, ..., N, F)``."""
     product: Array = backend.xp.matmul(dz.mT, flat(backend, a, dz.ndim))
     return product
 
@@ -54,7 +54,7 @@ def add_to(sums: dict[str, Array], name: str, part: Array) -> None:
 
 
 def flat(backend: Backend, a: Array, weight_ndim: int) -> Array:
-    """``(S, ..., N, K)`` as one matrix ``(..., S*N, K)`` of rows.
+    """``(S, ..., N, F)`` as one matrix ``(..., S*N, F)`` of rows.
 
     A view where the weights are one matrix; one copy where they are stacked.
     """

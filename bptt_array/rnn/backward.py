@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..backend.portable import Array
-from ..bptt.passes import Network, run_backward
+from ..bptt.passes import BoundNetwork, run_backward
 from ..bptt.state import Gradients, State
 from ..bptt.unrolled import Unrolled
 from .arguments import check_floats, check_input_grad, check_state
@@ -18,7 +18,7 @@ class BackwardFunction:
     """
 
     def __init__(
-        self, calls: Calls, network: Network, unrolled: Unrolled, y_shape: tuple[int, ...], backward: str
+        self, calls: Calls, network: BoundNetwork, unrolled: Unrolled, y_shape: tuple[int, ...], backward: str
     ) -> None:
         self._calls = calls
         self._network = network

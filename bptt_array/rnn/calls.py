@@ -60,7 +60,7 @@ class Calls:
         self.backend = backend
         self.layout = TimeFirst() if architecture.time_major else BatchFirst(backend)
         self.workspace = Workspace()
-        self._bound: tuple[dict[str, Array], passes.Network | None] = {}, None
+        self._bound: tuple[dict[str, Array], passes.BoundNetwork | None] = {}, None
 
     def outward(self, y: Array) -> Array:
         """Outputs as the caller has them."""
@@ -86,7 +86,7 @@ class Calls:
 
     def objective(
         self,
-        network: passes.Network,
+        network: passes.BoundNetwork,
         batch: Batch,
         target: Any,
         loss: Any,
@@ -130,7 +130,7 @@ class Calls:
             if params[name].dtype != backend.dtype(dtype):
                 raise TypeError(f"params[{name!r}] is not in the byte order of this machine; use rnn.asarray")
 
-    def network(self, params: dict[str, Array]) -> passes.Network:
+    def network(self, params: dict[str, Array]) -> passes.BoundNetwork:
         """The network with these parameters, as passes take it: while they are the same arrays, the one made before."""
         if self.backend.name != "cpu":  # where a check costs next to nothing
             self.check_params(params)
@@ -141,14 +141,14 @@ class Calls:
             self._bound = bound, network = dict(params), self.bind(params)
         return network
 
-    def bind(self, params: Mapping[str, Array]) -> passes.Network:
+    def bind(self, params: Mapping[str, Array]) -> passes.BoundNetwork:
         """The same without a check, and made anew."""
         architecture = self.architecture
         layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(architecture.num_layers))
         g = OUTPUT_ACTIVATIONS[architecture.output]
         readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
         stack = Stack(tuple(layers), architecture.bidirectional)
-        return passes.Network(self.backend, stack, readout, architecture.readout, self.workspace)
+        return passes.BoundNetwork(self.backend, stack, readout, architecture.readout, self.workspace)
 
 
 def for_members(array: Array, ndim: int, before: int = 1) -> Array:

@@ -1,6 +1,6 @@
 """Callers whose arrays have the batch first: turned at the border, never inside.
 
-Turned: ``(N, T, K)`` to ``(T, N, K)`` and, with members, ``(E, N, T, K)`` to ``(T, E, N, K)``: T, which stands last
+Turned: ``(N, T, F)`` to ``(T, N, F)`` and, with members, ``(E, N, T, F)`` to ``(T, E, N, F)``: T, which stands last
 before the features, goes to the front. All of it is views.
 """
 
@@ -71,7 +71,7 @@ class BatchFirst(TimeFirst):
         return self.inward(target, features=features)
 
     def outward(self, array: Array) -> Array:
-        """``(T, ..., K)`` for the caller, in one piece."""
+        """``(T, ..., F)`` for the caller, in one piece."""
         turned = self.backend.xp.moveaxis(array, 0, -2)
         result = self.backend.empty(turned.shape, turned.dtype)
         result[...] = turned

@@ -45,7 +45,7 @@ class _Entry(NamedTuple):
     largest: dict[str, Array]
 
 
-class Watch:
+class Readings:
     """Losses and largest gradient entries of the updates since they were last read, left on the device until then."""
 
     def __init__(self, backend: Backend) -> None:

@@ -23,7 +23,7 @@ from ..optimizers import clip_by_global_norm, largest_entries
 from ..rnn.architecture import Architecture
 from ..rnn.rnn import RNN
 from .checkpoint import Checkpoint, check_fits, json_line, read_lines
-from .divergence import DivergenceError, Watch, check_losses, check_parameters
+from .divergence import DivergenceError, Readings, check_losses, check_parameters
 from .listener import Listener
 from .options import OPTIMIZERS, Options
 from .progress import Progress
@@ -129,7 +129,7 @@ class Trainer:
         self.seconds: list[float] = []
         self.events: list[dict[str, Any]] = []
         self._losses: list[Means] = []  # since the last line of metrics, as far as they are on the host
-        self._watch = Watch(self.rnn.backend)
+        self._readings = Readings(self.rnn.backend)
         self._lines, self._times = bytearray(), bytearray()  # metrics and seconds as lines of JSON
         self._elapsed, self._began = 0.0, math.nan
         self._good: Checkpoint | None = None
@@ -173,7 +173,7 @@ class Trainer:
         """
         listener = Listener() if listener is None else listener
         self.ranks.broadcast(self.rnn.params)
-        with np.errstate(over="ignore", invalid="ignore"):  # the watch looks at what they lead to
+        with np.errstate(over="ignore", invalid="ignore"):  # readings look at what they lead to
             self._began = time.perf_counter() - self._elapsed
             if self._good is None:
                 self._keep(listener)
@@ -191,7 +191,7 @@ class Trainer:
         self.step += 1
         done = self.update(x, target, None if first else self.state, self.step, listener.stop)
         self.state = done.state
-        self._watch.add(self.step, self.optimizer.lr, done.loss, done.largest)
+        self._readings.add(self.step, self.optimizer.lr, done.loss, done.largest)
         last = self.step == options.steps
         evaluate = last or self.step % options.every("eval_every") == 0
         reports = evaluate or self.step % self.report_every == 0
@@ -264,7 +264,7 @@ class Trainer:
 
     def _read(self) -> None:
         """Bring the losses since the last time to the host: the only place where updates are waited for."""
-        self._losses += self._watch.read()
+        self._losses += self._readings.read()
 
     def _sample(self) -> str:
         try:
@@ -383,7 +383,7 @@ class Trainer:
             self._add(progress, seconds)
         self._losses = list(checkpoint.losses)
         self.events, self._elapsed = list(checkpoint.events), checkpoint.elapsed
-        self._watch.forget()
+        self._readings.forget()
 
     def _go_back(self, error: DivergenceError, listener: Listener) -> None:
         """To the last checkpoint, and on with half the learning rate; or give up there."""
