@@ -1,5 +1,6 @@
 """The main job, as a person runs it: train, sample, parity, info; and what goes wrong, in one line."""
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -655,6 +656,17 @@ def test_the_command_line_has_every_option_of_a_run_and_its_default(capsys):
         if value is not None and value is not False:
             entry = help_text[help_text.rindex(f" {flag} ") :]
             assert re.match(rf"[^()]*(\([^d][^()]*\)[^()]*)*\(default: {value}\)", entry), entry[:200]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Options), ids=lambda field: field.name)
+def test_every_option_of_a_run_is_a_flag(field):
+    flag, choices = f"--{field.name.replace('_', '-')}", field.metadata["choices"]
+    kind = type(field.default) if field.default is not None else float if field.name == "lr" else int
+    value = True if kind is bool else [*choices][-1] if choices else kind(7)
+    given = [flag] if kind is bool else [flag, str(value)]
+    found = getattr(cli.parser().parse_args(["train", *given]), field.name)
+    assert (found, type(found)) == (value, kind)
+    assert field.metadata["help"]
 
 
 def test_errors_name_the_option_of_the_command_line(run_folder, capsys, text_file):

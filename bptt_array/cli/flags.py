@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .._version import __version__
-from ..backend.portable import DTYPES
 from ..distributed.transports import NAMES as TRANSPORTS
-from ..rnn.cells import CELLS
-from ..rnn.initializers import INITIALIZERS
-from ..training.options import ON_DIVERGENCE, OPTIMIZERS, Options
+from ..training.options import Options
 from .commands import info, parity, report, sample
 from .errors import PROGRAM
 from .train import MAY_CHANGE, train
@@ -46,9 +45,24 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+#: What the text after a flag becomes, by what the option is said to be.
+_TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+
+
+def _add_option(add: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+    """The flag of an option of a run: eval_every is --eval-every."""
+    flag, meaning = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+    kind = str(field.type).partition(" ")[0]  # "int | None": no flag, no value
+    if kind == "bool":
+        add.add_argument(flag, action="store_true", help=meaning)
+    elif field.metadata["choices"] is not None:
+        add.add_argument(flag, choices=field.metadata["choices"], help=meaning)
+    else:
+        add.add_argument(flag, type=_TYPES[kind], metavar=field.metadata["metavar"], help=meaning)
+
+
 def parser() -> argparse.ArgumentParser:
     formatter = _Formatter
-    rates = ", ".join(f"{name} {lr:g}" for name, (_, lr) in OPTIMIZERS.items())
     top = _Parser(prog=PROGRAM, description="Recurrent networks by backpropagation through time.")
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -67,69 +81,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="UTF-8 texts (default: the language reference inside Python)",
     )
-    add.add_argument("--cell", choices=CELLS, help="what a step of the recurrence computes")
-    add.add_argument("--hidden", type=int, metavar="H", help="hidden units of a layer")
-    add.add_argument("--layers", type=int, metavar="L", help="layers, each above the states of the last")
-    add.add_argument(
-        "--bidirectional",
-        action="store_true",
-        help="an error here: a second direction would read the characters to be predicted",
-    )
-    add.add_argument(
-        "--members",
-        type=int,
-        metavar="E",
-        help="train an ensemble of E networks side by side on the same text, with the seeds from SEED on (default: one "
-        "network)",
-    )
-    add.add_argument(
-        "--dropout",
-        type=float,
-        metavar="P",
-        help="part of the states between layers that is left out of a training step",
-    )
-    add.add_argument(
-        "--recurrent-dropout",
-        type=float,
-        metavar="P",
-        help="the same of the states that go on to the next time step",
-    )
-    add.add_argument("--seq-len", type=int, metavar="T", help="time steps per update")
-    add.add_argument("--batch", type=int, metavar="N", help="streams of text read side by side")
-    add.add_argument("--steps", type=int, help="updates")
-    add.add_argument("--lr", type=float, help=f"learning rate, falling linearly to zero (default: {rates})")
-    add.add_argument("--optimizer", choices=OPTIMIZERS, help="update rule")
-    add.add_argument(
-        "--clip",
-        type=float,
-        metavar="NORM",
-        help="clip the global gradient norm to this; 0: do not clip",
-    )
-    add.add_argument("--init", choices=INITIALIZERS, help="initial W_hh")
-    add.add_argument(
-        "--forget-bias",
-        type=float,
-        metavar="B",
-        help="of an lstm, added to the initial bias of its forget gate; 1 lets it begin by remembering",
-    )
-    add.add_argument("--validation", type=float, metavar="PART", help="part of the text held out")
-    add.add_argument("--eval-every", type=int, metavar="STEPS", help="validate that often (default: ten times)")
-    add.add_argument(
-        "--checkpoint-every", type=int, metavar="STEPS", help="a checkpoint that often (default: ten times)"
-    )
-    add.add_argument("--keep-checkpoints", type=int, metavar="K", help="the last K checkpoints are kept")
-    add.add_argument(
-        "--on-divergence",
-        choices=ON_DIVERGENCE,
-        help="where a loss or gradient is no number: stop, or go back to the last checkpoint and on with half the "
-        "learning rate",
-    )
-    add.add_argument(
-        "--diagnose-every",
-        type=int,
-        metavar="STEPS",
-        help="write how the gradient flows through time into the run folder that often (default: never)",
-    )
+    for field in dataclasses.fields(Options):
+        _add_option(add, field)
     add.add_argument("--device", help="cpu, cuda, cuda:1 (and so on) or auto (default: cpu)")
     add.add_argument(
         "--transport",
@@ -137,8 +90,6 @@ def parser() -> argparse.ArgumentParser:
         help="of a job that mpiexec started on GPUs, how gradients travel: by NCCL, by an MPI that takes a device's "
         "memory, or through the host's (default: the first that there is)",
     )
-    add.add_argument("--dtype", choices=DTYPES, help="of weights, states and gradients")
-    add.add_argument("--seed", type=int, help="of the initial weights, of dropout and of the sample")
     where = add.add_mutually_exclusive_group()
     where.add_argument(
         "--out", type=_path, default=None, metavar="RUN", help="new run folder (default: runs/DATE-TIME)"

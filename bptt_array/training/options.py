@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..backend.portable import DTYPES
 from ..checks import check_count, check_flag, check_number, check_option
 from ..optimizers import SGD, Adam
+from ..rnn.cells import CELLS
+from ..rnn.initializers import INITIALIZERS
 
 #: Optimizers by name, and learning rates that suit them here.
 OPTIMIZERS: dict[str, tuple[Callable[[float], SGD | Adam], float]] = {
@@ -21,38 +24,66 @@ ON_DIVERGENCE = ("stop", "halve-lr")
 OF_THE_KEEPING = ("checkpoint_every", "keep_checkpoints", "on_divergence")
 
 
+def _option(default: Any, meaning: str, *, letter: str | None = None, choices: Iterable[str] | None = None) -> Any:
+    """A field of :class:`Options`, and all that the flag of the same name has to say of it."""
+    return field(default=default, metadata={"help": meaning, "metavar": letter, "choices": choices})
+
+
 @dataclass(frozen=True)
 class Options:
-    """What a run is made of.
+    """What a run is made of; each is a flag of ``train``, with its meaning.
 
     ``members`` of None: one network, no ensemble; ``lr`` of None: what suits the optimizer; ``eval_every`` and
     ``checkpoint_every`` of None: ten times; ``diagnose_every`` of None: never. ``bidirectional`` is refused: a language
     model has one direction.
     """
 
-    cell: str = "tanh"
-    hidden: int = 256
-    layers: int = 1
-    bidirectional: bool = False
-    members: int | None = None
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    seq_len: int = 32
-    batch: int = 32
-    steps: int = 2000
-    lr: float | None = None
-    optimizer: str = "adam"
-    clip: float = 1.0
-    init: str = "uniform"
-    forget_bias: float = 0.0
-    dtype: str = "float32"
-    seed: int = 0
-    validation: float = 0.1
-    eval_every: int | None = None
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 3
-    on_divergence: str = "stop"
-    diagnose_every: int | None = None
+    cell: str = _option("tanh", "what a step of the recurrence computes", choices=CELLS)
+    hidden: int = _option(256, "hidden units of a layer", letter="H")
+    layers: int = _option(1, "layers, each above the states of the last", letter="L")
+    bidirectional: bool = _option(False, "an error here: a second direction would read the characters to be predicted")
+    members: int | None = _option(
+        None,
+        "train an ensemble of E networks side by side on the same text, with the seeds from SEED on (default: one "
+        "network)",
+        letter="E",
+    )
+    dropout: float = _option(0.0, "part of the states between layers that is left out of a training step", letter="P")
+    recurrent_dropout: float = _option(0.0, "the same of the states that go on to the next time step", letter="P")
+    seq_len: int = _option(32, "time steps per update", letter="T")
+    batch: int = _option(32, "streams of text read side by side", letter="N")
+    steps: int = _option(2000, "updates")
+    lr: float | None = _option(
+        None,
+        "learning rate, falling linearly to zero (default: "
+        + ", ".join(f"{name} {lr:g}" for name, (_, lr) in OPTIMIZERS.items())
+        + ")",
+    )
+    optimizer: str = _option("adam", "update rule", choices=OPTIMIZERS)
+    clip: float = _option(1.0, "clip the global gradient norm to this; 0: do not clip", letter="NORM")
+    init: str = _option("uniform", "initial W_hh", choices=INITIALIZERS)
+    forget_bias: float = _option(
+        0.0,
+        "of an lstm, added to the initial bias of its forget gate; 1 lets it begin by remembering",
+        letter="B",
+    )
+    dtype: str = _option("float32", "of weights, states and gradients", choices=DTYPES)
+    seed: int = _option(0, "of the initial weights, of dropout and of the sample")
+    validation: float = _option(0.1, "part of the text held out", letter="PART")
+    eval_every: int | None = _option(None, "validate that often (default: ten times)", letter="STEPS")
+    checkpoint_every: int | None = _option(None, "a checkpoint that often (default: ten times)", letter="STEPS")
+    keep_checkpoints: int = _option(3, "the last K checkpoints are kept", letter="K")
+    on_divergence: str = _option(
+        "stop",
+        "where a loss or gradient is no number: stop, or go back to the last checkpoint and on with half the learning "
+        "rate",
+        choices=ON_DIVERGENCE,
+    )
+    diagnose_every: int | None = _option(
+        None,
+        "write how the gradient flows through time into the run folder that often (default: never)",
+        letter="STEPS",
+    )
 
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "seq_len", "batch", "steps", "keep_checkpoints"):
