@@ -6,7 +6,7 @@ import pytest
 from cases import LENGTHS, Case
 from conftest import backends_and_dtypes
 from gradients import check_given_gradient, check_loss_gradient
-from test_docs import blocks
+from test_docs import cell_of_the_page
 from test_gradients import (
     test_values_and_gradients_match_the_naive_reference_and_its_autograd as compare_with_reference,
 )
@@ -17,11 +17,8 @@ import bptt_array as ba
 
 @pytest.fixture(scope="module")
 def update_gate():
-    """The class that the README shows."""
-    [example] = [block for block in blocks("python") if "class UpdateGate" in block]
-    namespace = {"ba": ba, "np": np}
-    exec(example.split("\n\n\n")[0], namespace)
-    return namespace["UpdateGate"]
+    """The class that the page shows."""
+    return cell_of_the_page()
 
 
 @pytest.fixture

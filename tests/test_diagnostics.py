@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import LENGTHS, Case, cubic, draw, make, options
 from conftest import backends_and_dtypes, needs_torch
-from test_docs import blocks
+from test_docs import cell_of_the_page
 
 import bptt_array as ba
 from bptt_array import diagnostics, plots, serialization
@@ -32,11 +32,8 @@ from bptt_array.diagnostics import flow as flows
 
 @pytest.fixture(autouse=True)
 def _own_cell(monkeypatch):
-    """The cell of the README, under the name that the reference knows it by."""
-    [example] = [block for block in blocks("python") if "class UpdateGate" in block]
-    namespace = {"ba": ba, "np": np}
-    exec(example.split("\n\n\n")[0], namespace)
-    monkeypatch.setitem(cases.CUSTOM_CELLS, "update gate", namespace["UpdateGate"]())
+    """The cell of ``equations/README.md``, under the name that the reference knows it by."""
+    monkeypatch.setitem(cases.CUSTOM_CELLS, "update gate", cell_of_the_page()())
 
 
 def built(case, **more):

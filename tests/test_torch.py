@@ -417,8 +417,8 @@ def test_a_whole_training_step_runs_on_the_meta_device(network, readout, tokens,
 def test_the_truncations_of_the_readme_are_those_of_the_torch_code_beside_them():
     import torch
 
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    code = re.search(r"<!-- in torch -->\n```py\n(.*?)```", readme, re.DOTALL)[1]
+    page = Path(ba.schedules.__file__).with_name("README.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- in torch -->\n```py\n(.*?)```", page, re.DOTALL)[1]
     T, N, H = 65, 3, 5
     rng = np.random.default_rng(0)
     rnn = ba.RNN(2, H, 2, dtype="float64")

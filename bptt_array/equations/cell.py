@@ -49,7 +49,7 @@ class Tape(NamedTuple):
 
 
 class Cell:
-    """A recurrent cell: the base of those of the library, and of your own (see the README).
+    """A recurrent cell: the base of those of the library, and of your own (see ``equations/README.md``).
 
     The time loops do ``z_t = W_xh x_t + b_h`` for all steps at once, call the cell once a step, forward and then
     backward, and sum up the gradients of ``W_xh``, ``W_hh`` and ``b_h`` from the ``dz_t`` that the cell leaves.
