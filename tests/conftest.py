@@ -1,14 +1,41 @@
-"""Backends to run on: every namespace at hand, each on its devices."""
+"""What holds for every test, and backends to run on: every namespace at hand, each on its devices."""
 
 import importlib.util
+import os
 import signal
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run beside each other: one thread each, also in the programs that they start. Before NumPy is imported.
+    for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")
+
+import hypothesis
 import numpy as np
 import pytest
+from skips import pytest_terminal_summary  # noqa: F401 (a hook of pytest's)
 
 import bptt_array as ba
 from bptt_array.backend import NumpyBackend
 from bptt_array.backend.cuda import cuda_device_count
+
+#: Random examples are many and the same every time where ``CI`` is set; elsewhere they are fewer, and others each time.
+IN_CI = bool(os.environ.get("CI"))
+
+
+def examples(count):
+    """How many random examples: all of them where ``CI`` is set, a quarter elsewhere."""
+    return count if IN_CI else max(10, count // 4)
+
+
+hypothesis.settings.register_profile(
+    "suite",
+    max_examples=examples(100),
+    deadline=None,  # nothing depends on the clock
+    derandomize=IN_CI,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_configure():

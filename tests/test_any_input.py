@@ -24,7 +24,8 @@ from typing import Any
 import array_api_strict
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import IN_CI
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
@@ -32,7 +33,6 @@ from bptt_array import parity, schedules
 from bptt_array.training import sampling, text
 from bptt_array.training import trainer as training
 
-IN_CI = bool(os.environ.get("CI"))
 CASES = 10_000 if IN_CI else 1_500
 PACKAGE = os.path.dirname(ba.__file__) + os.sep
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -1252,7 +1252,6 @@ ENTRIES = {
     "files": (files(), 3),
     "training": (trainers(), 4),
 }
-ENDED = {name: Counter() for name in ENTRIES}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -1274,18 +1273,17 @@ def test_every_call_ends_in_a_result_or_in_an_error_that_names_an_argument(name)
     calls, part = ENTRIES[name]
     total = sum(part for _, part in ENTRIES.values())
 
-    @settings(
-        max_examples=-(-CASES * part // total),
-        deadline=None,
-        derandomize=IN_CI,
-        # One call is small, but the arrays of a right one are made before what is wrong is drawn.
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+    cases, ended = -(-CASES * part // total), Counter()
+
+    @settings(max_examples=cases)
     @given(calls)
     def drive(call):
-        ENDED[name][outcome(call)] += 1
+        ended[outcome(call)] += 1
 
     drive()
+    assert ended.total() >= cases, ended  # as many as promised, and of both kinds
+    for kind in ("result", "error"):
+        assert ended[kind] >= (0.1 * ended.total() if IN_CI else 1), ended
 
 
 # ---- what was found ---------------------------------------------------------------------------------------
@@ -1383,16 +1381,3 @@ def test_an_infinite_loss_does_not_pass_for_a_right_gradient():
 def test_tensors_that_numpy_cannot_read_are_refused(name):
     with pytest.raises(TypeError, match=r"^array (is|has)"):
         network(0).asarray(ANYTHING[name]())
-
-
-# ---- last: how many there were ----------------------------------------------------------------------------
-
-
-def test_there_were_as_many_cases_as_promised_and_of_both_kinds():
-    if not all(ENDED.values()):
-        pytest.skip("only where all of this file ran")
-    print({name: dict(ended) for name, ended in ENDED.items()})
-    assert sum(ended.total() for ended in ENDED.values()) >= CASES
-    for name, ended in ENDED.items():
-        for kind in ("result", "error"):
-            assert ended[kind] >= 0.1 * ended.total(), f"{name}: {dict(ended)}"

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -153,7 +154,9 @@ with measure.threads(1):
         print(torch.get_num_threads() == 1)
 print(len(os.sched_getaffinity(0)) > 1)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True)
+    unbound = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=FOLDER, env=unbound, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"True"}, done.stdout + done.stderr
     with pytest.raises(SystemExit, match=r"--threads 1000: this process may use \d+ cores"), measure.threads(1000):
         pass

@@ -30,6 +30,7 @@ from cases import (
     substituted,
     variables,
 )
+from conftest import examples
 from gradients import check_given_gradient, check_loss_gradient, given_options, reference_losses
 from hypothesis import given, settings
 
@@ -137,7 +138,7 @@ def test_backward_matches_the_autograd_of_the_reference(case):
         close(found[name], expected)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(case=any_case())
 def test_any_combination_of_options_has_the_gradient_of_the_reference(case):
     test_values_and_gradients_match_the_naive_reference_and_its_autograd(case)

@@ -41,14 +41,14 @@ sys.addaudithook(_hook)  # which cannot be taken away again: it does nothing whe
 
 @contextlib.contextmanager
 def nothing_happens(path, seconds=20, room=1 << 24):
-    """Within: only ``path`` is opened, nothing runs or is imported, for some seconds, in 16 MiB."""
+    """Within: only ``path`` is opened, nothing runs or is imported, for some seconds of computing, in 16 MiB."""
 
     def too_long(number, frame):
         raise TimeoutError(f"{path} took more than {seconds} s")
 
     events = []
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     tracemalloc.start()
     watched.append(events)
     try:
@@ -57,13 +57,13 @@ def nothing_happens(path, seconds=20, room=1 << 24):
         watched.pop()
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
     assert peak < room
     assert {event for event in events if event != ("open", str(path))} == set()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def model(tmp_path_factory):
     """A model, its file, and what the file holds."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cases import CASES, DROPPED, GATED, STACKED, Case, any_case, draw, make
 from gradients import check_explosion_in_the_padding, check_padding, check_weights_of_zero
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt_array as ba
@@ -19,7 +19,6 @@ def test_padding_filled_with_nan_changes_nothing(case):
     check_padding(ba, case)
 
 
-@settings(max_examples=100, deadline=None)
 @given(case=any_case(), data=st.data())
 def test_padding_changes_nothing_for_any_combination_of_options(case, data):
     lengths = tuple(data.draw(st.lists(st.integers(0, case.T), min_size=case.N, max_size=case.N)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import Case, any_case, backward_options, call_options, draw, flat_gradients, make, options, state_of
 from conftest import backends_and_dtypes, cuda
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt_array as ba
@@ -88,7 +88,6 @@ def test_every_result_equals_that_of_numpy(make_backend, dtype, case):
         assert float(np.max(np.abs(found[name] - value))) <= tolerance * scale, name
 
 
-@settings(max_examples=100, deadline=None)
 @given(case=any_case(), dtype=st.sampled_from(["float32", "float64"]), name=st.sampled_from(["numpy", "strict"]))
 def test_any_combination_of_options_stays_in_its_dtype_and_near_the_reference(case, dtype, name):
     """Random shapes from 1, random lengths from 0; ``results`` asserts dtype and device of every array."""

@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 from cases import Case, backward_options, draw, flat_gradients, make, options, plan_options, smallest_budget
-from conftest import backends_and_dtypes
+from conftest import backends_and_dtypes, examples
 from gradients import check_two_periods
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -57,7 +57,7 @@ def fewest(n, slots, kept, saved=True, known=None):
     return known[at]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(n=st.integers(1, 14), slots=st.integers(0, 12), kept=st.integers(1, 6))
 def test_kept_segments_and_checkpoints_are_traded_for_the_fewest_runs(n, slots, kept):
     assert Reversals(n, slots, kept).runs() == fewest(n, slots, kept)
@@ -155,7 +155,7 @@ SOME_COSTS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     T=st.integers(1, 80),
     costs=SOME_COSTS,
