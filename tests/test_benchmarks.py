@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -36,6 +37,22 @@ from peers import Problem, Shape
 
 FOLDER = Path(report.__file__).parent
 OURS_AND_THE_LIMIT = ["bptt_array", "products alone"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch):
+    """No pauses: how fast anything is, and how quiet the machine, is not looked at here."""
+    monkeypatch.setattr(measure, "SETTLE_S", 0)
+    monkeypatch.setattr(measure.busy, "__defaults__", (0.01,))
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Fresh processes come from one that has imported the libraries already, where the system has such."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "bptt_array", "threadpoolctl"])
+        monkeypatch.setattr(measure.multiprocessing, "get_context", lambda method=None: context)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -125,8 +142,7 @@ def test_products_alone_are_the_products_of_a_training_step(shape, cell, monkeyp
     assert sorted(products) == theirs
 
 
-def test_peers_take_turns_and_the_first_call_of_a_turn_is_not_timed(monkeypatch):
-    monkeypatch.setattr(measure, "SETTLE_S", 0)
+def test_peers_take_turns_and_the_first_call_of_a_turn_is_not_timed():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = measure.alternate(functions, 3, 0.001)
@@ -208,7 +224,7 @@ def test_peak_memory_is_that_of_the_step():
     assert 60 < large < 72
 
 
-def test_compare_prints_and_writes_what_it_measured(tmp_path, capsys):
+def test_compare_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
     arguments = ["--quick", "--shape", "4", "2", "3", "5", "2", "--out", str(tmp_path)]
     result = compare.main([*arguments, "--peers", "textbook NumPy"])
     assert result["names"] == [*OURS_AND_THE_LIMIT, "textbook NumPy"]
@@ -224,7 +240,7 @@ def test_compare_prints_and_writes_what_it_measured(tmp_path, capsys):
 
 
 @needs_torch
-def test_cells_prints_and_writes_what_it_measured(tmp_path, capsys):
+def test_cells_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
     result = cells.main(["--quick", "--shape", "4", "2", "3", "5", "2", "--out", str(tmp_path)])
     assert result["names"] == [*OURS_AND_THE_LIMIT, "torch"]
     assert [row["cell"] for row in result["rows"]] == list(cells.CELLS)
@@ -252,7 +268,7 @@ def test_ensembles_prints_and_writes_what_it_measured(tmp_path, capsys):
     assert json.loads((tmp_path / "results" / "ensembles-float32.json").read_text()) == json.loads(json.dumps(result))
 
 
-def test_a_peak_that_is_not_that_of_a_step_is_said_to_be_so(tmp_path):
+def test_a_peak_that_is_not_that_of_a_step_is_said_to_be_so(tmp_path, forked):
     result = compare.main(
         ["--quick", "--shape", "4", "2", "3", "5", "2", "--peers", "bptt_array", "--out", str(tmp_path)]
     )
@@ -263,7 +279,7 @@ def test_a_peak_that_is_not_that_of_a_step_is_said_to_be_so(tmp_path):
     assert told in "".join(compare.tables(result))
 
 
-def test_scaling_fits_lines_to_what_it_measured(tmp_path, capsys):
+def test_scaling_fits_lines_to_what_it_measured(tmp_path, capsys, forked):
     result = scaling.main(["--quick", "--out", str(tmp_path)])
     assert [point["size"] for point in result["series"]["T"]["points"]] == list(scaling.QUICK["T"])
     assert (tmp_path / "images" / "scaling-float32.png").exists()
@@ -310,7 +326,7 @@ def test_a_line_through_times_is_fitted_to_their_ratios():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_memory_prints_and_writes_what_it_measured(tmp_path, capsys):
+def test_memory_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
     result = memory.main(["--quick", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for row in result["rows"]:
