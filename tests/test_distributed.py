@@ -1,5 +1,7 @@
 """Batches in parts: without MPI by hand, and with it on real ranks; what goes wrong says so on all of them."""
 
+import contextlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -139,31 +141,43 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def on_ranks_of_a_copy(folder, check, file=None, old="", new=""):
-    """Run a check on three ranks that import a copy of the package, with ``old`` replaced."""
-    package = folder / "bptt_array"
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The folder of a copy of the package."""
+    package = tmp_path_factory.mktemp("copy") / "bptt_array"
     shutil.copytree(Path(ba.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    if file is not None:
-        source = (package / file).read_text(encoding="utf-8")
-        assert source.count(old) == 1, f"{old!r} is no longer in {file}: mend the mutant"
-        (package / file).write_text(source.replace(old, new), encoding="utf-8")
-    path = os.pathsep.join(map(str, [folder, *mpi.FOLDERS]))
-    return mpi.run(3, PROGRAM, "imported", check, PYTHONPATH=path, IMPORTED_FROM=str(package))
+    return package
+
+
+def on_ranks_of_a_copy(package, check, file=None, old="", new=""):
+    """Run a check on three ranks that import the copy of the package, with ``old`` replaced for now."""
+    path = os.pathsep.join(map(str, [package.parent, *mpi.FOLDERS]))
+    with contextlib.ExitStack() as stack:
+        if file is not None:
+            source = (package / file).read_text(encoding="utf-8")
+            assert source.count(old) == 1, f"{old!r} is no longer in {file}: mend the mutant"
+            stack.callback((package / file).write_text, source, encoding="utf-8")
+            (package / file).write_text(source.replace(old, new), encoding="utf-8")
+            # What was compiled of a source of the same size in the same second would count for another.
+            was_compiled = Path(importlib.util.cache_from_source(package / file))
+            was_compiled.unlink(missing_ok=True)
+            stack.callback(was_compiled.unlink, missing_ok=True)
+        return mpi.run(3, PROGRAM, "imported", check, PYTHONPATH=path, IMPORTED_FROM=str(package))
 
 
 @mpi.needs_mpi
 @pytest.mark.parametrize("check", sorted({check for *_, check in MUTANTS.values()}))
-def test_real_ranks_with_a_copy_without_a_mistake_pass(check, tmp_path):
-    status, out, err = on_ranks_of_a_copy(tmp_path, check)
+def test_real_ranks_with_a_copy_without_a_mistake_pass(check, copy):
+    status, out, err = on_ranks_of_a_copy(copy, check)
     assert status == 0, err
     assert out.splitlines() == ["imported is well", f"{check} is well"]
 
 
 @mpi.needs_mpi
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_real_ranks_find(mutant, tmp_path):
+def test_real_ranks_find(mutant, copy):
     *mistake, check = MUTANTS[mutant]
-    status, out, err = on_ranks_of_a_copy(tmp_path, check, *mistake)
+    status, out, err = on_ranks_of_a_copy(copy, check, *mistake)
     assert status != 0
     assert out.splitlines() == ["imported is well"]  # so that it is the check that fails
     # MPI itself refuses what is sent in different sizes.

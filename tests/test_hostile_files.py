@@ -4,11 +4,13 @@ Never a crash, a hang, another file opened, a name executed, or an allocation th
 """
 
 import contextlib
+import functools
 import io
 import json
 import math
 import random
 import re
+import shutil
 import signal
 import sys
 import tracemalloc
@@ -432,13 +434,25 @@ ARRAYS = [
 ]
 
 
-def run_with(tmp_path, about=None, arrays=None, environment=None, metrics=None):
-    """A run folder with one thing in it that is not as it was; all checksums are right."""
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run, to be copied."""
+    here = tmp_path_factory.mktemp("finished")
+    (here / "text.txt").write_text(TEXT, encoding="utf-8")
     small = ["--hidden", "4", "--seq-len", "4", "--batch", "2", "--steps", "24", "--checkpoint-every", "6"]
-    folder = tmp_path / "run"
     with contextlib.redirect_stdout(io.StringIO()):
-        assert cli.main(["train", str(tmp_path / "text.txt"), *small, "--out", str(folder)]) == 0
+        assert cli.main(["train", str(here / "text.txt"), *small, "--out", str(here / "run")]) == 0
+    return here / "run"
+
+
+@pytest.fixture
+def run_with(finished, tmp_path):
+    """A function that makes a run folder with one thing in it that is not as it was; all checksums are right."""
+    return functools.partial(_run_with, finished, tmp_path / "run")
+
+
+def _run_with(finished, folder, about=None, arrays=None, environment=None, metrics=None):
+    shutil.copytree(finished, folder)
     *_, path = checkpoints.checkpoints(folder)
     with serialization.open_file(path) as file:
         content, there = file.about(checkpoints.KIND), file.arrays()
@@ -467,8 +481,8 @@ def commands_end_well(folder, capsys):
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=lambda arrays: str(list(arrays)))
-def test_a_checkpoint_with_other_arrays_is_refused(arrays, tmp_path, capsys):
-    resumed, _ = commands_end_well(run_with(tmp_path, arrays=arrays), capsys)
+def test_a_checkpoint_with_other_arrays_is_refused(arrays, run_with, capsys):
+    resumed, _ = commands_end_well(run_with(arrays=arrays), capsys)
     assert "bptt-array: error: " in resumed
 
 
@@ -492,12 +506,12 @@ def test_a_checkpoint_with_other_arrays_is_refused(arrays, tmp_path, capsys):
     ],
     ids=str,
 )
-def test_a_checkpoint_that_says_something_else_is_refused_before_anything_is_made(about, tmp_path, capsys):
+def test_a_checkpoint_that_says_something_else_is_refused_before_anything_is_made(about, run_with, capsys):
     if "options" in about:
         about = {
             "options": vars(Options(hidden=4, seq_len=4, batch=2, steps=24, checkpoint_every=6)) | about["options"]
         }
-    folder = run_with(tmp_path, about=about)
+    folder = run_with(about=about)
     tracemalloc.start()
     resumed, _ = commands_end_well(folder, capsys)
     _, peak = tracemalloc.get_traced_memory()
@@ -507,8 +521,8 @@ def test_a_checkpoint_that_says_something_else_is_refused_before_anything_is_mad
 
 
 @pytest.mark.parametrize("text", ["[1]", "[null]", '[["<b>"]]', "{}", "[" * 200_000, "", '[{"a": 1}]', "\x00"])
-def test_an_environment_that_is_none_is_left_out(text, tmp_path, capsys):
-    assert all("error" not in said for said in commands_end_well(run_with(tmp_path, environment=text), capsys))
+def test_an_environment_that_is_none_is_left_out(text, run_with, capsys):
+    assert all("error" not in said for said in commands_end_well(run_with(environment=text), capsys))
 
 
 @pytest.mark.parametrize(
@@ -517,9 +531,9 @@ def test_an_environment_that_is_none_is_left_out(text, tmp_path, capsys):
      {"loss": float("nan")}, {"sample": 5}, {"members_loss": 5}, {"members_loss": ["x"]}],
     ids=str,
 )  # fmt: skip
-def test_metrics_that_are_none_are_named(change, tmp_path, capsys):
+def test_metrics_that_are_none_are_named(change, run_with, tmp_path, capsys):
     line = {"step": 1, "characters": 2, "lr": 0.1, "loss": 3.0} | change
-    resumed, page = commands_end_well(run_with(tmp_path, metrics=json.dumps(line) + "\n"), capsys)
+    resumed, page = commands_end_well(run_with(metrics=json.dumps(line) + "\n"), capsys)
     assert resumed == ""  # they are in the checkpoint, and written anew,
     assert page == ""
     (tmp_path / "run" / runs.METRICS).write_text(json.dumps(line) + "\n")

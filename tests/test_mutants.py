@@ -1,13 +1,14 @@
 """Known mistakes, put in on purpose: the gradient check has to see every one of them.
 
-Each mutant is a copy of the package with one piece of source replaced, imported under another name.
+Each mutant is the package with one piece of source replaced, imported under another name.
 """
 
-import importlib
+import importlib.abc
+import importlib.util
 import itertools
-import shutil
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -182,26 +183,57 @@ MUTANTS = {
     "masks of members alike": ("bptt/dropout.py", "seeds = (backend.arange(self.members or 1)", "seeds = (backend.arange(self.members or 1) * 0"),
 }  # fmt: skip
 
+PACKAGE = Path(bptt_array.__file__).parent
 _number = itertools.count()
 
 
+@cache
+def compiled(path, source):
+    """What is as it was is compiled once for all mutants; under names that no measurement of coverage knows."""
+    return compile(source, f"<mutant>/{path.relative_to(PACKAGE)}", "exec", dont_inherit=True)
+
+
+class Mutant(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the package's source under the name ``name``, with ``old`` replaced in one file."""
+
+    def __init__(self, name, file=None, old="", new=""):
+        self.name, self.old, self.new = name, old, new
+        self.mutated = None if file is None else PACKAGE / file
+
+    def find_spec(self, fullname, path=None, target=None):
+        name, *parts = fullname.split(".")
+        if name != self.name:
+            return None
+        folder = PACKAGE.joinpath(*parts)
+        is_package = (folder / "__init__.py").exists()
+        file = folder / "__init__.py" if is_package else folder.with_suffix(".py")
+        if not file.exists():
+            return None
+        spec = importlib.util.spec_from_loader(fullname, self, origin=str(file), is_package=is_package)
+        spec.loader_state = file
+        return spec
+
+    def exec_module(self, module):
+        file = module.__spec__.loader_state
+        module.__file__ = str(file)
+        source = file.read_text(encoding="utf-8")
+        exec(compiled(file, source.replace(self.old, self.new) if file == self.mutated else source), module.__dict__)
+
+
 @pytest.fixture
-def mutate(tmp_path, monkeypatch):
-    """A function ``(file, old, new)`` that imports a copy of the package with ``old`` replaced."""
-    monkeypatch.syspath_prepend(str(tmp_path))
+def mutate(monkeypatch):
+    """A function ``(file, old, new)`` that imports the package under another name with ``old`` replaced."""
     name = f"mutant_{next(_number)}"
 
-    def copy(file=None, old="", new=""):
-        folder = tmp_path / name
-        shutil.copytree(Path(bptt_array.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    def mutant(file=None, old="", new=""):
         if file is not None:
-            source = (folder / file).read_text(encoding="utf-8")
-            assert old in source, f"{old!r} is no longer in {file}: mend the mutant"
-            (folder / file).write_text(source.replace(old, new), encoding="utf-8")
-        importlib.invalidate_caches()
+            assert old in (PACKAGE / file).read_text(encoding="utf-8"), (
+                f"{old!r} is no longer in {file}: mend the mutant"
+            )
+        monkeypatch.setattr(sys, "meta_path", [Mutant(name, file, old, new), *sys.meta_path])
         return importlib.import_module(name)
 
-    yield copy
+    yield mutant
     for module in [m for m in sys.modules if m.partition(".")[0] == name]:
         del sys.modules[module]
 
