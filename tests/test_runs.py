@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import backends_and_dtypes, cuda
+from conftest import IN_CI, backends_and_dtypes, cuda
 
 import bptt_array as ba
 from bptt_array import cli, serialization
@@ -260,8 +260,8 @@ print(json.dumps({"killed": killed, "statuses": sorted(last), "folder": folder})
 @pytest.mark.parametrize(
     ("times", "signals", "statuses", "kind"),
     [
-        (30, ["SIGKILL"], {0, -9}, "--cell lstm --layers 2 --dropout 0.2 --members 2"),
-        (10, ["SIGINT", "SIGTERM"], {0, 130, 143, -15}, "--recurrent-dropout 0.1 --optimizer momentum"),
+        (30 if IN_CI else 8, ["SIGKILL"], {0, -9}, "--cell lstm --layers 2 --dropout 0.2 --members 2"),
+        (10 if IN_CI else 4, ["SIGINT", "SIGTERM"], {0, 130, 143, -15}, "--recurrent-dropout 0.1 --optimizer momentum"),
     ],
     ids=["killed", "stopped"],
 )
@@ -363,7 +363,7 @@ def test_a_damaged_checkpoint_is_said_to_be_so_and_the_one_before_it_taken(how, 
     folder, expected = finished
     *_, before, last = checkpoints.checkpoints(folder)
     data, rng = last.read_bytes(), random.Random(0)
-    for _ in range(10):
+    for _ in range(10 if IN_CI else 3):
         last.write_bytes(damaged(data, how, rng))
         assert run("--resume", folder) == 0
         out, err = capsys.readouterr()
