@@ -46,7 +46,7 @@ def start(ranks, *command, **environment):
     )
 
 
-def finish(process, seconds=120):
+def finish(process, seconds=300):
     """Its exit status and what it wrote, ``(status, out, err)``; what takes longer hangs, and is a failure."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -57,6 +57,6 @@ def finish(process, seconds=120):
     return process.returncode, out, err
 
 
-def run(ranks, *command, seconds=120, **environment):
+def run(ranks, *command, seconds=300, **environment):
     """:func:`start` and :func:`finish`."""
     return finish(start(ranks, *command, **environment), seconds)

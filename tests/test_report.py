@@ -156,7 +156,7 @@ def browse(page, tmp_path, *more):
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
-    done = subprocess.run([BROWSER, *options, *more, page.as_uri()], capture_output=True, timeout=120)
+    done = subprocess.run([BROWSER, *options, *more, page.as_uri()], capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.decode()
 

@@ -454,7 +454,7 @@ def test_a_file_system_that_takes_no_larger_files_is_one_line(text_file, tmp_pat
     )
     folder = tmp_path / "run"
     command = [sys.executable, "-c", code, "train", str(text_file), *SMALL, "--hidden", "64", "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr == f"bptt-array: error: {folder}/checkpoints/step-00000000.safetensors: File too large\n"
     assert not folder.exists()
@@ -540,7 +540,7 @@ def test_an_output_that_is_closed_before_or_while_training_loses_nothing(text_fi
         f"{sys.executable} -m bptt_array train {text_file} {' '.join(SMALL)} --checkpoint-every 12 --steps 240 --out"
     )
     for command, status in ((f"{train} run >&-", 0), (f"{train} piped | head -3", 0)):
-        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == status
         assert "Traceback" not in done.stderr
     assert checkpoints.newest_checkpoint(tmp_path / "run", print).step == 240
@@ -840,7 +840,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(text_file, tmp_pa
         command = [sys.executable, "-m", "bptt_array", "train", str(text_file), *options, "--seed", seed]
         # What Python draws at every start must not matter.
         environment = {**os.environ, "PYTHONHASHSEED": str(random.randrange(1 << 30))}
-        subprocess.run([*command, "--out", str(folder)], check=True, capture_output=True, env=environment, timeout=120)
+        subprocess.run([*command, "--out", str(folder)], check=True, capture_output=True, env=environment, timeout=300)
     one, two, three = map(results, folders)
     assert one == two
     assert one[runs.MODEL] != three[runs.MODEL]

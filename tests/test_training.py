@@ -589,7 +589,7 @@ def test_ctrl_c_and_sigterm_save_what_was_learnt(text_file, tmp_path, number, st
     seen = [process.stdout.readline() for _ in range(4)]
     assert "nats per character" in seen[3]
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == status
     assert "Traceback" not in err
     last = err.splitlines()[-1]
@@ -715,7 +715,7 @@ def test_a_closed_output_is_one_line_and_loses_nothing(text_file, tmp_path):
     for _ in range(3):
         process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) == 2
+    assert process.wait(timeout=300) == 2
     assert process.stderr.read().splitlines()[-1].endswith("output: Broken pipe")
     process.stderr.close()
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -727,7 +727,7 @@ def test_a_full_output_is_one_line_and_leaves_no_claimed_folder(text_file, tmp_p
     for arguments in (["info"], ["train", str(text_file), *SMALL, "--out", "run"]):
         with open("/dev/full", "w") as full:
             command = [sys.executable, "-m", "bptt_array", *arguments]
-            done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+            done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
         assert done.returncode == 2
         assert done.stderr == "bptt-array: error: output: No space left on device\n"
     assert not (tmp_path / "run").exists()
@@ -739,7 +739,7 @@ def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
     ba.RNN(1, 4, 1, output="softmax").save(folder / runs.MODEL, {"characters": "ö"})
     ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     process = start("sample", folder, "--length", "2", cwd=tmp_path, **ascii_only)
-    assert process.communicate(timeout=60) == ("\\xf6" * 2 + "\n", "")
+    assert process.communicate(timeout=300) == ("\\xf6" * 2 + "\n", "")
 
 
 def test_file_names_are_not_taken_for_options_nor_broken_into_lines(tmp_path, capsys, monkeypatch):
@@ -751,7 +751,7 @@ def test_file_names_are_not_taken_for_options_nor_broken_into_lines(tmp_path, ca
 
 def test_the_module_and_the_console_script_are_the_same_program(tmp_path):
     process = start("--version", cwd=tmp_path)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert out == f"bptt-array {ba.__version__}\n"
     scripts = importlib.metadata.entry_points(group="console_scripts", name="bptt-array")
     assert [script.load() for script in scripts] == [cli.main]
