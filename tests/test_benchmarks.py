@@ -37,6 +37,7 @@ from peers import Problem, Shape
 
 FOLDER = Path(report.__file__).parent
 OURS_AND_THE_LIMIT = ["bptt_array", "products alone"]
+QUICK = ["--quick", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,7 @@ def in_a_hurry(monkeypatch):
     """No pauses: how fast anything is, and how quiet the machine, is not looked at here."""
     monkeypatch.setattr(measure, "SETTLE_S", 0)
     monkeypatch.setattr(measure.busy, "__defaults__", (0.01,))
+    monkeypatch.setattr(measure, "_bind", lambda to: None)  # others may be at work on the same cores
 
 
 @pytest.fixture
@@ -241,7 +243,7 @@ def test_compare_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
 
 @needs_torch
 def test_cells_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
-    result = cells.main(["--quick", "--shape", "4", "2", "3", "5", "2", "--out", str(tmp_path)])
+    result = cells.main([*QUICK, "--shape", "4", "2", "3", "5", "2", "--out", str(tmp_path)])
     assert result["names"] == [*OURS_AND_THE_LIMIT, "torch"]
     assert [row["cell"] for row in result["rows"]] == list(cells.CELLS)
     printed = capsys.readouterr().out
@@ -257,7 +259,7 @@ def test_cells_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
 
 @needs_torch
 def test_ensembles_prints_and_writes_what_it_measured(tmp_path, capsys):
-    result = ensembles.main(["--quick", "--shape", "4", "2", "3", "5", "2", "--out", str(tmp_path)])
+    result = ensembles.main([*QUICK, "--shape", "4", "2", "3", "5", "2", "--out", str(tmp_path)])
     assert result["names"] == list(ensembles.PEERS)
     printed = capsys.readouterr().out
     for row in result["rows"]:
@@ -280,7 +282,7 @@ def test_a_peak_that_is_not_that_of_a_step_is_said_to_be_so(tmp_path, forked):
 
 
 def test_scaling_fits_lines_to_what_it_measured(tmp_path, capsys, forked):
-    result = scaling.main(["--quick", "--out", str(tmp_path)])
+    result = scaling.main([*QUICK, "--out", str(tmp_path)])
     assert [point["size"] for point in result["series"]["T"]["points"]] == list(scaling.QUICK["T"])
     assert (tmp_path / "images" / "scaling-float32.png").exists()
     assert (tmp_path / "results" / "scaling-float32.json").exists()
@@ -327,7 +329,7 @@ def test_a_line_through_times_is_fitted_to_their_ratios():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_memory_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
-    result = memory.main(["--quick", "--out", str(tmp_path)])
+    result = memory.main([*QUICK, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for row in result["rows"]:
         found = row["peers"]
@@ -347,7 +349,7 @@ def test_memory_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
 
 
 def test_longest_reads_files_and_keeps_within_its_memory(tmp_path, capsys):
-    result = longest.main(["--quick", "--out", str(tmp_path)])
+    result = longest.main([*QUICK, "--out", str(tmp_path)])
     within, cut = result["rows"]
     assert (within["options"], cut["options"]) == ({"memory": "1MiB"}, {"truncate": 100})
     assert within["plan_bytes"] <= 2**20 < result["full_bytes"]
@@ -367,7 +369,7 @@ def test_a_segment_alone_has_the_gradients_of_the_loop_in_chunks_too():
 
 
 def test_parallel_prints_and_writes_what_it_measured(tmp_path, capsys):
-    result = parallel.main(["--quick", "--out", str(tmp_path)])
+    result = parallel.main([*QUICK, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for row in result["rows"]:
         found, segment = row["peers"], row["segment"]
@@ -386,7 +388,7 @@ def test_parallel_prints_and_writes_what_it_measured(tmp_path, capsys):
 
 @pytest.mark.parametrize("device", ["cpu", *cuda])
 def test_the_gpu_script_runs_but_for_its_timers(device, tmp_path, capsys):
-    result = gpu.main(["--quick", "--device", device, "--out", str(tmp_path)])
+    result = gpu.main([*QUICK, "--device", device, "--out", str(tmp_path)])
     ours = result["rows"][0]["peers"]["bptt_array"]
     shape = Shape(*result["rows"][0]["shape"])
     assert ours["us_per_step"] == pytest.approx(ours["device"]["median_ms"] * 1e3 / shape.T)
@@ -407,7 +409,7 @@ def test_the_gpu_script_runs_but_for_its_timers(device, tmp_path, capsys):
 @pytest.mark.parametrize("device", ["cpu", *cuda])
 @pytest.mark.parametrize("cell", cells.CELLS)
 def test_the_gpu_script_knows_cells_with_gates(cell, device, tmp_path):
-    result = gpu.main(["--quick", "--cell", cell, "--device", device, "--out", str(tmp_path)])
+    result = gpu.main([*QUICK, "--cell", cell, "--device", device, "--out", str(tmp_path)])
     found = result["rows"][0]["peers"]
     assert all(peer["gradient_difference"] < 1e-5 for peer in found.values())
     assert set(found) <= {"bptt_array", f"torch.nn.{cell.upper()}"}
@@ -416,7 +418,7 @@ def test_the_gpu_script_knows_cells_with_gates(cell, device, tmp_path):
 
 @pytest.mark.parametrize("device", cuda)
 def test_the_gpu_script_sets_tf32_on_the_handle_too(device, tmp_path):
-    result = gpu.main(["--quick", "--tf32", "--device", device, "--out", str(tmp_path)])
+    result = gpu.main([*QUICK, "--tf32", "--device", device, "--out", str(tmp_path)])
     assert result["tf32"]
     assert result["tf32_state"]["cuBLAS handle of CuPy"]
     import bptt_array as ba
@@ -438,12 +440,12 @@ def test_the_gpu_script_says_what_is_missing(capsys):
     if gpu.ba.backend.cuda_device_count():
         pytest.skip("there is a CUDA device here")
     with pytest.raises(SystemExit):
-        gpu.main(["--quick"])
+        gpu.main(QUICK)
     assert "--device cpu tries everything but the CUDA timers" in capsys.readouterr().err
 
 
 def test_the_parts_of_a_step_are_clocked(tmp_path, capsys):
-    result = parts.main(["--quick", "--out", str(tmp_path)])
+    result = parts.main([*QUICK, "--out", str(tmp_path)])
     for row in result["rows"]:
         parts_ms = row["parts_ms"]
         assert set(parts.PARTS) < set(parts_ms)
@@ -460,7 +462,7 @@ def test_char_rnn_trains_both_alike(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 40, encoding="utf-8")
     small = ["--hidden", "16", "--seq-len", "8", "--batch", "4"]
-    result = char_rnn.main([str(text), *small, "--quick", "--out", str(tmp_path)])
+    result = char_rnn.main([str(text), *small, *QUICK, "--out", str(tmp_path)])
     assert result["gradient_difference"] < 1e-5
     ours, theirs = (side["last_loss"] for side in result["sides"].values())
     assert ours == pytest.approx(theirs, rel=1e-3)
@@ -469,7 +471,7 @@ def test_char_rnn_trains_both_alike(tmp_path, capsys):
 
 
 def test_the_training_run_is_measured(tmp_path, capsys):
-    result = train.main(["--quick", "--out", str(tmp_path)])
+    result = train.main([*QUICK, "--out", str(tmp_path)])
     assert result["steps"] == 20
     assert 0 < result["validation"] < 10
     assert "20 updates took" in capsys.readouterr().out
@@ -613,7 +615,7 @@ def test_without_mpi_the_script_says_what_is_missing(monkeypatch, capsys):
 
 
 def test_three_networks_differ_in_what_becomes_of_their_gradients(tmp_path, capsys):
-    result = vanishing.main(["--quick", "--out", str(tmp_path)])
+    result = vanishing.main([*QUICK, "--out", str(tmp_path)])
     short, keeping, wild = (row["exponents"][0] for row in result["rows"])
     assert short < -0.4 < keeping < wild
     assert "largest exponent" in capsys.readouterr().out

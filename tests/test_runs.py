@@ -528,7 +528,7 @@ def test_two_signals_at_once_lose_nothing(number, text_file, tmp_path):
     folder = tmp_path / "run"
     options = [*SMALL, "--steps", "1000000", "--checkpoint-every", "10", "--out", str(folder)]
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", str(text_file), *options], capture_output=True, timeout=60
+        [sys.executable, "-c", code, "train", str(text_file), *options], capture_output=True, timeout=300
     )
     assert done.returncode == 128 + getattr(signal, number)
     assert checkpoints.newest_checkpoint(folder, print).step >= 40
