@@ -1,5 +1,6 @@
 """What pytest prints at the end of this suite: skips in one line a reason and file, failures in the last lines."""
 
+import os
 import re
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def test_skips_are_one_line_a_reason_and_file_and_failures_stand_last(workers, t
     code = f"import sys, pytest; sys.path.insert(0, {str(HERE)!r}); sys.exit(pytest.main(sys.argv[1:]))"
     options = ["-c", str(HERE.parent / "pyproject.toml"), "--rootdir", str(tmp_path), "-p", "no:cacheprovider"]
     command = [sys.executable, "-c", code, *options, "-n", workers, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV_"))}
+    done = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     skips = [line.strip() for line in lines if "needs a" in line]
@@ -50,6 +52,6 @@ def test_skips_are_one_line_a_reason_and_file_and_failures_stand_last(workers, t
     *_, first, second, result = lines
     assert all(re.match(r"FAILED .*test_[ab].py::test_fails - .*as it should", line) for line in (first, second))
     assert re.search(r"2 failed, 82 skipped in", result)
-    again = subprocess.run([*command, "-rs"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = subprocess.run([*command, "-rs"], cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
     assert "in test_a.py" not in again.stdout  # pytest's own list was asked for
     assert "needs a device" in again.stdout
