@@ -24,7 +24,6 @@ from ..equations.losses import LOSSES, UserLoss
 from ..schedules import plans
 from ..schedules.instructions import check_truncate
 from ..schedules.plans import Plan
-from . import files, torch_weights
 from .architecture import Architecture
 from .arguments import (
     check_backward,
@@ -277,7 +276,9 @@ class RNN:
         path = check_path("path", path)
         self.calls.check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
-        files.write_model(path, values, self.config, {} if metadata is None else metadata)
+        from .files import write_model  # no network needs it before it is saved
+
+        write_model(path, values, self.config, {} if metadata is None else metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | Backend = "cpu", *, cell: Cell | None = None) -> RNN:
@@ -302,7 +303,9 @@ class RNN:
             says; if it needs another cell.
         """
         backend, path = resolve(device), check_path("path", path)
-        architecture, params, metadata = files.read_model(path, cell)
+        from .files import read_model
+
+        architecture, params, metadata = read_model(path, cell)
         return cls._with(architecture, params, backend), metadata
 
     def to_torch_state_dict(
@@ -329,7 +332,9 @@ class RNN:
         """
         self.calls.check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
-        return torch_weights.to_state_dict(self.architecture, values, recurrent_prefix, readout_prefix)
+        from .torch_weights import to_state_dict
+
+        return to_state_dict(self.architecture, values, recurrent_prefix, readout_prefix)
 
     @classmethod
     def from_torch_state_dict(
@@ -376,9 +381,9 @@ class RNN:
             "time_major": time_major,
             "seed": seed,
         }
-        architecture, values = torch_weights.from_state_dict(
-            state_dict, recurrent_prefix, readout_prefix, cell, options
-        )
+        from .torch_weights import from_state_dict
+
+        architecture, values = from_state_dict(state_dict, recurrent_prefix, readout_prefix, cell, options)
         return cls._with(architecture, values, backend)
 
     # ---- forward and backward -------------------------------------------------------------------------
