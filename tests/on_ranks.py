@@ -452,5 +452,8 @@ if __name__ == "__main__":
             if ranks.rank == 0:
                 print(f"{check} is well", flush=True)
     except BaseException:  # noqa: BLE001 (the others would wait for ever)
-        print(f"rank {ranks.rank} of {ranks.size}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        said = f"rank {ranks.rank} of {ranks.size}:\n{traceback.format_exc()}"
+        print(said, file=sys.stderr, flush=True)
+        if "ERRORS_TO" in os.environ:  # an mpiexec that has little time ends without having passed on what is said
+            (Path(os.environ["ERRORS_TO"]) / str(ranks.rank)).write_text(said, encoding="utf-8")
         ranks.comm.Abort(1)
