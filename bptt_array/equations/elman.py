@@ -1,4 +1,12 @@
-"""The cell of (1.1), and its step backward (3.1)."""
+"""One step of the cell of the derivation, forward by (1.1) and backward by (3.1).
+
+(1.1) ``h_t = f(z_t)``, ``z_t = W_xh x_t + W_hh h_{t-1} + b_h``
+(3.1) ``dh_t = dL_t/dh_t + sum_{k>t} dL_k/dh_k dh_k/dh_t``
+
+The sum in (3.1), over all later losses, is what the step after hands back: ``W_hh^T dz_{t+1}`` with
+``dz = f'(z) * dh``, since dh_{t+1} has all of these losses in it. What needs no other step is done for all at once:
+``W_xh x_t + b_h`` before the loop forward, the direct part dL_t/dh_t (3.2) and f'(z_t) before the loop backward.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +17,7 @@ from .state_product import StateProduct
 
 
 class Elman(Cell):
-    """The cell of (1.1): ``h_t = f(W_xh x_t + W_hh h_{t-1} + b_h)``."""
+    """The cell of (1.1), with f tanh or ReLU; ``product.adding()`` is the product with ``W_hh``, see :class:`Cell`."""
 
     in_place = True
     diagonal = True
