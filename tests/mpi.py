@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -58,5 +59,11 @@ def finish(process, seconds=300):
 
 
 def run(ranks, *command, seconds=300, **environment):
-    """:func:`start` and :func:`finish`."""
-    return finish(start(ranks, *command, **environment), seconds)
+    """:func:`start` and :func:`finish`.
+
+    The tests' own programs write errors to files in a folder, and what these hold is added here: an mpiexec whose job
+    is ended by force may lose what was written just before, above all on a busy machine.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        status, out, err = finish(start(ranks, *command, ERRORS_TO=folder, **environment), seconds)
+        return status, out, err + "".join(path.read_text(encoding="utf-8") for path in Path(folder).iterdir())

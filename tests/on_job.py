@@ -106,6 +106,8 @@ FAULTS = {
 }
 
 if __name__ == "__main__":
+    if "ERRORS_TO" in os.environ:  # see mpi.py
+        os.dup2(os.open(f"{os.environ['ERRORS_TO']}/{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     FAULTS[FAULT]()
     assert distributed.launched() > 1
     sys.exit(cli.main(ARGUMENTS))

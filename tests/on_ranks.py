@@ -444,6 +444,8 @@ def nccl(ranks):
 
 
 if __name__ == "__main__":
+    if "ERRORS_TO" in os.environ:  # see mpi.py
+        os.dup2(os.open(f"{os.environ['ERRORS_TO']}/{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     ranks = distributed.Communicator()
     try:
         for check in sys.argv[1:]:
@@ -452,8 +454,5 @@ if __name__ == "__main__":
             if ranks.rank == 0:
                 print(f"{check} is well", flush=True)
     except BaseException:  # noqa: BLE001 (the others would wait for ever)
-        said = f"rank {ranks.rank} of {ranks.size}:\n{traceback.format_exc()}"
-        print(said, file=sys.stderr, flush=True)
-        if "ERRORS_TO" in os.environ:  # an mpiexec that has little time ends without having passed on what is said
-            (Path(os.environ["ERRORS_TO"]) / str(ranks.rank)).write_text(said, encoding="utf-8")
+        print(f"rank {ranks.rank} of {ranks.size}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         ranks.comm.Abort(1)
