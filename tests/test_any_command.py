@@ -17,7 +17,7 @@ from conftest import IN_CI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bptt_array import parity
+from bptt_array import cli, parity
 from bptt_array.cli.start import main
 from bptt_array.training import text
 
@@ -222,3 +222,12 @@ def test_every_command_ends_with_a_status_and_errors_are_one_line(name):
     drive()
     for kind in ("result", "error"):  # there were both
         assert ended[kind] >= (0.1 * ended.total() if IN_CI else 1), ended
+
+
+def test_two_dashes_after_an_equals_sign_are_a_value():
+    """Some Pythons take them for the end of options, wherever they stand."""
+    assert cli.parser().parse_args(["sample", "run", "--prompt=--"]).prompt == "--"
+    for typed in (["--prompt=--"], ["--length=--"], ["--length=3", "--prompt=--", "--device=--"]):
+        assert check(["sample", "run", *typed]) == 2
+    assert check(["train", "--cell=--", "good"]) == 2
+    assert check(["train", "--out=--", "--hidden=3", "--batch=2", "--seq-len=4", "--steps=2", "--", "good"]) == 0

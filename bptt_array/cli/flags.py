@@ -22,6 +22,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """``--prompt=--`` has the value ``--``; Pythons before 3.13 drop it, which leaves no value at all."""
+        values = super()._get_values(action, list(arg_strings))
+        dropped = values == [] and action.option_strings and arg_strings == ["--"]
+        return super()._get_values(action, ["--", "--"]) if dropped else values
+
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, but for None, "" and False, whose meaning is in the help text itself.
