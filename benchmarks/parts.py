@@ -29,7 +29,7 @@ PARTS = {
     "loop forward": [(layer, "forward_")],
     "readout, loss": [(LossAtEveryStep, "__call__")],
     "loop backward": [(layer, "backward_")],
-    "weight sums": [(sums, "weight_sum"), (sums, "bias_sum")],
+    "weight sums": [(sums, "weight_sum"), (sums, "bias_sum"), (layer, "bias_sum")],
 }
 
 

@@ -10,8 +10,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import schedules
-from ._version import __version__
+from ._version import __version__ as __version__
 from .backend import Backend
 from .bptt.state import Gradients, State
 from .equations.cell import Cell
@@ -20,7 +19,11 @@ from .optimizers import SGD, Adam, clip_by_global_norm, global_norm
 from .rnn.rnn import RNN
 
 if TYPE_CHECKING:
-    from . import diagnostics, distributed, plots
+    from . import diagnostics as diagnostics
+    from . import distributed as distributed
+    from . import parity as parity
+    from . import plots as plots
+    from . import schedules as schedules
     from .parity import compare_devices
 
 __all__ = [
@@ -31,28 +34,24 @@ __all__ = [
     "Cell",
     "Gradients",
     "State",
-    "__version__",
     "check_gradients",
     "clip_by_global_norm",
     "compare_devices",
-    "diagnostics",
-    "distributed",
     "global_norm",
-    "plots",
-    "schedules",
 ]
 
-#: Imported when first asked for: a program that trains a network has no use for most of them.
-_LATER = {"compare_devices": "parity", "diagnostics": "", "distributed": "", "parity": "", "plots": ""}
+#: Rooms for users, beside the names above, and the files that stand beside rooms.
+_ROOMS = ("backend", "diagnostics", "distributed", "parity", "plots", "schedules", "serialization")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".{_LATER[name] or name}", __name__)
-    found = globals()[name] = getattr(module, name) if _LATER[name] else module
-    return found
+    """What is imported when it is first asked for: a program that trains a network has no use for most of it."""
+    if name == "compare_devices":
+        return importlib.import_module(".parity", __name__).compare_devices
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_ROOMS, "__version__"])

@@ -29,7 +29,7 @@ DASHES = ("-", "--", ":", "-.")
 def plot_loss(metrics: Sequence[Progress], axes: Axes | None = None) -> Figure:
     """Training and validation loss of a run over the characters that it read."""
     if isinstance(metrics, (str, bytes)) or not isinstance(metrics, Sequence):
-        raise TypeError(f"metrics is a {type(metrics).__name__}; expected a list of bptt_array.Progress")
+        raise TypeError(f"metrics is a {type(metrics).__name__}; expected a list of Progress, such as trainer.metrics")
     figure, axes = _axes(axes)
     from matplotlib.ticker import MaxNLocator
 

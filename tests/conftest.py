@@ -1,7 +1,5 @@
 """What holds for every test, and backends to run on: every namespace at hand, each on its devices."""
 
-import functools
-import importlib.metadata
 import importlib.util
 import os
 import signal
@@ -38,10 +36,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("suite")
-
-
-# What is installed does not change meanwhile; every run writes it down, and to read it takes as long as to train here.
-importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
 
 
 def pytest_configure():

@@ -214,7 +214,7 @@ def test_every_command_ends_with_a_status_and_errors_are_one_line(name):
 
     ended = Counter()
 
-    @settings(max_examples=-(-CASES * part // total))
+    @settings(max_examples=max(12, -(-CASES * part // total)))
     @given(commands)
     def drive(arguments):
         ended["error" if check(arguments) == 2 else "result"] += 1

@@ -25,12 +25,14 @@ PAGES = {
     "bptt_array/README.md": 0,
     "bptt_array/backend/README.md": 0,
     "bptt_array/bptt/README.md": 0,
+    "bptt_array/cli/README.md": 0,
     "bptt_array/diagnostics/README.md": 1,
     "bptt_array/distributed/README.md": 2,
     "bptt_array/equations/README.md": 2,
     "bptt_array/rnn/README.md": 3,
     "bptt_array/runs/README.md": 0,
     "bptt_array/schedules/README.md": 3,
+    "bptt_array/training/README.md": 0,
     "tests/README.md": 0,
 }
 
@@ -86,6 +88,13 @@ def test_every_page_is_known():
         *(path for folder in ("bptt_array", "benchmarks", "tests") for path in (ROOT / folder).rglob("README.md")),
     ]
     assert sorted(path.relative_to(ROOT).as_posix() for path in there) == sorted(PAGES)
+
+
+def test_every_room_has_a_page_that_names_its_files():
+    for room in (path.parent for path in PACKAGE.glob("*/__init__.py")):
+        page = text_of(f"bptt_array/{room.name}/README.md")
+        files = {path.name for path in room.glob("*.py")} - {"__init__.py"}
+        assert {name for name in files if name not in page} == set(), room.name
 
 
 @pytest.mark.parametrize("page", PAGES)

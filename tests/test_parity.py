@@ -1,6 +1,9 @@
 """Parity second: the same numbers from every backend, in both dtypes, from inputs that cannot be written to."""
 
 import inspect
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import array_api_strict
@@ -204,3 +207,28 @@ def test_segments_of_any_length_give_the_same_numbers():
         found = results(replace(case, segment=segment), "float64", ba.backend.NumpyBackend(), "float64")
         for name, value in expected.items():
             assert np.allclose(found[name], value, rtol=1e-12, atol=1e-14), (segment, name)
+
+
+#: A training step with products large enough to be shared out to threads; it prints the gradients' sums.
+STEP = """
+import numpy as np, bptt_array as ba
+rng = np.random.default_rng(0)
+rnn = ba.RNN(64, 256, 64, cell="lstm", init="orthogonal", dtype="float64")
+x, target = rng.standard_normal((12, 64, 64)), rng.standard_normal((12, 64, 64))
+loss, grads, _ = rnn.loss_and_grad(x, target, input_grad=True)
+print(float(loss), *(float(np.sum(a * rng.standard_normal(a.shape))) for a in [*grads.params.values(), grads.x]))
+"""
+
+
+def test_several_threads_of_the_blas_give_the_same_to_rounding():
+    """The tests run beside each other, with one thread each; here are two."""
+
+    def numbers(threads):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        command = [sys.executable, "-c", STEP]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+        return np.array(done.stdout.split(), dtype=float)
+
+    one, two = numbers("1"), numbers("2")
+    assert one.size == 7
+    assert np.max(np.abs(two - one)) <= 1e-9 * np.max(np.abs(one))

@@ -49,7 +49,7 @@ class Tape(NamedTuple):
 
 
 class Cell:
-    """A recurrent cell: the base of those of the library, and of your own (see ``equations/README.md``).
+    """A recurrent cell: the base of those of the library, and of your own (see ``bptt_array/equations/README.md``).
 
     The time loops do ``z_t = W_xh x_t + b_h`` for all steps at once, call the cell once a step, forward and then
     backward, and sum up the gradients of ``W_xh``, ``W_hh`` and ``b_h`` from the ``dz_t`` that the cell leaves.
@@ -79,8 +79,8 @@ class Cell:
 
     Notes
     -----
-    Where sequences end early, states and what is kept are zero past the end when :meth:`slopes_` reads them, and dh
-    is zero there: slopes have to be finite at zero.
+    Past the end of a sequence the states, what is kept and dh are zeros, and :meth:`slopes_` is computed there too: its
+    formulas have to give finite numbers for zeros (``1 / c`` would not).
     """
 
     name: str = "custom"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from functools import cache
 from typing import Any
 
 from .._version import __version__
@@ -27,6 +28,7 @@ def version(name: str) -> str:
         return "not installed"
 
 
+@cache  # what is installed stays so, and to look takes as long as fifty updates of a small network
 def _cupy_distributions() -> list[str]:
     names: Any = importlib.metadata.packages_distributions().get("cupy", [])
     return sorted(set(names))

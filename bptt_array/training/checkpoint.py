@@ -1,4 +1,4 @@
-"""Everything that a training run is made of between two updates, as a file: what it takes to go on to the same bits.
+"""Everything that a training run is made of between two updates: what it takes to go on to the same bits.
 
 The random numbers of a run need no generator here: masks of dropout are a function of the seed and the step, and so is
 the place in the text.
