@@ -433,12 +433,13 @@ class RNN:
         ValueError, TypeError
             Naming the argument, before any work.
         """
-        with self.backend.active(), self.calls.layout.in_errors():
-            batch = self.calls.batch(x, state, lengths, reset, validate, host=False)
-            dropout = self.calls.dropout(dropout_seed, dropout_rows, batch.N)
-            network = self.calls.network(self.params)
+        calls = self.calls
+        with calls.backend.active(), calls.layout.in_errors():
+            batch = calls.batch(x, state, lengths, reset, validate, host=False)
+            dropout = calls.dropout(dropout_seed, dropout_rows, batch.N)
+            network = calls.network(self.params)
             y, unrolled = passes.run_forward(network, batch, dropout, keep=False)
-            return self.calls.outward(y), network.as_state(unrolled.last)
+            return calls.outward(y), network.as_state(unrolled.last)
 
     def forward(
         self,
@@ -470,17 +471,17 @@ class RNN:
         >>> grads.x.shape
         (5, 4, 3)
         """
-        backend = self.backend
-        with self.backend.active(), self.calls.layout.in_errors():
-            batch = self.calls.batch(x, state, lengths, reset, validate, host=False)
-            check_backward(backward, self.architecture.cell)
-            dropout = self.calls.dropout(dropout_seed, dropout_rows, batch.N, needed=True)
-            self.calls.check_params(self.params)
-            copy = {name: backend.copy(value) for name, value in self.params.items()}
-            network = self.calls.bind(copy)
+        calls = self.calls
+        with calls.backend.active(), calls.layout.in_errors():
+            batch = calls.batch(x, state, lengths, reset, validate, host=False)
+            check_backward(backward, calls.architecture.cell)
+            dropout = calls.dropout(dropout_seed, dropout_rows, batch.N, needed=True)
+            calls.check_params(self.params)
+            copy = {name: calls.backend.copy(value) for name, value in self.params.items()}
+            network = calls.bind(copy)
             y, unrolled = passes.run_forward(network, batch, dropout, keep=True)
-            function = BackwardFunction(self.calls, network, unrolled, tuple(y.shape), backward)
-            return self.calls.outward(y), network.as_state(unrolled.last), function
+            function = BackwardFunction(calls, network, unrolled, tuple(y.shape), backward)
+            return calls.outward(y), network.as_state(unrolled.last), function
 
     def loss_and_grad(
         self,
@@ -546,14 +547,15 @@ class RNN:
         grads : Gradients
         state : State
         """
-        with self.backend.active(), self.calls.layout.in_errors():
-            batch = self.calls.batch(x, state, lengths, reset, validate, host=True)
-            network = self.calls.network(self.params)
-            objective, targets = self.calls.objective(network, batch, target, loss, weights, reduction, validate)
+        calls = self.calls
+        with calls.backend.active(), calls.layout.in_errors():
+            batch = calls.batch(x, state, lengths, reset, validate, host=True)
+            network = calls.network(self.params)
+            objective, targets = calls.objective(network, batch, target, loss, weights, reduction, validate)
             check_input_grad(input_grad, x)
-            truncate = check_truncate(truncate, bidirectional=self.bidirectional)
-            check_backward(backward, self.architecture.cell)
-            dropout = self.calls.dropout(dropout_seed, dropout_rows, batch.N, needed=True)
+            truncate = check_truncate(truncate, bidirectional=calls.architecture.bidirectional)
+            check_backward(backward, calls.architecture.cell)
+            dropout = calls.dropout(dropout_seed, dropout_rows, batch.N, needed=True)
             if memory is None:
                 plan = plans.plan(batch.T, longest=network.segment_length(batch), truncate=truncate)
             else:
@@ -561,8 +563,8 @@ class RNN:
                     batch.T,
                     batch.N,
                     tokens=batch.tokens,
-                    shared=self.members is None or batch.x.shape[1] == 1,
-                    copied=batch.tokens or not (self.backend.owns(batch.x) and self.backend.owns(targets.target)),
+                    shared=calls.architecture.members is None or batch.x.shape[1] == 1,
+                    copied=batch.tokens or not (calls.backend.owns(batch.x) and calls.backend.owns(targets.target)),
                     unordered=not in_order(batch.x),
                     padded=batch.padding is not None,
                     weights=targets.weights is not None,
@@ -574,7 +576,7 @@ class RNN:
             value, grads, last_state = passes.run_loss_and_grad(
                 network, batch, objective, targets, dropout, plan, input_grad=input_grad, backward=backward
             )
-            return value, self.calls.layout.gradients(grads), last_state
+            return value, calls.layout.gradients(grads), last_state
 
     def plan(
         self,
@@ -678,11 +680,12 @@ class RNN:
 
         Without a ``dropout_seed`` nothing is left out, as in inference.
         """
-        with self.backend.active(), self.calls.layout.in_errors():
-            batch = self.calls.batch(x, state, lengths, reset, validate, host=True)
-            network = self.calls.network(self.params)
-            objective, targets = self.calls.objective(network, batch, target, loss, weights, reduction, validate)
-            dropout = self.calls.dropout(dropout_seed, dropout_rows, batch.N)
+        calls = self.calls
+        with calls.backend.active(), calls.layout.in_errors():
+            batch = calls.batch(x, state, lengths, reset, validate, host=True)
+            network = calls.network(self.params)
+            objective, targets = calls.objective(network, batch, target, loss, weights, reduction, validate)
+            dropout = calls.dropout(dropout_seed, dropout_rows, batch.N)
             return passes.run_loss(network, batch, objective, targets, dropout)
 
     def _plan(
