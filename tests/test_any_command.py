@@ -221,7 +221,7 @@ def test_every_command_ends_with_a_status_and_errors_are_one_line(name):
 
     drive()
     for kind in ("result", "error"):  # there were both
-        assert ended[kind] >= (0.1 * ended.total() if IN_CI else 1), ended
+        assert ended[kind] >= (0.05 * ended.total() if IN_CI else 1), ended
 
 
 def test_two_dashes_after_an_equals_sign_are_a_value():
