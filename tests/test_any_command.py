@@ -148,9 +148,8 @@ def trains(draw):
     return ["train", *right, *draw(options(TRAIN, 3)), *draw(st.just([]) | st.just(["--"])), *files]
 
 
-runs = st.sampled_from(
-    ["run", "run", "run", "ensemble", "ensemble", "good", "nowhere", ".", "", "a\0", "\ud800", "damaged"]
-)
+#: Good ones often enough that some commands have nothing wrong, whatever else is drawn.
+runs = st.sampled_from([*["run"] * 6, *["ensemble"] * 3, "good", "nowhere", ".", "", "a\0", "\ud800", "damaged"])
 
 
 @st.composite
@@ -221,7 +220,7 @@ def test_every_command_ends_with_a_status_and_errors_are_one_line(name):
 
     drive()
     for kind in ("result", "error"):  # there were both
-        assert ended[kind] >= (0.05 * ended.total() if IN_CI else 1), ended
+        assert ended[kind] >= (0.1 * ended.total() if IN_CI else 1), ended
 
 
 def test_two_dashes_after_an_equals_sign_are_a_value():

@@ -115,7 +115,7 @@ def test_the_portable_form_takes_few_operations_a_step(cell, counted):
 @pytest.mark.parametrize("members", [None, 3])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_nothing_is_allocated_per_time_step_on_numpy(name, members):
-    S, N, H = 24, 256, 256
+    S, N, H = 40, 256, 256
     lead = () if members is None else (members,)
     row = N * H * 4 * (members or 1)
     backend, cell = ba.backend.NumpyBackend(), ba.rnn.cells.CELLS[name]

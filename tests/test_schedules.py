@@ -368,7 +368,7 @@ def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
             tracemalloc.stop()
         assert max(peaks) <= 1.05 * memory
         arrays = plan.peak - OBJECTS_BYTES  # Python's own are there before, in a process that has done much
-        assert peaks[0] >= 0.5 * arrays  # or the figure means nothing
+        assert peaks[0] >= 0.6 * arrays  # or the figure means nothing
 
 
 def test_two_directions_fit_or_do_not():
