@@ -24,9 +24,9 @@ ON_DIVERGENCE = ("stop", "halve-lr")
 OF_THE_KEEPING = ("checkpoint_every", "keep_checkpoints", "on_divergence")
 
 
-def _option(default: Any, meaning: str, *, letter: str | None = None, choices: Iterable[str] | None = None) -> Any:
+def _option(default: Any, meaning: str, *, metavar: str | None = None, choices: Iterable[str] | None = None) -> Any:
     """A field of :class:`Options`, and all that the flag of the same name has to say of it."""
-    return field(default=default, metadata={"help": meaning, "metavar": letter, "choices": choices})
+    return field(default=default, metadata={"help": meaning, "metavar": metavar, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Options:
     """
 
     cell: str = _option("tanh", "what a step of the recurrence computes", choices=CELLS)
-    hidden: int = _option(256, "hidden units of a layer", letter="H")
-    layers: int = _option(1, "layers, each above the states of the last", letter="L")
+    hidden: int = _option(256, "hidden units of a layer", metavar="H")
+    layers: int = _option(1, "layers, each above the states of the last", metavar="L")
     bidirectional: bool = _option(False, "an error here: a second direction would read the characters to be predicted")
     members: int | None = _option(
         None,
         "train an ensemble of E networks side by side on the same text, with the seeds from SEED on (default: one "
         "network)",
-        letter="E",
+        metavar="E",
     )
-    dropout: float = _option(0.0, "part of the states between layers that is left out of a training step", letter="P")
-    recurrent_dropout: float = _option(0.0, "the same of the states that go on to the next time step", letter="P")
-    seq_len: int = _option(32, "time steps per update", letter="T")
-    batch: int = _option(32, "streams of text read side by side", letter="N")
+    dropout: float = _option(0.0, "part of the states between layers that is left out of a training step", metavar="P")
+    recurrent_dropout: float = _option(0.0, "the same of the states that go on to the next time step", metavar="P")
+    seq_len: int = _option(32, "time steps per update", metavar="T")
+    batch: int = _option(32, "streams of text read side by side", metavar="N")
     steps: int = _option(2000, "updates")
     lr: float | None = _option(
         None,
@@ -60,19 +60,19 @@ class Options:
         + ")",
     )
     optimizer: str = _option("adam", "update rule", choices=OPTIMIZERS)
-    clip: float = _option(1.0, "clip the global gradient norm to this; 0: do not clip", letter="NORM")
+    clip: float = _option(1.0, "clip the global gradient norm to this; 0: do not clip", metavar="NORM")
     init: str = _option("uniform", "initial W_hh", choices=INITIALIZERS)
     forget_bias: float = _option(
         0.0,
         "of an lstm, added to the initial bias of its forget gate; 1 lets it begin by remembering",
-        letter="B",
+        metavar="B",
     )
     dtype: str = _option("float32", "of weights, states and gradients", choices=DTYPES)
     seed: int = _option(0, "of the initial weights, of dropout and of the sample")
-    validation: float = _option(0.1, "part of the text held out", letter="PART")
-    eval_every: int | None = _option(None, "validate that often (default: ten times)", letter="STEPS")
-    checkpoint_every: int | None = _option(None, "a checkpoint that often (default: ten times)", letter="STEPS")
-    keep_checkpoints: int = _option(3, "the last K checkpoints are kept", letter="K")
+    validation: float = _option(0.1, "part of the text held out", metavar="PART")
+    eval_every: int | None = _option(None, "validate that often (default: ten times)", metavar="STEPS")
+    checkpoint_every: int | None = _option(None, "a checkpoint that often (default: ten times)", metavar="STEPS")
+    keep_checkpoints: int = _option(3, "the last K checkpoints are kept", metavar="K")
     on_divergence: str = _option(
         "stop",
         "where a loss or gradient is no number: stop, or go back to the last checkpoint and on with half the learning "
@@ -82,7 +82,7 @@ class Options:
     diagnose_every: int | None = _option(
         None,
         "write how the gradient flows through time into the run folder that often (default: never)",
-        letter="STEPS",
+        metavar="STEPS",
     )
 
     def __post_init__(self) -> None:
