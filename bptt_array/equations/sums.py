@@ -26,8 +26,8 @@ def add_weight_sums(
         The states *before* each step, ``h_{t-1}``.
     x : (S, ..., N, I)
     of_input : () -> (..., S*N, G*H), rows
-        Called after the sum for ``W_hh``: gradients of ``W_xh x_t + b_h``. They are dz itself, but for cells such as the
-        GRU, which write them over dz.
+        Called after the sum for ``W_hh``: gradients of ``W_xh x_t + b_h``. They are dz itself, but of cells such as
+        the GRU, which write them over dz.
     """
     add_to(sums, "W_hh", weight_sum(backend, dz, h_before))  # §3.3: dW_hh = sum_t dz_t h_{t-1}^T
     add_to(sums, "W_xh", weight_sum(backend, dz := of_input(), x))  # §3.2: dW_xh = sum_t dz_t x_t^T
