@@ -2,6 +2,8 @@
 
 import ast
 import importlib.metadata
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -144,3 +146,32 @@ def test_the_version_is_said_once():
     assert installed == bptt_array.__version__, "installed before the version changed: pip install -e . once more"
     sources = [file for file in FILES if bptt_array.__version__ in (PACKAGE / file).read_text(encoding="utf-8")]
     assert sources == ["_version.py"]
+
+
+#: Names of pages and docstrings that are not at the top.
+DOCUMENTED = (
+    *("backend.Backend", "backend.NumpyBackend", "backend.CupyBackend", "backend.resolve"),
+    *("schedules.plan", "schedules.Plan", "schedules.Costs", "plots.plot_loss", "plots.plot_gradient_flow"),
+    *("diagnostics.diagnose", "diagnostics.Diagnosis", "diagnostics.gradient_flow", "diagnostics.GradientFlow"),
+    *("diagnostics.jacobian", "diagnostics.jacobian_norms", "diagnostics.singular_values"),
+    *("diagnostics.lyapunov_exponents", "diagnostics.saturation", "parity.compare_devices"),
+    *("distributed.communicator", "distributed.Communicator", "distributed.OneProcess", "distributed.Reduced"),
+    *("distributed.RanksError", "cli.main"),
+)
+
+
+def test_every_documented_name_is_there_and_what_is_rarely_used_is_not_imported_before():
+    code = (
+        "import sys, operator, bptt_array as ba\n"
+        "names = ('diagnostics', 'distributed', 'parity', 'plots', 'training', 'runs', 'serialization')\n"
+        "loaded = {'cupy', 'matplotlib', *(f'bptt_array.{name}' for name in names)} & {*sys.modules}\n"
+        "assert not loaded, loaded\n"
+        "for name in (*dir(ba), *sys.argv[1:]):\n"
+        "    if name.startswith('cli.'): import bptt_array.cli\n"
+        "    operator.attrgetter(name)(ba)\n"
+        "everything = {}\n"
+        "exec('from bptt_array import *', everything)\n"
+        "assert {*everything} - {'__builtins__'} == {*ba.__all__} <= {*dir(ba)}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *DOCUMENTED], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
