@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import reference
+import reference_dropout
 from array_api_compat import array_namespace
 from hypothesis import strategies as st
-
-import bptt_array
 
 SIZES = {"T": 7, "N": 4, "I": 3, "H": 5, "O": 4}
 
@@ -354,18 +353,14 @@ def of_member(case, arrays, k):
 
 
 def _masks(case, k):
-    """Those of member k from the library itself: what is in them is tested on its own (test_dropout.py)."""
+    """Those of member k, which draws as the single network with k added to its seed does."""
     if case.dropout_seed is None:
         return None
-    backend = bptt_array.backend.NumpyBackend()
-    rates = case.dropout, case.recurrent_dropout
-    dropout = bptt_array.bptt.dropout.Dropout(backend, np.float64, *rates, case.dropout_seed, SEED + k, None, 0, case.N)
-    sides = (2,) if case.bidirectional else ()
-    recurrent = [dropout.recurrent(layer, sides, case.N, case.H) for layer in range(case.layers)]
-    width = case.H * case.directions
+    seeds, layers, D = (case.dropout_seed, SEED + k), range(case.layers), case.directions
+    between, recurrent = reference_dropout.between, reference_dropout.recurrent
     return {
-        "between": [dropout.between(layer, 0, case.T, case.N, width) for layer in range(case.layers)],
-        "recurrent": [None if mask is None else mask.reshape(-1, case.N, case.H) for mask in recurrent],
+        "between": [between(*seeds, case.dropout, layer, case.T, case.N, case.H * D) for layer in layers],
+        "recurrent": [recurrent(*seeds, case.recurrent_dropout, layer, D, case.N, case.H) for layer in layers],
     }
 
 

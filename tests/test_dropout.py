@@ -4,7 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+import reference_dropout
 from conftest import backends_and_dtypes
+from reference_dropout import lowbias32
 
 import bptt_array as ba
 from bptt_array.bptt.dropout import Dropout, _hash_, _signed
@@ -14,16 +16,6 @@ T, N, K = 40, 8, 32
 
 def masks(backend, dtype="float64", rate=0.3, seed=5, network_seed=2, members=None, first=0, batch=N):
     return Dropout(backend, backend.dtype(dtype), rate, rate, seed, network_seed, members, first, batch)
-
-
-def lowbias32(x, key):
-    """The hash in Python's own integers, which never wrap: each step modulo 2^32."""
-    word = 0xFFFFFFFF
-    x ^= x >> 16
-    x = (x * 0x7FEB352D + key) & word
-    x ^= x >> 15
-    x = x * 0x846CA68B & word
-    return x ^ x >> 16
 
 
 @pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
@@ -52,6 +44,94 @@ def test_every_backend_draws_the_same_mask_bit_for_bit(make_backend, dtype, memb
             ]:
                 assert backend.owns(there)
                 assert np.array_equal(backend.to_host(there), here)
+
+
+@pytest.mark.parametrize("rows", [None, (0, 11), (5, 11)], ids=str)
+@pytest.mark.parametrize("seeds", [(0, 0), (17, 3), (2**40 + 1, 2**31 - 1), (2**63 - 1, 2**35 + 5)], ids=str)
+def test_masks_are_those_of_the_reference(seeds, rows):
+    """In every layer, at every step, for every direction and member, wherever the sequences are in a batch."""
+    steps, N, F, rate, (call_seed, network_seed) = 3, 2, 5, 0.3, seeds
+    first, batch = rows or (0, N)
+    numpy = ba.backend.NumpyBackend()
+    one = masks(numpy, "float64", rate, call_seed, network_seed, None, first, batch)
+    three = masks(numpy, "float64", rate, call_seed, network_seed, 3, first, batch)
+    for layer, start, k in itertools.product(range(1, 4), (0, 1, 7, 2**31, 2**32 - 1), range(3)):
+        expected = reference_dropout.between(
+            call_seed, network_seed + k, rate, layer, steps, N, F, start=start, rows=rows
+        )
+        assert np.array_equal(three.between(layer, start, steps, N, F)[:, k], expected)
+        assert k or np.array_equal(one.between(layer, start, steps, N, F), expected)
+    for layer, k in itertools.product(range(3), range(3)):
+        expected = reference_dropout.recurrent(call_seed, network_seed + k, rate, layer, 2, N, F, rows=rows)
+        assert np.array_equal(three.recurrent(layer, (2,), N, F)[k], expected)
+        assert np.array_equal(three.recurrent(layer, (), N, F)[k], expected[0])
+        assert k or np.array_equal(one.recurrent(layer, (2,), N, F), expected)
+    assert one.between(0, 0, steps, N, F) is reference_dropout.between(*seeds, rate, 0, steps, N, F) is None
+
+
+#: Options of a network, arguments of a call (with seed 0), and what is kept of 3 steps of 2 sequences with 8 units, or
+#: of their states: for good, since a run that another version resumes has to go on with the masks that it began with.
+KEPT = {
+    "layer 1": ({"dropout": 0.5, "num_layers": 2}, {}, "5b07eb1745db"),
+    "layer 2": ({"dropout": 0.5, "num_layers": 3}, {}, "6e000bebb25e"),
+    "another seed of the call": ({"dropout": 0.5, "num_layers": 2}, {"dropout_seed": 2**40 + 1}, "5faed5b18862"),
+    "another seed of the network": ({"dropout": 0.5, "num_layers": 2, "seed": 2**33 + 7}, {}, "3d46f69ba0ac"),
+    "another rate": ({"dropout": 0.2, "num_layers": 2}, {}, "ffafefdfd5fb"),
+    "a part of a batch": ({"dropout": 0.5, "num_layers": 2}, {"dropout_rows": (3, 7)}, "17456bce460c"),
+    "two directions": ({"dropout": 0.5, "num_layers": 2, "bidirectional": True}, {}, "5b07eb1745dbbf8a11b36bce"),
+    "two members": ({"dropout": 0.5, "num_layers": 2, "members": 2}, {}, "5b07c78ceb17bf8645db04c2"),
+    "state of layer 0": ({"recurrent_dropout": 0.5}, {}, "1111"),
+    "state of layer 1": ({"recurrent_dropout": 0.5, "num_layers": 2}, {}, "b529"),
+    "state, another seed of the call": ({"recurrent_dropout": 0.5}, {"dropout_seed": 2**40 + 1}, "830a"),
+    "state, another seed of the network": ({"recurrent_dropout": 0.5, "seed": 2**33 + 7}, {}, "bb0f"),
+    "state, another rate": ({"recurrent_dropout": 0.2}, {}, "7b97"),
+    "state, a part of a batch": ({"recurrent_dropout": 0.5}, {"dropout_rows": (3, 7)}, "1a09"),
+    "state, two directions": ({"recurrent_dropout": 0.5, "bidirectional": True}, {}, "1116111a"),
+    "state, two members": ({"recurrent_dropout": 0.5, "members": 2}, {}, "111153d9"),
+}
+
+
+def shows_its_mask(options, dtype, device):
+    """A network whose outputs are the mask of its top layer's input or, from a state of ones, of its state."""
+    rnn = ba.RNN(1, 8, cell="relu", dtype=dtype, device=device, **options)
+    top, D = f"l{rnn.num_layers - 1}.", 1 + rnn.bidirectional
+    for name, value in rnn.params.items():
+        below = not name.startswith(top) and name.endswith("b_h")  # which gives ones
+        shown = np.ones(value.shape) if below else np.zeros(value.shape)
+        if name == top + ("W_hh" if "recurrent_dropout" in options else "W_xh"):
+            units = np.eye(value.shape[-1])
+            shown += units if len(units) == 8 else units.reshape(D, 8, D * 8)  # each direction shows its own half
+        rnn.params[name] = rnn.asarray(shown)
+    return rnn
+
+
+def mask_of_the_reference(options, call):
+    """What such a network shows, ``(T, [E,] N, D*H)``."""
+    E, layer, D = options.get("members"), options.get("num_layers", 1) - 1, 1 + options.get("bidirectional", False)
+    drawn = []
+    for k in range(E or 1):
+        seeds, rows = (call["dropout_seed"], options.get("seed", 0) + k), call.get("dropout_rows")
+        if "dropout" in options:
+            drawn.append(reference_dropout.between(*seeds, options["dropout"], layer, 3, 2, D * 8, rows=rows))
+        else:
+            of_sides = reference_dropout.recurrent(*seeds, options["recurrent_dropout"], layer, D, 2, 8, rows=rows)
+            drawn.append(np.concatenate(of_sides, axis=-1)[None])
+    return drawn[0] if E is None else np.stack(drawn, axis=1)
+
+
+@pytest.mark.parametrize("case", KEPT)
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+def test_what_is_left_out_for_a_seed_is_what_it_always_was(make_backend, dtype, case):
+    options, call, kept = KEPT[case]
+    call = {"dropout_seed": 0} | call
+    expected = mask_of_the_reference(options, call)
+    assert np.packbits(expected.ravel() > 0).tobytes().hex() == kept
+    rnn = shows_its_mask(options, dtype, make_backend())
+    of_state, members = "recurrent_dropout" in options, () if rnn.members is None else (rnn.members,)
+    h_0 = rnn.asarray(np.ones((rnn.num_layers, 1 + rnn.bidirectional, *members, 2, 8)))
+    x = rnn.asarray(np.zeros((1 if of_state else 3, 2, 1)))
+    y, _ = rnn(x, ba.State(h=h_0) if of_state else None, **call)
+    assert np.array_equal(rnn.backend.to_host(y), expected.astype(dtype))
 
 
 def test_a_mask_holds_nothing_but_zero_and_the_scale_that_keeps_the_mean():

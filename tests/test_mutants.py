@@ -3,6 +3,7 @@
 Each mutant is the package with one piece of source replaced, imported under another name.
 """
 
+import ast
 import importlib.abc
 import importlib.util
 import itertools
@@ -32,20 +33,23 @@ CHECKS = [
     Case(lengths=LENGTHS, weights=True, output="sigmoid", reduction="sum"),
     Case(output="softmax"),
     Case(output="tanh", tokens=True),
+    Case(tokens=True, I=40),
     Case(output="softmax", loss="cross_entropy", target="classes"),
     Case(output="softmax", loss="cross_entropy", target="probabilities"),
     Case(output="sigmoid", loss="binary_cross_entropy", target="probabilities"),
     Case(loss="cubic", output="sigmoid"),
     Case(readout="last", lengths=LENGTHS),
     Case(readout="last", output="softmax"),
+    Case(readout="last", layers=2, cell="lstm"),
+    Case(readout="last", layers=2, bidirectional=True, lengths=LENGTHS),
     Case(output_size=False),
     Case(weights=True),
     TRUNCATED[0],
     LONG,
     Case(cell="lstm", lengths=LENGTHS),
-    Case(cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.4, truncate=3),
+    Case(cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.3, truncate=3),
     Case(cell="gru", tokens=True, recurrent_dropout=0.4),
-    Case(cell="gru", layers=2, bidirectional=True, lengths=LENGTHS, dropout=0.4),
+    Case(cell="gru", layers=2, bidirectional=True, lengths=LENGTHS, dropout=0.4, recurrent_dropout=0.3),
     Case(bidirectional=True, readout="last", lengths=LENGTHS),
     Case(members=3, lengths=LENGTHS, recurrent_dropout=0.4),
     Case(members=2, shared=False, tokens=True, bidirectional=True, readout="last"),
@@ -114,6 +118,8 @@ MUTANTS = {
     "tokens taken for the first": ("bptt/layer.py", "x = backend.one_hot(x, params", "x = backend.one_hot(x * 0, params"),
     "dy of sequences without a step": ("bptt/direct.py", "padding.zeroed_if_empty(h), padding.zeroed_if_empty(dy)", "h, dy"),
     "last step read in every segment": ("bptt/direct.py", "elif stop != self.T:", "elif False:"),
+    "bias forgotten where there are few tokens": ("bptt/layer.py", "rows += b_h\n            return", "return"),
+    "other columns where there are few tokens": ("bptt/layer.py", "columns = xp.take(W_xh, xp.reshape(x, (-1,)), axis=1)", "columns = xp.take(W_xh, xp.reshape(x.mT, (-1,)), axis=1)"),
     # gates
     "gates swapped": ("equations/lstm.py", "for gate, slope, factor in ((i, slope_i, g), (f, slope_f, c_before),", "for gate, slope, factor in ((i, slope_f, g), (f, slope_i, c_before),"),
     "gates swapped both ways": ("equations/lstm.py", "state_(i, f, g, o, c_before, c, tanh_c, h)", "state_(i, o, g, f, c_before, c, tanh_c, h)"),
@@ -135,6 +141,10 @@ MUTANTS = {
     # layers and directions
     "direct part of the layer below forgotten": ("bptt/unrolled.py", "layer.dx_(start, stop, dx)\n        mask", "dx[...] = 0\n        mask"),
     "initial state of the top layer for all": ("bptt/unrolled.py", "return [layer.d_initial for layer in self.layers", "return [self.layers[-1].d_initial for layer in self.layers"),
+    "gradient of the last outputs in every layer": ("bptt/unrolled.py", "            d_ending = None\n", "            pass\n"),
+    "gradient of dy in place of that of the last state": ("bptt/unrolled.py", "dh = dh + (directions", "dh = (directions"),
+    "gradient of the last states below lost with dy": ("bptt/unrolled.py", "return [*d_last[:-1], (dh, *dc)]", "return [*(tuple(0 * d for d in below) for below in d_last[:-1]), (dh, *dc)]"),
+    "gradient of the last c lost with dy": ("bptt/unrolled.py", "return [*d_last[:-1], (dh, *dc)]", "return [*d_last[:-1], (dh, *(0 * d for d in dc))]"),
     "the reverse direction not reversed": ("bptt/directions.py", "result[..., 1, :, :] = reverse(backend, x, padding)", "result[..., 1, :, :] = x"),
     "outputs of the reverse direction not turned back": ("bptt/directions.py", "result[..., H:] = reverse(backend, h[..., 1, :, :], padding)", "result[..., H:] = h[..., 1, :, :]"),
     "gradient of the reverse direction not reversed": ("bptt/directions.py", "dh[..., 1, :, :] = reverse(backend, d_merged[..., H:], padding)", "dh[..., 1, :, :] = d_merged[..., H:]"),
@@ -180,6 +190,9 @@ MUTANTS = {
     "gradients of members mixed": ("equations/readout.py", "backend.matmul_(dh, dv, self.W_hy)", "backend.matmul_(dh, dv, backend.xp.flip(self.W_hy, axis=0))"),
     "losses of members summed": ("equations/losses.py", "axes = None if self.members is None else (-1,) if loss.ndim == 2 else (0, -1)", "axes = None"),
     "mean over the members too": ("bptt/batch.py", "return self.T * self.N if readout", "return (self.members or 1) * self.T * self.N if readout"),
+    "the rate between layers for that of the state": ("bptt/dropout.py", "self._mask(self.recurrent_rate, 2", "self._mask(self.rate or self.recurrent_rate, 2"),
+    "the mask of the state in both directions alike": ("bptt/dropout.py", "rows *= _signed(self.batch * F)", "rows *= _signed(self.batch * F) if before else 0"),
+    "masks of units counted by sequences": ("bptt/dropout.py", "backend.arange(math.prod(row), xp.int32), row)", "backend.arange(math.prod(row), xp.int32), row[::-1]).mT"),
     "masks of members alike": ("bptt/dropout.py", "seeds = (backend.arange(self.members or 1)", "seeds = (backend.arange(self.members or 1) * 0"),
 }  # fmt: skip
 
@@ -276,3 +289,16 @@ def test_the_gradient_check_finds(mutate, mutant):
     package = mutate(*MUTANTS[mutant])
     with pytest.raises(AssertionError):
         check_everything(package)
+
+
+@pytest.mark.parametrize("file", ["cases.py", "gradients.py", "reference.py", "reference_dropout.py"])
+def test_the_check_has_nothing_from_the_package_but_what_it_is_given(file):
+    """Or a mistake in the package itself would be compared with itself."""
+    imported = set()
+    for node in ast.walk(ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+    assert imported
+    assert "bptt_array" not in imported
