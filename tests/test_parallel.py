@@ -15,6 +15,7 @@ from conftest import backends_and_dtypes, cuda
 import bptt_array as ba
 from bptt_array.backend import NumpyBackend, resolve
 from bptt_array.bptt import chunk_times as deciding
+from bptt_array.bptt import layer
 from bptt_array.bptt.chunk_times import Timings, choose
 from bptt_array.equations.cell import Tape
 from bptt_array.equations.parallel import backward_parallel_, rows_of_a_chunk
@@ -22,6 +23,7 @@ from bptt_array.equations.recurrence import backward_
 from bptt_array.equations.state_product import StateProduct
 from bptt_array.rnn.cells import CELLS
 from bptt_array.schedules.chunks import LONGEST_CHUNK, best_chunks
+from bptt_array.schedules.instructions import STACKED
 
 #: A device that does nothing in parallel: a step costs what its arithmetic costs; and one on which a call costs most.
 FLOP_BOUND = Timings(step=1e-6, start=1e-6, call=1e-9, work=20e-6)
@@ -207,6 +209,75 @@ def test_products_for_one_thread_each_give_the_same(lead, masked, monkeypatch):
     assert max(products) == 300
     for ours, theirs in zip(found, expected, strict=True):
         assert difference(ours, theirs) <= 4 * np.finfo("float64").eps
+
+
+# ---- what a network runs ------------------------------------------------------------------------------
+
+
+class Runs:
+    """Backward passes of layers over segments, as they run: their steps, and the chunks of these."""
+
+    def __init__(self, monkeypatch):
+        self.found = []
+        loop, in_chunks = layer.backward_, layer.backward_parallel_
+
+        def backward_(backend, cell, step, tape, dstates, dz, slopes):
+            self.found.append((dz.shape[0], 1))
+            loop(backend, cell, step, tape, dstates, dz, slopes)
+
+        def backward_parallel_(backend, W, dstates, dz, chunks, mask=None):
+            self.found.append((dz.shape[0], chunks))
+            in_chunks(backend, W, dstates, dz, chunks, mask)
+
+        monkeypatch.setattr(layer, "backward_", backward_)
+        monkeypatch.setattr(layer, "backward_parallel_", backward_parallel_)
+
+    def of(self, how, backward, cell="tanh", T=100, **options):
+        """Those of a call in segments of at most 60 steps (with two directions, of all)."""
+        rnn = ba.RNN(2, 4, 3, cell=cell, dtype="float64", **options)
+        rnn.backend.segment_bytes = 60 * 2 * 4 * 8 * (1 if rnn.members is None else rnn.members * STACKED)
+        x, seed = np.random.default_rng(0).standard_normal((T, 2, 2)), 5 if options.get("recurrent_dropout") else None
+        more = {"backward": backward, "dropout_seed": seed, "lengths": [T, T // 2]}
+        self.found.clear()
+        if how == "forward":
+            y, state, run = rnn.forward(x, **more)
+            run(y, state)
+        else:
+            rnn.loss_and_grad(x, rnn(x)[0], **more)
+        return sorted(self.found)
+
+
+OPTIONS = [
+    {},
+    {"cell": "relu"},
+    {"num_layers": 2},
+    {"recurrent_dropout": 0.5},
+    {"bidirectional": True},
+    {"members": 2},
+    {"readout": "last"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("how", ["forward", "loss_and_grad"])
+def test_a_network_runs_backward_in_chunks_where_it_is_told_to_and_only_there(how, options, monkeypatch):
+    """Results do not show it: those of the loop are the same."""
+    runs = Runs(monkeypatch)
+    segments = [100] if options.get("bidirectional") else [50, 50]
+    expected = sorted(segments * options.get("num_layers", 1))
+    assert runs.of(how, "parallel", **options) == [(steps, best_chunks(steps)) for steps in expected]
+    assert min(best_chunks(steps) for steps in expected) > 1
+    assert runs.of(how, "sequential", **options) == [(steps, 1) for steps in expected]
+
+
+@pytest.mark.parametrize("how", ["forward", "loss_and_grad"])
+def test_auto_runs_what_the_measurement_says(how, monkeypatch):
+    runs, whole = Runs(monkeypatch), {"T": 120, "bidirectional": True}  # a segment of 120 steps, long enough to ask
+    monkeypatch.setattr(deciding, "measure", lambda *_: LAUNCH_BOUND)
+    assert runs.of(how, "auto", **whole, device=ba.Backend(np)) == [(120, best_chunks(120))]
+    assert runs.of(how, "auto", **whole, cell="lstm", device=ba.Backend(np)) == [(120, 1)]
+    monkeypatch.setattr(deciding, "measure", lambda *_: FLOP_BOUND)
+    assert runs.of(how, "auto", **whole, device=ba.Backend(np)) == [(120, 1)]
 
 
 # ---- what it costs ------------------------------------------------------------------------------------

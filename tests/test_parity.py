@@ -91,6 +91,45 @@ def test_every_result_equals_that_of_numpy(make_backend, dtype, case):
         assert float(np.max(np.abs(found[name] - value))) <= tolerance * scale, name
 
 
+FROM_THE_HOST = [
+    Case(),
+    Case(tokens=True, output="softmax", loss="cross_entropy", target="classes", weights=True, lengths=(7, 0, 4, 1)),
+    Case(cell="lstm", layers=2, bidirectional=True, readout="last", lengths=(7, 0, 4, 1)),
+    Case(cell="lstm", members=2, shared=False, weights=True),
+    Case(cell="gru", members=2, truncate=3),
+]
+
+
+@pytest.mark.parametrize("reset", [None, [True, False, True, False]], ids=["no reset", "reset"])
+@pytest.mark.parametrize("case", FROM_THE_HOST, ids=str)
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+def test_what_comes_from_the_host_gives_what_it_gives_from_the_device(make_backend, dtype, case, reset):
+    """Inputs, targets, weights and both parts of the initial state: every bit, and nothing of it is written to."""
+    backend, arrays = make_backend(), draw(case)
+    rnn = make(ba, case, arrays["params"], dtype, backend)
+    on_host = {name: a for name, a in arrays.items() if isinstance(a, np.ndarray)}
+    on_host = {name: a.astype(dtype) if a.dtype.kind == "f" else a for name, a in on_host.items()}
+    for array in on_host.values():
+        array.flags.writeable = False
+
+    def everything(given):
+        keywords = options(ba, rnn, case, arrays) | {"weights": given.get("weights"), "reset": reset}
+        keywords["state"] = ba.State(**{name: given[f"{name}_0"] for name in ("h", "c") if f"{name}_0" in given})
+        call = given["x"], given["target"]
+        loss, grads, last = rnn.loss_and_grad(*call, **keywords, truncate=case.truncate, input_grad=not case.tokens)
+        alone, last_alone = rnn.loss(*call, **keywords)
+        named = {"loss": loss, "alone": alone} | {f"{k} last": a for k, a in vars(last).items() if a is not None}
+        named |= {f"{k} last, alone": a for k, a in vars(last_alone).items() if a is not None}
+        return {name: backend.to_host(a) for name, a in named.items()} | flat_gradients(rnn, grads)
+
+    with backend.active():
+        expected = everything({name: rnn.asarray(a) for name, a in on_host.items()})
+        found = everything(on_host)
+    assert {"loss", "alone", "h last", "h last, alone", "h_0", *rnn.params} <= found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value), name
+
+
 @given(case=any_case(), dtype=st.sampled_from(["float32", "float64"]), name=st.sampled_from(["numpy", "strict"]))
 def test_any_combination_of_options_stays_in_its_dtype_and_near_the_reference(case, dtype, name):
     """Random shapes from 1, random lengths from 0; ``results`` asserts dtype and device of every array."""
