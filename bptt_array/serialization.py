@@ -236,7 +236,7 @@ class File:
         return about
 
     def arrays(self) -> dict[str, HostArray]:
-        """All of them, with the checksum compared (of a file that has one: the oldest models have none)."""
+        """All of them by name, in alphabetical order, with the checksum compared (the oldest models have none)."""
         self._file.seek(0)
         data = self._file.read(self.size)
         try:
@@ -250,7 +250,7 @@ class File:
             content = json.loads(self.strings[KEY])
             if _checksum(content, arrays) != content.get("sha256"):
                 self.refuse("its checksum is not that of what it holds")
-        return arrays
+        return {name: arrays[name] for name in sorted(arrays)}  # safetensors has another order every time
 
 
 def _is_counts(values: Any) -> bool:

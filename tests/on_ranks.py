@@ -4,7 +4,9 @@ A rank that fails says why and ends the job.
 """
 
 import os
+import random
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -40,13 +42,18 @@ def uneven(ranks, N):
 
 
 def check_case(ranks, case, rows, dtype="float64", backend=None):
-    """all_reduce gives every rank the gradient of one process; its own rows of states and inputs too."""
+    """all_reduce gives every rank the gradient of one process, in whatever order each has its parameters.
+
+    Its own rows of states and inputs too.
+    """
     rnn, (loss, grads, _), ((own_loss, own, _),) = whole_and_parts(ba, case, [rows], dtype, backend)
     before = {name: rnn.backend.copy(value) for name, value in own.params.items()}
+    params = dict(random.Random(ranks.rank).sample(list(own.params.items()), len(own.params)))
+    own = Gradients(params, own.state, own.x, own.steps)
     reduced = ranks.all_reduce(own, own_loss)
     host, near = rnn.backend.to_host, bound(case, dtype)
     assert_near(host(reduced.loss), host(loss), near, "loss")
-    assert list(reduced.grads.params) == list(grads.params)
+    assert list(reduced.grads.params) == list(own.params)
     assert reduced.grads.steps is None
     for name, value in grads.params.items():
         found = reduced.grads.params[name]
@@ -108,6 +115,23 @@ def broadcasting(ranks):
             assert all(rnn.params[name] is value for name, value in same.items())  # in place
             assert all(np.array_equal(rnn.params[name], value) for name, value in expected.params.items())
             ranks.check_equal(rnn.params)
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # every rank reads a file of its own: the same, in an order of its own
+        path = Path(folder) / "model.safetensors"
+        ba.RNN(3, 4, 2, cell="gru", num_layers=3, seed=ranks.rank).save(path)
+        loaded, expected = ba.RNN.load(path), ba.RNN(3, 4, 2, cell="gru", num_layers=3, seed=0)
+    shuffled = dict(random.Random(ranks.rank).sample(list(loaded.params.items()), len(loaded.params)))
+    for params in (loaded.params, shuffled):
+        ranks.broadcast(params)
+        assert all(np.array_equal(params[name], value) for name, value in expected.params.items())
+    mine = np.full(3, ranks.rank, ">f4"), np.full((), ranks.rank, ">i8"), np.array([ranks.rank == 0, True])
+    foreign = dict(zip("abc", mine, strict=True))
+    ranks.broadcast(foreign, last)  # into arrays of any byte order, and of bools
+    assert all(foreign[name] is array for name, array in zip("abc", mine, strict=True))
+    assert foreign["a"].tolist() == [last] * 3
+    assert foreign["b"] == last
+    assert foreign["c"].tolist() == [last == 0, True]
     W = rnn.params["W_hy"]
     if ranks.rank == last:
         W[0, 0] = np.nextafter(W[0, 0], 9)  # one bit
@@ -175,6 +199,17 @@ def sums(ranks):
     assert np.all(found["b"] == total)
     assert found["c"] == 10 * total
     assert np.all(arrays["a"] == ranks.rank + 1)
+    order = ("little", "big") if ranks.rank else ("big", "little")  # another one on every rank, in either sense
+    foreign = {name: np.full(2, 3, ">f8" if name == "big" else "<f8") for name in order}
+    foreign["which"] = np.array([ranks.rank == 0, True, False])
+    found = other.sum(foreign)
+    assert list(found) == [*order, "which"]
+    assert found["big"].tolist() == found["little"].tolist() == [3.0 * ranks.size] * 2
+    assert found["big"].dtype == found["little"].dtype == np.dtype("float64")
+    assert found["which"].tolist() == [1, ranks.size, 0]  # how many ranks say so
+    assert found["which"].dtype == np.int64
+    error = raised(lambda: other.sum({"a": np.array(["text"])}), TypeError)
+    assert "arrays['a'] has dtype <U4; expected numbers or bools" in error
     mine = np.full((2, ranks.rank, 3), float(ranks.rank))
     whole = other.gather(mine, axis=-2)
     assert whole[0, :, 0].tolist() == [float(k) for k in range(ranks.size) for _ in range(k)]

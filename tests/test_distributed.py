@@ -135,6 +135,7 @@ MUTANTS = {
     "parameters replaced, not written": ("distributed/ranks.py", "params[name][...] = value", "params[name] = value", "broadcasting"),
     "nothing compared": ("distributed/ranks.py", "if digests.get(name) != of_ranks[0].get(name)", "if False", "broadcasting"),
     "what differs is sent all the same": ("distributed/ranks.py", "_check_alike(layouts)", "pass", "disagreements"),
+    "packed in each rank's own order": ("distributed/ranks.py", "for name in sorted(arrays)}", "for name in arrays}", "few_cases"),
     "parts that overlap": ("distributed/ranks.py", "first = self.rank * each + min(self.rank, more)", "first = self.rank * each", "parts"),
     "the rest of a division lost": ("distributed/ranks.py", "first + each + (self.rank < more)", "first + each", "parts"),
     "masks of the part, not of the batch": ("rnn/calls.py", "(first, batch) = self.architecture, check_dropout_rows(rows, N)", "(first, batch) = self.architecture, (0, N)", "training"),
@@ -180,8 +181,9 @@ def test_real_ranks_find(mutant, copy):
     status, out, err = on_ranks_of_a_copy(copy, check, *mistake)
     assert status != 0
     assert out.splitlines() == ["imported is well"]  # so that it is the check that fails
-    # MPI itself refuses what is sent in different sizes.
-    assert "AssertionError" in err or "Message truncated" in err or "MPI_ERR_TRUNCATE" in err, err
+    # Ranks refuse what is packed in different orders, MPI itself what is sent in different sizes.
+    found_by = ("AssertionError", "RanksError", "Message truncated", "MPI_ERR_TRUNCATE")
+    assert any(word in err for word in found_by), err
 
 
 # ---- one process, and what is wrong -----------------------------------------------------------------------
@@ -200,6 +202,18 @@ def test_a_process_by_itself_needs_no_mpi():
         "import sys; from bptt_array import distributed; print(distributed.communicator(), 'mpi4py' in sys.modules)"
     )
     assert out == "OneProcess(rank=0, size=1) False\n", err
+
+
+def test_a_process_by_itself_sums_as_several_do():
+    alone = distributed.OneProcess()
+    arrays = {"which": np.array([True, False]), "big": np.full(2, 3, ">f4"), "a": np.ones(3)}
+    found = alone.sum(arrays)
+    assert {name: (array.dtype.str, array.tolist()) for name, array in found.items()} == {
+        "which": ("<i8", [1, 0]),
+        "big": ("<f4", [3.0, 3.0]),
+        "a": ("<f8", [1.0, 1.0, 1.0]),
+    }
+    assert not np.shares_memory(found["a"], arrays["a"])
 
 
 @mpi.needs_mpi

@@ -1,5 +1,6 @@
 """Schedules, initial weights, optimizers, files: the parts that have no time in them."""
 
+import copy
 import json
 from collections import Counter
 
@@ -169,6 +170,35 @@ def test_a_saved_network_comes_back_the_same(saved):
     assert set(load_file(path)) == set(rnn.params)  # any safetensors reader can
     assert "cell='relu'" in repr(back)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_parameters_come_in_the_order_of_the_architecture_wherever_they_come_from(tmp_path):
+    rnn = ba.RNN(3, 4, 2, cell="gru", num_layers=3, bidirectional=True, members=2)
+    names = list(rnn.architecture.shapes)
+    rnn.save(tmp_path / "model.safetensors")
+    x, target = np.ones((5, 2, 3), "f"), np.ones((5, 2, 2), "f")
+    y, _, backward = rnn.forward(x)
+    upside_down = ba.RNN(3, 4, 2, cell="gru", num_layers=3, bidirectional=True, members=2)
+    upside_down.params = dict(reversed(upside_down.params.items()))
+    state_dict = rnn.member(0).to_torch_state_dict()
+    orders = {
+        "built": rnn.params,
+        "loaded": ba.RNN.load(tmp_path / "model.safetensors").params,
+        "moved": copy.deepcopy(upside_down).to(ba.Backend(np)).params,
+        "a member": upside_down.member(1).params,
+        "from torch": ba.RNN.from_torch_state_dict(dict(reversed(state_dict.items()))).params,
+        "of loss_and_grad": upside_down.loss_and_grad(x, target)[1].params,
+        "of backward": backward(y).params,
+    }
+    assert {order: list(params) for order, params in orders.items()} == dict.fromkeys(orders, names)
+
+
+def test_arrays_of_a_file_come_in_the_same_order_every_time(tmp_path):
+    names = [f"{k:02}" for k in range(30)]
+    serialization.write_file(tmp_path / "a", "test", {name: np.ones(1) for name in reversed(names)}, {})
+    for _ in range(3):
+        with serialization.open_file(tmp_path / "a") as file:
+            assert list(file.arrays()) == names
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(saved, monkeypatch):

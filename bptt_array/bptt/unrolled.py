@@ -264,5 +264,9 @@ class BackwardPass:
 
     @property
     def grads(self) -> dict[str, Array]:
-        """``"l0.W_xh"``, …: the gradients of all layers."""
-        return {f"l{k}.{name}": grad for k, layer in enumerate(self.layers) for name, grad in layer.grads.items()}
+        """``"l0.W_xh"``, …: the gradients of all layers, in the order of their parameters."""
+        return {
+            f"l{k}.{name}": layer.grads[name]
+            for k, layer in enumerate(self.layers)
+            for name in sorted(layer.grads, key=list(layer.forward.layer.params).index)
+        }

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backend.arrays import dtype_name
 from ..backend.devices import backend_of
 from ..backend.portable import Array, Backend
 from ..bptt.state import Gradients, State
@@ -19,6 +20,9 @@ from .transports import Buffers, RanksError, Transport
 from .world import all_processes, launched, library
 
 Arrays = Mapping[str, Array]
+
+#: How the names of dtypes begin that MPI sends.
+_NUMBERS = ("bool", "int", "uint", "float", "complex")
 
 
 class Reduced(NamedTuple):
@@ -101,12 +105,22 @@ class OneProcess:
         return Reduced(replace(grads, steps=None), loss, np.asarray(float(flag)))
 
     def sum(self, arrays: Arrays) -> dict[str, Array]:
-        """Every array summed over all ranks, as arrays of their own: one message for each dtype."""
+        """Every array summed over all ranks, as arrays of their own: one message for each dtype.
+
+        Bools are counted, as int64; sums are in the byte order of this machine.
+
+        Raises
+        ------
+        RanksError, a ValueError
+            On all ranks, where names, shapes or dtypes are not the same on all.
+        """
         _check_arrays("arrays", arrays)
-        return {name: backend_of(array).copy(array) for name, array in arrays.items()}
+        return {name: backend_of(array).copy(_summable(array)) for name, array in arrays.items()}
 
     def broadcast(self, params: Arrays, root: int = 0) -> None:
         """Give all ranks the parameters of one of them, in place: one message for each dtype.
+
+        They are matched by name, in whatever order each rank has them.
 
         Raises
         ------
@@ -161,7 +175,7 @@ class Communicator(OneProcess):
         self._buffers = Buffers()
 
     def _all_reduce(self, grads: Gradients, loss: Array | None, *, flag: bool) -> Reduced:
-        arrays = dict(grads.params) if loss is None else {**grads.params, "loss": loss}
+        arrays = _by_name(grads.params if loss is None else {**grads.params, "loss": loss})
         mean = grads.steps is not None
         backend = backend_of(next(iter(arrays.values())))
         summed: dict[str, Array] = {}
@@ -198,8 +212,9 @@ class Communicator(OneProcess):
         backend = backend_of(next(iter(arrays.values())))
         summed: dict[str, Array] = {}
         with backend.active():
-            transport, _ = self._agree(backend, arrays, "arrays to sum")
-            for group in _by_dtype(arrays):
+            summands = {name: _summable(array) for name, array in _by_name(arrays).items()}
+            transport, _ = self._agree(backend, summands, "arrays to sum")
+            for group in _by_dtype(summands):
                 flat = self._packed(backend, group)
                 transport.sum_(flat)
                 summed |= _unpacked(backend, flat, group)
@@ -209,8 +224,9 @@ class Communicator(OneProcess):
         super().broadcast(params, root)
         backend = backend_of(next(iter(params.values())))
         with backend.active():
-            transport, _ = self._agree(backend, params, f"parameters of rank {root}")
-            for group in _by_dtype(params):
+            arrays = _by_name(params)
+            transport, _ = self._agree(backend, arrays, f"parameters of rank {root}")
+            for group in _by_dtype(arrays):
                 flat = self._packed(backend, group)
                 transport.broadcast_(flat, root)
                 for name, value in _unpacked(backend, flat, group).items():
@@ -241,7 +257,10 @@ class Communicator(OneProcess):
         parts.append(backend.zeros((more,), first.dtype))
         if not isinstance(first, (np.ndarray, np.generic)):
             return xp.concat(parts)
-        return np.concatenate(parts, out=self._buffers.take(sum(part.size for part in parts), first.dtype))
+        # MPI knows the byte order of this machine alone.
+        return np.concatenate(
+            parts, out=self._buffers.take(sum(part.size for part in parts), first.dtype.newbyteorder("="))
+        )
 
     def _agree(self, backend: Backend, arrays: Arrays, what: str, steps: int = 0) -> tuple[Transport, float]:
         """The way to go, which all ranks have to take, and the unit of weights; asked once for each set of arrays.
@@ -249,7 +268,7 @@ class Communicator(OneProcess):
         The unit is a power of two with which the weights of the first call are together at most 1, and those of others
         as large about 1: no sum overflows where the mean does not, and nothing is rounded by it.
         """
-        layout = what, *((name, tuple(a.shape), str(a.dtype).rpartition(".")[2]) for name, a in arrays.items())
+        layout = what, *((name, tuple(a.shape), dtype_name(a)) for name, a in arrays.items())
         key = layout, backend.name
         if key not in self._agreed:
             of_ranks = self.comm.allgather((layout, transports.device_of(backend, self.comm), steps))
@@ -290,11 +309,26 @@ def communicator(transport: str = "auto") -> OneProcess:
     return ranks if ranks.size > 1 else OneProcess()
 
 
+def _by_name(arrays: Arrays) -> dict[str, Array]:
+    """In the one order that all ranks have in common: a dictionary has that in which it was made."""
+    return {name: arrays[name] for name in sorted(arrays)}
+
+
 def _by_dtype(arrays: Arrays) -> Iterator[dict[str, Array]]:
     groups: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
-        groups.setdefault(str(array.dtype), {})[name] = array
+        groups.setdefault(dtype_name(array), {})[name] = array
     return iter(groups.values())
+
+
+def _summable(array: Array) -> Array:
+    """What MPI can add up: numbers in the byte order of this machine, and of bools how many are true."""
+    backend = backend_of(array)
+    if dtype_name(array) == "bool":
+        return backend.xp.astype(array, backend.dtype("int64"))
+    if isinstance(array, (np.ndarray, np.generic)):
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array
 
 
 def _unpacked(backend: Backend, flat: Array, arrays: Arrays) -> dict[str, Array]:
@@ -313,6 +347,7 @@ def _scaled(array: Array | None, factor: Array | None) -> Array | None:
 
 def _digest(array: Array) -> str:
     host = np.ascontiguousarray(backend_of(array).to_host(array))
+    host = host.astype(host.dtype.newbyteorder("="), copy=False)  # in any byte order the same numbers
     return hashlib.sha256(f"{host.dtype.str}{host.shape}".encode() + host.tobytes()).hexdigest()
 
 
@@ -328,11 +363,15 @@ def _check_arrays(argument: str, arrays: Any) -> None:
     except TypeError:
         raise TypeError(f"{argument}[{first!r}] is a {type(arrays[first]).__name__}; expected an array") from None
     for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{argument} has the key {said(name)}, a {type(name).__name__}; expected strings")
         if not backend.owns(array):
             raise TypeError(
                 f"{argument}[{name!r}] is a {type(array).__name__}; expected an array of {backend.name}, like "
                 f"{argument}[{first!r}]"
             )
+        if not dtype_name(array).startswith(_NUMBERS):
+            raise TypeError(f"{argument}[{name!r}] has dtype {array.dtype}; expected numbers or bools")
 
 
 def _check_gradients(grads: Any, loss: Any) -> None:

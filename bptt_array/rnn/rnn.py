@@ -224,8 +224,9 @@ class RNN:
         return self._with(self.architecture.single(k), values, self.backend)
 
     def _on(self, backend: Backend, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Array]:
+        """Parameters from the host, in the order of the architecture, whatever order they come in."""
         with backend.active():
-            return {name: backend.from_host(value.astype(self.dtype)) for name, value in values.items()}
+            return {name: backend.from_host(values[name].astype(self.dtype)) for name in self.architecture.shapes}
 
     # ---- devices and files ----------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if not _is_description(content):
             raise ValueError
         kept: dict[str, list[HostArray]] = {name: [] for name in content["updates"]}
-        for name, array in _part(arrays, "kept").items():  # 0.NAME, 1.NAME: sorted
+        for name, array in _part(arrays, "kept").items():  # 0.NAME, 1.NAME: in order
             kept[name.partition(".")[2]].append(array)
         found = Checkpoint(
             **content,
@@ -130,7 +130,7 @@ def _are_numbers(arrays: dict[str, HostArray]) -> bool:
 
 def _part(arrays: dict[str, HostArray], kind: str) -> dict[str, HostArray]:
     """The arrays under ``kind.``, by the rest of their names, in alphabetical order."""
-    return {name.removeprefix(f"{kind}."): arrays[name] for name in sorted(arrays) if name.startswith(f"{kind}.")}
+    return {name.removeprefix(f"{kind}."): arrays[name] for name in arrays if name.startswith(f"{kind}.")}
 
 
 def checkpoints(folder: Path) -> list[Path]:
