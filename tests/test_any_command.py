@@ -4,10 +4,12 @@ Arguments are drawn by hypothesis, texts are of any encoding. Commands run in th
 library (``test_any_input.py``) because each takes tenths of a second: 400 where ``CI`` is set, 60 otherwise.
 """
 
+import argparse
 import contextlib
 import io
 import itertools
 import re
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -230,3 +232,46 @@ def test_two_dashes_after_an_equals_sign_are_a_value():
         assert check(["sample", "run", *typed]) == 2
     assert check(["train", "--cell=--", "good"]) == 2
     assert check(["train", "--out=--", "--hidden=3", "--batch=2", "--seq-len=4", "--steps=2", "--", "good"]) == 0
+
+
+#: What parsers of command lines and systems take for something else than a value.
+AWKWARD = ["--", "-", "", "-1", "=", "\0", "-x", "---", "--help", "--=--"]
+
+
+def actions():
+    """Every option and argument of every command, as the parser knows them."""
+    (commands,) = [a.choices for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return [(name, action) for name, command in commands.items() for action in command._actions]
+
+
+@pytest.mark.parametrize(
+    ("name", "action"), [pytest.param(*of, id=f"{of[0]} {(*of[1].option_strings, of[1].dest)[-1]}") for of in actions()]
+)
+def test_an_awkward_value_of_any_option_is_a_value_or_one_line(name, action):
+    arguments = {"train": ["good"], "sample": ["run"], "report": ["run"]}.get(name, [])
+    little = ["--hidden=3", "--batch=2", "--seq-len=4", "--steps=2"]
+    before = {"train": [] if action.dest == "resume" else little, "sample": ["--length=2"]}.get(name, [])
+    takes_text = action.option_strings and action.nargs is None and action.type is None and action.choices is None
+    for value in AWKWARD:
+        if action.dest not in ("out", "resume") and name == "train":
+            before = [*(typed for typed in before if "--out" not in typed), f"--out=run-{next(names)}"]
+        for flag in action.option_strings:
+            typed = [name, *before, f"{flag}={value}", *arguments]
+            if takes_text:
+                assert getattr(cli.parser().parse_args(typed), action.dest) == value
+            check(typed)
+            check([name, *before, flag, value, *arguments])
+        if not action.option_strings:
+            check([name, *before, value])
+            check([name, *before, "--", value])
+
+
+@pytest.mark.parametrize("folder", ["-x", "--", "-", "--out", "with a space", "it's", "-1", "$HOME"])
+def test_the_commands_that_a_run_says_are_commands_whatever_its_folder_is_called(folder, capsys):
+    shutil.rmtree(folder, ignore_errors=True)
+    assert check(["train", "--hidden=3", "--batch=2", "--seq-len=4", "--steps=2", f"--out={folder}", "good"]) == 0
+    _, out, _ = run(["train", f"--resume={folder}"])
+    said = [shlex.split(line)[3:] for line in out.splitlines() if " -m bptt_array " in line]
+    assert [arguments[0] for arguments in said] == ["sample", "report"]
+    for arguments in said:
+        assert check(arguments) == 0

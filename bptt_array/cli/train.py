@@ -138,7 +138,7 @@ def _shared(trainer: Trainer, folder: RunFolder, job: Job) -> str:
     each = f"{batch // size}" if batch % size == 0 else f"{batch // size} or {batch // size + 1}"
     return (
         f"\non {size} ranks ({job.environment['MPI']}), each with {each} of {batch} streams; if one of them dies, the "
-        f"job ends; to go on from the last checkpoint: {job.command('train', '--resume', str(folder.path))}"
+        f"job ends; to go on from the last checkpoint: {job.command('train', '--resume', folder.argument)}"
     )
 
 
@@ -163,11 +163,11 @@ def _run(trainer: Trainer, folder: RunFolder | None, stop: Stop, job: Job) -> in
             raise job.together(FloatingPointError(f"{error}{listener.way_out()}")) from None
     folder.save_plot(trainer)
     if trainer.step < trainer.options.steps:
-        go_on = job.command("train", "--resume", str(folder.path))
+        go_on = job.command("train", "--resume", folder.argument)
         say(f"interrupted after step {trainer.step}; what was learnt is in {folder.path}; to go on: {go_on}")
         return 128 + (stop.signal or signal.SIGTERM)
     print(f"\nSaved in {folder.path}. For more text, and for a page that shows the run:")
     for command in ("sample", "report"):
-        print(shlex.join([sys.executable, "-m", "bptt_array", command, str(folder.path)]))
+        print(shlex.join([sys.executable, "-m", "bptt_array", command, folder.argument]))
     print(f"\nA sample (temperature 0.8):\n\n{write(trainer.rnn, trainer.vocabulary, seed=trainer.options.seed)}\n")
     return 0

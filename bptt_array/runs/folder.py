@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,12 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.diverged = False
+
+    @property
+    def argument(self) -> str:
+        """The folder as a command takes it: no option, whatever it is called."""
+        name = str(self.path)
+        return os.path.join(os.curdir, name) if name.startswith("-") else name
 
     def describe(self, device: str, job: Mapping[str, str]) -> list[str]:
         """Note what the run runs on, from here on; returns what of it is not as it was at the last start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -95,11 +96,11 @@ class RunListener(SilentListener):
 
     def way_out(self) -> str:
         """Of a run that diverged: what there is to go on from."""
-        folder, step = self._folder.path, self._trainer.step
-        kept = f"; the last good checkpoint, of step {step}, is in {folder}"
+        step, go_on = self._trainer.step, shlex.quote(self._folder.argument)
+        kept = f"; the last good checkpoint, of step {step}, is in {self._folder.path}"
         if self._trainer.options.on_divergence != "stop":
             return f"{kept}; the learning rate was halved {HALVINGS} times, to {self._trainer.lr:g}"
         return (
-            f"{kept}: --resume {folder} --on-divergence halve-lr goes on from there, with half the learning rate where "
+            f"{kept}: --resume {go_on} --on-divergence halve-lr goes on from there, with half the learning rate where "
             "it diverges again"
         )
