@@ -86,6 +86,7 @@ BACKENDS = [
     pytest.param(lambda: _strict("CPU_DEVICE"), ("float32", "float64"), id="strict"),
     pytest.param(lambda: _strict("device1"), ("float32", "float64"), id="strict-device1"),
     pytest.param(lambda: _strict("no_float64"), ("float32",), id="strict-no_float64"),
+    pytest.param(lambda: _strict("no_x64"), ("float32",), id="strict-no_x64"),  # nor int64
     pytest.param(_torch, ("float32", "float64"), id="torch", marks=needs_torch),
     pytest.param(lambda: _cuda(0), ("float32", "float64"), id="cuda:0", marks=needs_cuda(1)),
     pytest.param(lambda: _cuda(1), ("float32", "float64"), id="cuda:1", marks=needs_cuda(2)),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bptt_array as ba
-from bptt_array.backend import devices, portable
+from bptt_array.backend import devices, namespaces
 
 T, N, I, H, O = 5, 3, 4, 6, 2  # noqa: E741
 
@@ -340,7 +340,7 @@ def test_cuda_without_a_device_says_what_to_check(monkeypatch):
 
 
 def test_a_namespace_that_cannot_be_written_to_is_refused(monkeypatch):
-    monkeypatch.setattr(portable.array_api_compat, "is_writeable_array", lambda array: False)
+    monkeypatch.setattr(namespaces.array_api_compat, "is_writeable_array", lambda array: False)
     with pytest.raises(TypeError, match="cannot be written in place"):
         ba.Backend(np)
 

@@ -193,7 +193,7 @@ MUTANTS = {
     "the rate between layers for that of the state": ("bptt/dropout.py", "self._mask(self.recurrent_rate, 2", "self._mask(self.rate or self.recurrent_rate, 2"),
     "the mask of the state in both directions alike": ("bptt/dropout.py", "rows *= _signed(self.batch * F)", "rows *= _signed(self.batch * F) if before else 0"),
     "masks of units counted by sequences": ("bptt/dropout.py", "backend.arange(math.prod(row), xp.int32), row)", "backend.arange(math.prod(row), xp.int32), row[::-1]).mT"),
-    "masks of members alike": ("bptt/dropout.py", "seeds = (backend.arange(self.members or 1)", "seeds = (backend.arange(self.members or 1) * 0"),
+    "masks of members alike": ("bptt/dropout.py", "seeds = (backend.arange(self.members or 1, xp.int32)", "seeds = (backend.arange(self.members or 1, xp.int32) * 0"),
 }  # fmt: skip
 
 PACKAGE = Path(bptt_array.__file__).parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from functools import cache
+from typing import Any
 
 import array_api_compat
 import array_api_compat.numpy
@@ -25,6 +26,18 @@ def _numpy_backend() -> NumpyBackend:
 @cache
 def _cupy_backend(index: int) -> CupyBackend:
     return CupyBackend(index)
+
+
+#: The backends of arrays met so far: to ask a namespace what it can do takes longer than an update.
+_met: list[Backend] = []
+
+
+def _portable_backend(xp: Any, device: Any) -> Backend:
+    for backend in _met:
+        if backend.xp is xp and backend.device == device:
+            return backend
+    _met.append(Backend(xp, device))
+    return _met[-1]
 
 
 def resolve(device: str | Backend) -> Backend:
@@ -77,4 +90,4 @@ def backend_of(array: Array) -> Backend:
         return _numpy_backend()
     if array_api_compat.is_cupy_array(array):
         return _cupy_backend(array.device.id)
-    return Backend(array_api_compat.array_namespace(array), array_api_compat.device(array))
+    return _portable_backend(array_api_compat.array_namespace(array), array_api_compat.device(array))

@@ -4,8 +4,8 @@ A :class:`Backend` is the only place where arrays are born and the only thing th
 the mathematics. Its primitives end in an underscore and write into an array they are given. Each has a
 portable body here, in pure Array API; NumPy and CuPy override it with ``out=`` forms of the same signature.
 
-They rely on basic slices (and reshapes of contiguous arrays) being views, which holds for every namespace
-whose arrays can be written to: NumPy, CuPy, torch, array-api-strict.
+They rely on basic slices (and reshapes of contiguous arrays) being views. That is asked of a namespace, see
+:mod:`bptt_array.backend.namespaces`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import array_api_compat
 import array_api_compat.numpy
 import numpy as np
+
+from .host import host_copy
+from .namespaces import dtypes_of, namespace_of
 
 Array = Any  # an array of the backend's namespace
 DTYPES = ("float32", "float64")
@@ -65,15 +68,24 @@ class Backend:
     Parameters
     ----------
     xp : module
-        An Array API namespace whose arrays can be written in place, for example ``array_api_strict``
-        or ``torch`` (wrapped by array-api-compat where needed).
+        An Array API namespace, of version 2024.12 of the standard or later, whose arrays can be written in place
+        and through their slices, for example ``array_api_strict`` or ``torch`` (wrapped by array-api-compat where
+        needed).
     device : optional
         A device of that namespace; its default device if left out.
+
+    Attributes
+    ----------
+    integer : dtype
+        The widest signed integer of the device: int64 on most. Tokens, classes and lengths are of it.
 
     Raises
     ------
     TypeError
-        If arrays of the namespace cannot be written in place (JAX).
+        If ``xp`` is no such namespace: its arrays cannot be written in place (JAX), its slices are copies (ndonnx), or
+        it lacks something, which is named.
+    ValueError
+        If it has no such device.
 
     Examples
     --------
@@ -92,18 +104,11 @@ class Backend:
     one_thread_multiply_adds: int | None = None
 
     def __init__(self, xp: Any, device: Any = None) -> None:
-        if not callable(getattr(xp, "zeros", None)):
-            raise TypeError(f"xp={xp!r} is no Array API namespace; expected a module like array_api_strict or torch")
-        probe = xp.zeros(1) if device is None else xp.zeros(1, device=device)
-        self.xp = array_api_compat.array_namespace(probe)
-        self.device = array_api_compat.device(probe)
+        self.xp, self.device = namespace_of(xp, device)
+        self._dtypes = dtypes_of(self.xp, self.device)
+        self.integer = self._dtypes["int64" if "int64" in self._dtypes else "int32"]
         self.elementwise = Elementwise(self.xp)
         self._zeros: dict[str, Array] = {}
-        if not array_api_compat.is_writeable_array(probe):
-            raise TypeError(
-                f"xp={self.xp.__name__} has arrays that cannot be written in place, which the time loop needs; "
-                "use NumPy, CuPy, torch or array_api_strict"
-            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
         return self  # a place, not a value: a copied network lives in the same one
@@ -124,7 +129,15 @@ class Backend:
 
     def dtype(self, name: str) -> Any:
         """The dtype object that the namespace calls ``name``."""
+        if not self.has_dtype(name):
+            raise ValueError(
+                f"dtype={name!r}, of which there are no arrays on {self.name}; use dtype='float32', or another device"
+            )
         return getattr(self.xp, name)
+
+    def has_dtype(self, name: str) -> bool:
+        """Whether there are arrays of it on this device, which need not have all that its namespace has."""
+        return name in self._dtypes or (name not in ("float64", "int64") and hasattr(self.xp, name))
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.xp.empty(shape, dtype=dtype, device=self.device)
@@ -136,21 +149,33 @@ class Backend:
         return self.xp.ones(shape, dtype=dtype, device=self.device)
 
     def arange(self, stop: int, dtype: Any = None) -> Array:
-        """``0, 1, ..., stop - 1`` as int64 or the integer dtype given."""
-        return self.xp.arange(stop, dtype=self.xp.int64 if dtype is None else dtype, device=self.device)
+        """``0, 1, ..., stop - 1`` as :attr:`integer` or the integer dtype given."""
+        return self.xp.arange(stop, dtype=self.integer if dtype is None else dtype, device=self.device)
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
-        """A copy of a NumPy array on this device, of the same dtype."""
+        """A copy of a NumPy array on this device, of the same dtype; as :attr:`integer` if it has not these integers."""
+        dtype = array.dtype.newbyteorder("=")
+        if dtype.kind in "iu" and dtype.name not in self._dtypes:
+            dtype = self._integer_of(array)
         # Other libraries take neither other byte orders nor negative strides.
-        plain = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+        plain = np.array(array, dtype=dtype, order="C", copy=True)
         return self.xp.asarray(plain, dtype=self.dtype(plain.dtype.name), device=self.device)
+
+    def _integer_of(self, array: np.ndarray[Any, Any]) -> np.dtype[Any]:
+        """NumPy's dtype of :attr:`integer`, if it holds all entries."""
+        dtype = np.dtype(str(self.integer).rpartition(".")[2])
+        limits = np.iinfo(dtype)
+        wrong = array[(array < limits.min) | (array > limits.max)]
+        if wrong.size:
+            raise ValueError(
+                f"{wrong[0]} does not fit in {dtype.name}, the widest integer of {self.name}; expected at most "
+                f"{limits.max}"
+            )
+        return dtype
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         """A NumPy copy of an array of this device (synchronises)."""
-        host = self.xp.__array_namespace_info__().default_device()
-        local = array_api_compat.to_device(array, host)
-        # DLPack is what every namespace has for this; NumPy's own scalars have it not.
-        return np.array(local) if array_api_compat.is_numpy_array(local) else np.from_dlpack(local).copy()
+        return host_copy(array)
 
     def owns(self, array: Any) -> bool:
         """Whether ``array`` is of this namespace and on this device."""

@@ -107,8 +107,8 @@ class Dropout:
         backend, xp = self.backend, self.backend.xp
         words = np.random.SeedSequence(self.call_seed, spawn_key=(layer,)).generate_state(3)
         first, second, third = (_signed(int(word)) for word in words)
-        seeds = (backend.arange(self.members or 1) + (self.network_seed & 0x7FFFFFFF)) & 0x7FFFFFFF
-        a = xp.reshape(xp.astype(seeds, xp.int32), (-1,) + (1,) * axes)
+        seeds = (backend.arange(self.members or 1, xp.int32) + (self.network_seed & 0x7FFFFFFF)) & 0x7FFFFFFF
+        a = xp.reshape(seeds, (-1,) + (1,) * axes)
         a += first
         _hash_(a, xp.zeros_like(a) + third)
         b = a ^ second

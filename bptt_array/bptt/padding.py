@@ -72,7 +72,7 @@ class Padding:
         """
         xp = self.backend.xp
         _, *lead, N, H = states.shape
-        row = (self._lengths - start) * xp.astype(self.last(start, stop), xp.int64)
+        row = (self._lengths - start) * xp.astype(self.last(start, stop), self.backend.integer)
         between = xp.reshape(self.backend.arange(math.prod(lead)), (*lead, 1))
         index = (row * math.prod(lead) + between) * N + self.backend.arange(N)
         result = self.backend.empty((*lead, N, H), states.dtype)
@@ -98,7 +98,7 @@ class Padding:
         return xp.where(nonempty, a, self.backend.zeros((1,) * a.ndim, a.dtype))
 
     def reversed_steps(self, T: int) -> Array:
-        """(T, N) int64: the step that comes t-th when the valid part of a sequence is read back to front."""
+        """(T, N) integers: the step that comes t-th when the valid part of a sequence is read back to front."""
         steps = self.backend.arange(T)[:, None]
         turned = self._lengths[None, :] - 1 - steps
         return self.backend.xp.where(turned >= 0, turned, steps)
@@ -107,7 +107,8 @@ class Padding:
 class Feed:
     """A time-major array of the caller, handed over one segment at a time: on the device, padding zeroed.
 
-    A host array of a device model travels segment by segment. Integers (tokens, classes) become int64.
+    A host array of a device model travels segment by segment. Integers (tokens, classes) become those of
+    :attr:`Backend.integer`.
 
     Parameters
     ----------
@@ -126,5 +127,5 @@ class Feed:
         if not self.backend.owns(part):
             part = self.backend.from_host(part)
         if self.integral:
-            part = self.backend.xp.astype(part, self.backend.xp.int64, copy=False)
+            part = self.backend.xp.astype(part, self.backend.integer, copy=False)
         return part if self.padding is None else self.padding.zeroed(part, start, stop, features=self.features)

@@ -104,7 +104,9 @@ def _of_layer(ran: Trajectory, function: str, index: int | None, below: float, b
     valid = np.arange(ran.steps)[:, None] < lengths  # (T, N)
     sums = []
     for units in (flat, known):
-        counts = backend.to_host(xp.sum(xp.astype(units, xp.int64), axis=-1))  # (T, [E,] [2,] N)
+        counts = backend.to_host(
+            xp.sum(xp.astype(units, backend.integer), axis=-1, dtype=backend.integer)
+        )  # (T, [E,] [2,] N)
         by_side = np.moveaxis(counts, -2, 0) if bidirectional else counts[None]
         if bidirectional:
             by_side = np.stack([by_side[0], in_time(by_side[1], ran.lengths, axis=0)])

@@ -241,7 +241,7 @@ class RNN:
                 if backend.owns(array):
                     if not backend.xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
                         raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
-                    dtype = backend.dtype("int64" if is_integer(array) else self.dtype)
+                    dtype = backend.integer if is_integer(array) else backend.dtype(self.dtype)
                     return backend.xp.astype(array, dtype, copy=False)
                 array = on_host("array", array)
             host = self._host_array(array)

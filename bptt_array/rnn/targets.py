@@ -52,7 +52,7 @@ def check_target(
         check_option("loss", loss, LOSSES)
     check_place("target", target, backend, host=True)
     if callable(loss):
-        if not (backend.owns(target) or hasattr(backend.xp, dtype_name(target))):
+        if not (backend.owns(target) or backend.has_dtype(dtype_name(target))):
             raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
         return _check_target_of_callers_loss(target, y_shape, architecture)
     known = LOSSES[loss]
