@@ -153,7 +153,7 @@ class Backend:
         return self.xp.arange(stop, dtype=self.integer if dtype is None else dtype, device=self.device)
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
-        """A copy of a NumPy array on this device, of the same dtype; as :attr:`integer` if it has not these integers."""
+        """A copy of a NumPy array on this device, of the same dtype; integers that it has not as :attr:`integer`."""
         dtype = array.dtype.newbyteorder("=")
         if dtype.kind in "iu" and dtype.name not in self._dtypes:
             dtype = self._integer_of(array)
