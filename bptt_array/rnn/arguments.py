@@ -12,12 +12,13 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend.arrays import check_plain, dtype_name, host_array, is_array, is_integer
-from ..backend.portable import Backend
+from ..backend.arrays import check_plain, dtype_name, host_array, is_array, is_integer, on_host
+from ..backend.portable import DTYPES, Backend
 from ..bptt.state import State
 from ..checks import LARGEST_SEED, MOST, check_count, check_flag, check_option, said
 from ..equations.cell import Cell
 from .architecture import Architecture
+from .conversions import way_in
 
 #: Entries that are checked at a time.
 _BLOCK = 1 << 18
@@ -50,10 +51,15 @@ def check_dropout_rows(rows: Any, N: int) -> tuple[int, int]:
     return first, batch
 
 
-def check_place(name: str, array: Any, backend: Backend, *, host: bool) -> None:
-    """An array of the backend's device; with ``host``, a NumPy array will do."""
-    check_plain(name, array)
+def check_place(
+    name: str, array: Any, backend: Backend, dtype: str, *, host: bool, integers: tuple[int, ...] = ()
+) -> None:
+    """An array of the backend's device; with ``host``, a NumPy array will do.
+
+    ``dtype`` and ``integers``, the numbers of axes with which integers are taken, are for advice.
+    """
     if backend.owns(array) or (host and array_api_compat.is_numpy_array(array)):
+        check_plain(name, array)
         return
     kind = f"{type(array).__module__.partition('.')[0]}.{type(array).__name__}".removeprefix("builtins.")
     if hasattr(array, "device"):
@@ -61,17 +67,20 @@ def check_place(name: str, array: Any, backend: Backend, *, host: bool) -> None:
     expected = f"{backend.xp.__name__.rpartition('.')[2]} array on {backend.name}"
     if host and backend.name != "cpu":
         expected += " or a NumPy array"
+    if array is None:
+        raise TypeError(f"{name} is a NoneType; expected a {expected}")
     raise TypeError(
-        f"{name} is a {kind}, but this RNN is on {backend.name}: expected a {expected}; use rnn.asarray({name})"
+        f"{name} is a {kind}, but this RNN is on {backend.name}: expected a {expected}; "
+        f"{way_in(name, array, dtype, integers=integers)}"
     )
 
 
 def check_float(name: str, array: Any, dtype: str) -> None:
-    if dtype_name(array) != dtype:
-        raise TypeError(
-            f"{name} has dtype {dtype_name(array)}, but this RNN computes in {dtype}: "
-            f"use rnn.asarray({name}), or build the RNN with another dtype"
-        )
+    given = dtype_name(array)
+    if given != dtype:
+        way = way_in(name, array, dtype)
+        other = f", or build the RNN with dtype={given!r}" if given in DTYPES else ""
+        raise TypeError(f"{name} has dtype {given}, but this RNN computes in {dtype}: {way}{other}")
 
 
 def check_shape(name: str, array: Any, shape: tuple[int, ...], axes: str) -> None:
@@ -83,7 +92,7 @@ def check_floats(
     name: str, array: Any, shape: tuple[int, ...], axes: str, backend: Backend, dtype: str, *, host: bool
 ) -> None:
     """An array of the right place, dtype and shape."""
-    check_place(name, array, backend, host=host)
+    check_place(name, array, backend, dtype, host=host)
     check_float(name, array, dtype)
     check_shape(name, array, shape, axes)
 
@@ -119,12 +128,14 @@ def check_x(
 
     With ``members`` E also ``(T, E, N, I)`` or ``(T, E, N)``.
     """
-    check_place("x", x, backend, host=host)
+    check_place("x", x, backend, dtype, host=host, integers=(2,) if members is None else (2, 3))
     if is_integer(x):
         per_member = members is not None and x.ndim == 3
         if x.ndim != 2 and not per_member:
             more = "" if members is None else " or, for every member its own, (T, E, N)"
-            raise ValueError(f"x has integers in shape {tuple(x.shape)}; expected tokens of shape (T, N){more}")
+            features = x.ndim in (3, 3 if members is None else 4) and x.shape[-1] == input_size
+            way = f"; for features use rnn.asarray(x, dtype={dtype!r})" if features else ""
+            raise ValueError(f"x has integers in shape {tuple(x.shape)}; expected tokens of shape (T, N){more}{way}")
     else:
         check_float("x", x, dtype)
         per_member = members is not None and x.ndim == 4
@@ -185,15 +196,18 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
     if lengths is None:
         return None
     if not isinstance(lengths, (list, tuple, np.ndarray)):
+        way = "use lengths.tolist()" if hasattr(lengths, "tolist") else "use np.asarray(lengths)"
         raise TypeError(
             f"lengths is a {type(lengths).__name__}; expected a list or NumPy array of N={N} integers on the host "
             "(segments are planned with them, without asking the device)"
+            + (f": {way}" if is_array(lengths) or hasattr(lengths, "__array__") else "")
         )
     check_plain("lengths", lengths)
     array = host_array("lengths", lengths, f"N={N} integers")
     check_shape("lengths", array, (N,), "(N,)")
     if array.dtype.kind not in "iu" and N:  # an empty list has floats
-        raise TypeError(f"lengths has dtype {array.dtype}; expected integers")
+        way = ": use np.asarray(lengths, dtype=int)" if array.dtype.kind in "fb" else ""
+        raise TypeError(f"lengths has dtype {array.dtype}; expected integers{way}")
     wrong = np.flatnonzero((array < 0) | (array > T))
     if wrong.size:
         raise ValueError(f"lengths[{wrong[0]}]={array[wrong[0]]}; expected 0 to T={T}, the number of steps in x")
@@ -208,9 +222,14 @@ def check_reset(reset: Any, N: int, backend: Backend) -> Any:
         reset = host_array("reset", reset, f"N={N} bools")
     if not is_array(reset):
         raise TypeError(f"reset is a {type(reset).__name__}; expected a list or array of N={N} bools")
-    check_place("reset", reset, backend, host=True)
+    if not backend.owns(reset):
+        reset = on_host("reset", reset)
+    check_plain("reset", reset)
     if dtype_name(reset) != "bool":
-        raise TypeError(f"reset has dtype {dtype_name(reset)}; expected bool: True for the sequences that begin anew")
+        way = "; use np.asarray(reset) != 0" if isinstance(reset, np.ndarray) else "; use reset != 0"
+        raise TypeError(
+            f"reset has dtype {dtype_name(reset)}; expected bool: True for the sequences that begin anew{way}"
+        )
     check_shape("reset", reset, (N,), "(N,)")
     return reset if backend.owns(reset) else backend.from_host(reset)
 

@@ -104,7 +104,7 @@ class Calls:
             weights = self.layout.inward(weights, features=False)
         features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate)
         if weights is not None:
-            check_place("weights", weights, backend, host=True)
+            check_place("weights", weights, backend, architecture.dtype, host=True)
             check_float("weights", weights, architecture.dtype)
             check_outputs_like("weights", weights, y_shape, architecture.outputs_axes, architecture, features=False)
         steps = None if reduction == "sum" else batch.valid_outputs(architecture.readout)
@@ -128,7 +128,9 @@ class Calls:
         for name, shape in shapes.items():
             check_floats(f"params[{name!r}]", params[name], shape, "shape", backend, dtype, host=False)
             if params[name].dtype != backend.dtype(dtype):
-                raise TypeError(f"params[{name!r}] is not in the byte order of this machine; use rnn.asarray")
+                raise TypeError(
+                    f"params[{name!r}] is not in the byte order of this machine; use rnn.asarray(params[{name!r}])"
+                )
 
     def network(self, params: dict[str, Array]) -> passes.BoundNetwork:
         """The network with these parameters, as passes take it: while they are the same arrays, the one made before."""

@@ -59,11 +59,11 @@ class BatchFirst(TimeFirst):
         return self.inward(x, features=not (is_array(x) and is_integer(x)))
 
     def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> Any:
-        """A target; ``y_shape`` is time first. For a loss of the caller's own its sizes say whether it has features."""
+        """A target; ``y_shape`` is time first. Of one that may have features its sizes say whether it has."""
         if not is_array(target):
             return target
         features = not is_integer(target)
-        if callable(loss):
+        if callable(loss) or features:
             T, *lead, _ = y_shape
             fits = has_features(target, [(*lead, T), (lead[-1], T)])
             # What does not fit is turned as well, or it might fit time first.

@@ -13,7 +13,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend.arrays import host_array, is_integer, on_host
+from ..backend.arrays import is_integer
 from ..backend.devices import resolve
 from ..backend.portable import Array, Backend
 from ..bptt import passes
@@ -33,6 +33,7 @@ from .arguments import (
 )
 from .backward import BackwardFunction
 from .calls import Calls
+from .conversions import as_floats, as_integers, real_numbers
 from .initializers import INITIALIZERS
 from .memory import Workload, plan_for
 
@@ -230,34 +231,37 @@ class RNN:
 
     # ---- devices and files ----------------------------------------------------------------------------
 
-    def asarray(self, array: Any) -> Array:
+    def asarray(self, array: Any, dtype: str | None = None) -> Array:
         """``array`` on this network's device; floats and bools in its dtype, integers as int64.
 
-        Takes anything NumPy does, and arrays of other devices (which then travel through the host).
+        Takes anything that NumPy takes for real numbers, and arrays of other devices and libraries (which then travel
+        through the host). On a device without int64 integers are of the widest that it has.
+
+        Parameters
+        ----------
+        dtype : str, optional
+            ``rnn.dtype``, also for integers: numbers to compute with, such as targets 0 and 1. ``"int64"``, also for
+            floats and bools: class numbers.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it holds something else than real numbers, or one that the dtype cannot hold.
         """
+        if dtype is not None:
+            check_option("dtype", dtype, (self.dtype, "int64"))
         backend = self.backend
         with backend.active():
-            if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_numpy_array(array):
-                if backend.owns(array):
-                    if not backend.xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
-                        raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
-                    dtype = backend.integer if is_integer(array) else backend.dtype(self.dtype)
-                    return backend.xp.astype(array, dtype, copy=False)
-                array = on_host("array", array)
-            host = self._host_array(array)
+            if backend.owns(array) and not array_api_compat.is_numpy_array(array):
+                if not backend.xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
+                    raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
+                if dtype != "int64" or is_integer(array):  # of floats it has to be seen whether they are whole
+                    whole = is_integer(array) if dtype is None else dtype == "int64"
+                    return backend.xp.astype(array, backend.integer if whole else backend.dtype(self.dtype), copy=False)
+            host = real_numbers("array", array)
+            whole = is_integer(host) if dtype is None else dtype == "int64"
+            host = as_integers("array", host) if whole else as_floats("array", host, self.dtype)
             return host if backend.owns(host) else backend.from_host(host)
-
-    def _host_array(self, array: Any) -> np.ndarray[Any, Any]:
-        """A NumPy array of int64 or of this network's dtype, from anything that NumPy takes for real numbers."""
-        if isinstance(array, np.ma.MaskedArray):
-            raise TypeError("array is masked; expected a plain array (for masks see lengths and weights)")
-        array = host_array("array", array, "real numbers")
-        if array.dtype.kind not in "biuf":
-            raise TypeError(f"array has dtype {array.dtype}; expected real numbers")
-        if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
-            raise ValueError(f"array holds {array.max()}, which does not fit in int64")
-        host: np.ndarray[Any, Any] = array.astype(np.int64 if is_integer(array) else self.dtype, copy=False)
-        return host
 
     def to(self, device: str | Backend) -> RNN:
         """Move the parameters to a device, in place; returns the network."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.arrays import dtype_name, is_integer
-from ..backend.portable import Backend
+from ..backend.portable import DTYPES, Backend
 from ..checks import check_option
 from ..equations.losses import LOSSES
 from .architecture import Architecture
@@ -50,7 +50,9 @@ def check_target(
     output, axes = architecture.output, architecture.outputs_axes
     if not callable(loss):
         check_option("loss", loss, LOSSES)
-    check_place("target", target, backend, host=True)
+    axes_of_classes = (len(y_shape) - 1,) if architecture.members is None else (len(y_shape) - 2, len(y_shape) - 1)
+    integers = axes_of_classes if callable(loss) or LOSSES[loss].takes_classes else ()
+    check_place("target", target, backend, architecture.dtype, host=True, integers=integers)
     if callable(loss):
         if not (backend.owns(target) or backend.has_dtype(dtype_name(target))):
             raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
@@ -67,9 +69,39 @@ def check_target(
         what = "classes below output_size"
         check_range("target", target, y_shape[-1], what, backend, lengths, read=validate, timed=timed)
         return False
+    if target.ndim in axes_of_classes:
+        _refuse_classes(target, loss, y_shape, architecture)
     check_float("target", target, architecture.dtype)
     check_outputs_like("target", target, y_shape, axes, architecture)
     return True
+
+
+def _shapes(shape: tuple[int, ...], architecture: Architecture, member: int) -> list[tuple[int, ...]]:
+    """A shape, and the same without the axis of members, which may share it."""
+    return [shape] if architecture.members is None else [shape, shape[:member] + shape[len(shape) + member + 1 :]]
+
+
+def _refuse_classes(target: Any, loss: str, y_shape: tuple[int, ...], architecture: Architecture) -> None:
+    """What has the shape of class numbers, but is none or not wanted: say which of both."""
+    has, shape, dtype = dtype_name(target), tuple(target.shape), architecture.dtype
+    if shape not in _shapes(y_shape[:-1], architecture, -2) or shape in _shapes(y_shape, architecture, -3):
+        return
+    real = has in (*DTYPES, "float16", "bfloat16", "bool")
+    if LOSSES[loss].takes_classes and real:
+        raise TypeError(
+            f"target has dtype {has} and shape {shape}, as class numbers have, which are integers; expected those, or "
+            f"probabilities of shape {y_shape}: for classes use rnn.asarray(target, dtype='int64')"
+        )
+    if y_shape[-1] == 1 and (real or is_integer(target)):
+        raise TypeError(
+            f"target has dtype {has} and shape {shape}; expected {dtype} and {y_shape}, as y has: use "
+            f"rnn.asarray(target[..., None], dtype={dtype!r})"
+        )
+    if is_integer(target):
+        raise TypeError(
+            f"target has dtype {has} and shape {shape}, as class numbers have; expected {dtype} and {y_shape} for "
+            f"loss={loss!r}: for classes build the RNN with output='softmax', and use loss='cross_entropy'"
+        )
 
 
 def _check_target_of_callers_loss(target: Any, y_shape: tuple[int, ...], architecture: Architecture) -> bool:

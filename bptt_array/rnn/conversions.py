@@ -1,0 +1,111 @@
+"""From what a caller has to real numbers in NumPy arrays, and what to do with what cannot be one.
+
+Errors say how it can: advice is given only where it was tried or follows from the dtype.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from ..backend.arrays import dtype_name, host_array, is_array, is_integer, on_host
+from ..backend.portable import DTYPES
+from ..checks import said
+
+HostArray = np.ndarray[Any, Any]
+
+_RAGGED = (
+    "real numbers, of each axis equally many: fill sequences of different lengths up to the longest, and say with "
+    "lengths=[…] how long each one is"
+)
+
+
+def real_numbers(name: str, value: Any) -> HostArray:
+    """A NumPy array of bools, integers or floats, from anything that NumPy takes for real numbers."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is masked; expected a plain array (for masks see lengths and weights)")
+    foreign = is_array(value) and not isinstance(value, (np.ndarray, np.generic))
+    array = on_host(name, value) if foreign else host_array(name, value, _RAGGED)
+    if array.dtype.kind == "O":
+        return _of_objects(name, array)
+    if array.dtype.kind == "V" and array.dtype.names is None and np.can_cast(array.dtype, np.float32):
+        return array.astype(np.float32)  # bfloat16 and the like, which NumPy itself does not know
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers{_instead(name, array.dtype.kind)}")
+    return array
+
+
+def _instead(name: str, kind: str) -> str:
+    if kind in "UST":
+        return f": the class numbers of labels are np.unique({name}, return_inverse=True)[1]"
+    return f": use {name}.real, and {name}.imag as features of their own" if kind == "c" else ""
+
+
+def _of_objects(name: str, array: HostArray) -> HostArray:
+    """The numbers that a column of a table has as Python's objects, if all of them are numbers."""
+    values = array.reshape(-1).tolist()
+    for k, value in enumerate(values):
+        if not isinstance(value, (Real, np.bool_)) or isinstance(value, np.timedelta64):
+            raise TypeError(
+                f"{name} has dtype object; expected real numbers, but {_at(name, array, k)} is {said(value, 100)}: put "
+                "nan where a number is missing, and leave its step out with lengths or a weight of 0"
+            )
+    whole = all(isinstance(value, Integral) for value in values)
+    kind = np.bool_ if all(isinstance(value, (bool, np.bool_)) for value in values) else np.int64
+    try:
+        return np.array(values, dtype=kind if whole or kind is np.bool_ else np.float64).reshape(array.shape)
+    except OverflowError:
+        largest = max(values, key=abs)
+        raise ValueError(f"{name} holds {said(largest, 100)}, which does not fit in int64 or float64") from None
+
+
+def _at(name: str, array: HostArray, k: int) -> str:
+    """The entry that is k-th in the order of C."""
+    place = np.unravel_index(k, array.shape) if array.ndim else ()
+    return f"{name}[{', '.join(map(str, place))}]" if array.ndim else name
+
+
+def as_floats(name: str, array: HostArray, dtype: str) -> HostArray:
+    """Real numbers as ``"float32"`` or ``"float64"``, none of which becomes infinite by that."""
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype, copy=False)
+    except FloatingPointError:
+        with np.errstate(over="ignore"):
+            k = int(np.flatnonzero(np.isinf(array.astype(dtype)) & np.isfinite(array))[0])
+        raise ValueError(
+            f"{_at(name, array, k)}={array.reshape(-1)[k]} does not fit in {dtype}; expected at most "
+            f"{np.finfo(dtype).max:.3g}: divide {name} by a scale"
+        ) from None
+
+
+def as_integers(name: str, array: HostArray) -> HostArray:
+    """Real numbers as int64, none of which changes by that."""
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        raise ValueError(f"{name} holds {array.max()}, which does not fit in int64")
+    if array.dtype.kind == "f":
+        whole = (np.abs(array) < 2.0**63) & (array == np.rint(array))
+        if not whole.all():
+            k = int(np.flatnonzero(~whole)[0])
+            raise ValueError(
+                f"{_at(name, array, k)}={array.reshape(-1)[k]} is no whole number; expected integers: where one is "
+                "missing put any that is in range, and leave its step out with a weight of 0"
+            )
+    return array.astype(np.int64, copy=False)
+
+
+def way_in(name: str, value: Any, dtype: str, *, integers: tuple[int, ...] = ()) -> str:
+    """How ``value`` becomes an array of this network: in words that work, or an error that says why there are none.
+
+    Integers are taken where they have as many axes as one of ``integers``.
+    """
+    if getattr(value, "requires_grad", False):
+        name, value = f"{name}.detach()", value.detach()
+    known = is_array(value) and dtype_name(value) in (*DTYPES, "float16", "bfloat16", "bool")
+    if not (known or (is_array(value) and is_integer(value))):
+        value = real_numbers(name, value)
+    if is_integer(value) and value.ndim not in integers:
+        return f"use rnn.asarray({name}, dtype={dtype!r})"
+    return f"use rnn.asarray({name})"
