@@ -273,6 +273,7 @@ if HAS_TORCH:
         "torch": lambda: torch.ones(3),
         "torch integers": lambda: torch.arange(3),
         "torch bfloat16": lambda: torch.ones(3, dtype=torch.bfloat16),
+        "torch float8": lambda: torch.ones(3).to(torch.float8_e5m2),
         "torch complex": lambda: torch.ones(3, dtype=torch.complex64),
         "torch conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
         "torch with autograd": lambda: torch.ones(3, requires_grad=True),
@@ -1376,7 +1377,7 @@ def test_an_infinite_loss_does_not_pass_for_a_right_gradient():
 
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip install torch")
 @pytest.mark.parametrize(
-    "name", ["torch conjugate", "torch bfloat16", "torch sparse", "torch nowhere", "torch with autograd"]
+    "name", ["torch conjugate", "torch float8", "torch sparse", "torch nowhere", "torch with autograd"]
 )
 def test_tensors_that_numpy_cannot_read_are_refused(name):
     with pytest.raises(TypeError, match=r"^array (is|has)"):

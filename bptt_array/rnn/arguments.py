@@ -69,10 +69,11 @@ def check_place(
         expected += " or a NumPy array"
     if array is None:
         raise TypeError(f"{name} is a NoneType; expected a {expected}")
-    raise TypeError(
-        f"{name} is a {kind}, but this RNN is on {backend.name}: expected a {expected}; "
-        f"{way_in(name, array, dtype, integers=integers)}"
-    )
+    try:
+        way = way_in(name, array, dtype, integers=integers)
+    except (TypeError, ValueError) as error:
+        way = str(error)
+    raise TypeError(f"{name} is a {kind}, but this RNN is on {backend.name}: expected a {expected}; {way}")
 
 
 def check_float(name: str, array: Any, dtype: str) -> None:

@@ -46,6 +46,8 @@ def _instead(name: str, kind: str) -> str:
 def _of_objects(name: str, array: HostArray) -> HostArray:
     """The numbers that a column of a table has as Python's objects, if all of them are numbers."""
     values = array.reshape(-1).tolist()
+    if not array.ndim and not isinstance(values[0], Real):
+        raise TypeError(f"{name} is a {type(values[0]).__name__}; expected real numbers")
     for k, value in enumerate(values):
         if not isinstance(value, (Real, np.bool_)) or isinstance(value, np.timedelta64):
             raise TypeError(
