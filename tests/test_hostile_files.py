@@ -86,7 +86,7 @@ def checkpoint(tmp_path_factory):
 
     listener, folder = Kept(), tmp_path_factory.mktemp("run")
     Trainer(TEXT, Options(hidden=4, seq_len=4, batch=2, steps=12, cell="lstm")).run(listener)
-    path = checkpoints.write_checkpoint(folder, listener.last, 1)
+    path = checkpoints.write_checkpoint(folder, listener.last)
     return listener.last, path, path.read_bytes()
 
 

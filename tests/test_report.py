@@ -212,7 +212,7 @@ def test_the_page_tells_where_training_diverged(folder, tmp_path):
     last = checkpoints.read_checkpoint(checkpoints.checkpoints(tmp_path / "run")[-1])
     event = {"step": 13, "why": "the loss is nan & void", "back_to": 8, "lr": 0.5}
     changed = checkpoints.Checkpoint(**vars(last) | {"events": [event]})
-    checkpoints.write_checkpoint(tmp_path / "run", changed, 3)
+    checkpoints.write_checkpoint(tmp_path / "run", changed)
     page = Page(report.page(tmp_path / "run"))
     assert "the loss is nan & void; went back to update 8 and on with a learning rate of 0.5" in page.texts["td"]
 

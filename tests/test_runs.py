@@ -89,7 +89,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(kind, stop
     first, listener = Trainer(TEXT, options), Kept(stop)
     first.run(listener)
     assert first.step == stop == listener.checkpoints[-1].step
-    path = checkpoints.write_checkpoint(tmp_path, listener.checkpoints[-1], 3)
+    path = checkpoints.write_checkpoint(tmp_path, listener.checkpoints[-1])
     second = Trainer(TEXT, options)
     second.restore(checkpoints.read_checkpoint(path))
     second.run()
@@ -105,7 +105,7 @@ def test_a_checkpoint_comes_back_from_its_file_as_it_was(tmp_path):
     trainer, listener = Trainer(TEXT, Options(**TINY, cell="lstm", members=2), source=["/a/ö.txt"]), Kept(15)
     trainer.run(listener)
     written = listener.checkpoints[-1]
-    found = checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, written, 1))
+    found = checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, written))
     for name, value in vars(written).items():
         np.testing.assert_equal(getattr(found, name), value)
     assert set(found.state) == {"h", "c"}
@@ -113,7 +113,7 @@ def test_a_checkpoint_comes_back_from_its_file_as_it_was(tmp_path):
     assert found.source == ["/a/ö.txt"]
     again = tmp_path / "again"
     again.mkdir()
-    same = checkpoints.write_checkpoint(again, found, 1)
+    same = checkpoints.write_checkpoint(again, found)
     assert same.read_bytes() == checkpoints.checkpoints(tmp_path)[0].read_bytes()
 
 
@@ -499,6 +499,146 @@ def test_a_folder_that_is_removed_while_training_is_one_line(text_file, tmp_path
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("how", ["moved", "removed", "moved and another made", "removed and another made"])
+def test_a_run_whose_folder_is_gone_stops_and_leaves_the_one_that_has_its_name_alone(
+    how, text_file, tmp_path, monkeypatch, capsys
+):
+    """The other run begins, and ends, while the first one goes on."""
+    folder, moved, update = tmp_path / "run", tmp_path / "moved", Trainer.update
+    options = text_file, *SMALL, "--steps", "40", "--diagnose-every", "5", "--out", folder
+    other = {}
+
+    def later(self, x, target, state, step, stop):
+        if step == 10:
+            monkeypatch.setattr(Trainer, "update", update)
+            folder.rename(moved)
+            if "removed" in how:
+                shutil.rmtree(moved)
+            if "another" in how:
+                assert run(*options, "--seed", "1") == 0
+                other.update({path: path.read_bytes() for path in folder.rglob("*.*")})
+        return update(self, x, target, state, step, stop)
+
+    monkeypatch.setattr(Trainer, "update", later)
+    assert run(*options) == 2
+    err = capsys.readouterr().err
+    instead = ", and another folder has its name now" if other else ""
+    assert err.startswith(f"bptt-array: error: {folder} was moved or removed meanwhile{instead}: nothing was written")
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == other
+    assert folder.exists() == bool(other)
+    if moved.exists():  # as the error says
+        assert run("--resume", moved) == 0
+        assert run(*options[:-1], tmp_path / "whole") == 0
+        assert results(moved) == results(tmp_path / "whole")
+
+
+def test_wherever_a_folder_is_moved_not_a_byte_of_another_under_its_name_changes(
+    finished, text_file, tmp_path, monkeypatch
+):
+    """After every single file that a run writes, also its model, metrics, diagnoses and plot."""
+    replace, others, count = os.replace, {}, [0]
+    options = text_file, *SMALL, "--steps", "15", "--diagnose-every", "5", "--keep-checkpoints", "1"
+
+    def content(folder):
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+
+    def moving(place, folder):
+        def replaced(new, path):
+            replace(new, path)
+            count[0] += 1
+            if count[0] == place:
+                folder.rename(folder.with_name(f"moved-{place}"))
+                shutil.copytree(finished[0], folder)  # with checkpoints of earlier and of later steps
+
+        return replaced
+
+    for place in range(1, 200):
+        folder, count[0] = tmp_path / f"run-{place}", 0
+        with monkeypatch.context() as patch:
+            patch.setattr(serialization.os, "replace", moving(place, folder))
+            status = run(*options, "--out", folder)
+        if count[0] < place:
+            break
+        assert content(folder) == content(finished[0]), place
+        others[place] = status
+    assert len(others) > 12
+    assert set(list(others.values())[:-1]) == {2}
+    assert list(others.values())[-1] == 0  # nothing was to be written any more
+
+
+def test_a_page_about_a_run_goes_into_no_other_run_s_folder(finished, tmp_path, monkeypatch, capsys):
+    folder, moved, page = finished[0], tmp_path / "moved", report.page
+
+    def slow(path):
+        made = page(path)
+        path.rename(moved)
+        path.mkdir()
+        return made
+
+    monkeypatch.setattr(report, "page", slow)
+    assert cli.main(["report", str(folder)]) == 2
+    assert "was moved or removed meanwhile, and another folder has its name now" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+    assert cli.main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is no run folder; expected one that `train` wrote" in capsys.readouterr().err
+
+
+def size(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def full_where(is_full, replace=os.replace):
+    """A way to rename written files on a disk that is full at some times."""
+
+    def renamed(new, path):
+        if is_full():
+            raise OSError(28, "No space left on device")
+        replace(new, path)
+
+    return renamed
+
+
+def test_keeping_fewer_checkpoints_makes_room_on_a_full_disk(text_file, tmp_path, monkeypatch, capsys):
+    folder, options = tmp_path / "run", [*SMALL, "--hidden", "32", "--steps", "40"]
+    assert run(text_file, *options, "--out", tmp_path / "whole") == 0
+    first, *_ = checkpoints.checkpoints(tmp_path / "whole")
+    most = size(tmp_path / "whole") - first.stat().st_size // 2  # for two of them, not for three
+    with monkeypatch.context() as patch:
+        patch.setattr(serialization.os, "replace", full_where(lambda: size(folder) > most))
+        assert run(text_file, *options, "--out", folder) == 2
+        last = checkpoints.newest_checkpoint(folder, pytest.fail)
+        assert len(checkpoints.checkpoints(folder)) > 1
+        (folder / "other").write_bytes(bytes(max(0, most - size(folder))))  # and another program takes the rest
+        assert run("--resume", folder) == 2
+        err = capsys.readouterr().err
+        assert err.count(": No space left on device\n") == err.count("\n") == 2
+        assert run("--resume", folder, "--keep-checkpoints", "1") == 0
+    assert last.step < 40
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)] == [40]
+    assert results(folder) == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("readable", [1, 2, 3])
+def test_a_full_disk_never_leaves_a_run_without_a_complete_checkpoint(
+    readable, finished, tmp_path, monkeypatch, capsys
+):
+    """Whichever of the checkpoints can still be read, and whichever file does not fit."""
+    folder, expected = finished
+    steps = [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)]
+    for path in checkpoints.checkpoints(folder)[readable:]:
+        path.write_bytes(path.read_bytes()[:-1])
+    for written in range(4):
+        copy = shutil.copytree(folder, tmp_path / f"{written}")
+        with monkeypatch.context() as patch:
+            left = [True] * written
+            patch.setattr(serialization.os, "replace", full_where(lambda left=left: not (left and left.pop())))
+            assert run("--resume", copy, "--keep-checkpoints", "1") == 2
+        assert checkpoints.newest_checkpoint(copy, print).step >= steps[readable - 1]
+        assert run("--resume", copy) == 0
+        assert results(copy) == expected
+
+
 def test_a_run_that_has_learnt_something_is_never_removed(text_file, tmp_path, monkeypatch, capsys):
     """Whatever happens between its first checkpoint and the model that follows from it."""
 
@@ -690,7 +830,7 @@ def test_nothing_that_is_no_number_reaches_a_checkpoint_of_the_optimizer_either(
     with pytest.raises(FloatingPointError, match="at step 7: what the optimizer keeps of b_y came to hold inf"):
         Trainer(TEXT, Options(**TINY)).run(listener)
     for checkpoint in listener.checkpoints:  # every one can be read again
-        assert checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, checkpoint, 3)).step == 0
+        assert checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, checkpoint)).step == 0
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.1])
@@ -875,7 +1015,7 @@ def test_a_run_is_resumed_on_its_own_device_unless_told_otherwise(text_file, tmp
     assert checkpoint.device == "cpu" == resolve("cpu").name
     capsys.readouterr()
     moved = checkpoints.Checkpoint(**vars(checkpoint) | {"device": "cuda:97"})
-    checkpoints.write_checkpoint(folder, moved, 3)
+    checkpoints.write_checkpoint(folder, moved)
     assert run("--resume", folder) == 2
     assert "device='cuda:97'" in capsys.readouterr().err
     assert run("--resume", folder, "--device", "cpu") == 0

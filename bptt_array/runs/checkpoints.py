@@ -23,8 +23,8 @@ NAME = re.compile(r"step-(\d{1,18})\.safetensors")
 _SAID = ("step", "lr", "elapsed", "options", "source", "text", "device", "updates", "events")
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint of a run folder, then remove all but the last ``keep``, and what is left of later ones.
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint of a run folder.
 
     Returns
     -------
@@ -51,11 +51,22 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     content = {name: getattr(checkpoint, name) for name in _SAID}
     path = here / f"step-{checkpoint.step:08}.safetensors"
     write_file(path, KIND, arrays, content)
-    earlier = [other for other in checkpoints(folder) if step_of(other) < checkpoint.step]
-    later = [other for other in checkpoints(folder) if step_of(other) > checkpoint.step]
-    for other in [*later, *earlier[: max(0, len(earlier) + 1 - keep)]]:
-        other.unlink(missing_ok=True)
     return path
+
+
+def remove_earlier(folder: Path, step: int, keep: int) -> None:
+    """Of the checkpoints up to that of ``step``, which can be read, leave the last ``keep``."""
+    upto = [path for path in checkpoints(folder) if step_of(path) <= step]
+    if upto and step_of(upto[-1]) == step:
+        for path in upto[:-keep]:
+            path.unlink(missing_ok=True)
+
+
+def remove_later(folder: Path, step: int) -> None:
+    """Remove the checkpoints after that of ``step``: of a course that was not gone on with."""
+    for path in checkpoints(folder):
+        if step_of(path) > step:
+            path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..training.checkpoint import Checkpoint
 from .checkpoints import FOLDER as CHECKPOINTS
 from .checkpoints import newest_checkpoint
 from .folder import DIAGNOSES, RunFolder
+from .held import Held
 
 
 @contextlib.contextmanager
@@ -31,17 +31,17 @@ def new_run(path: Path | None) -> Iterator[RunFolder]:
     with contextlib.ExitStack() as stack:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_alone_in(path))
+            held = stack.enter_context(_alone_in(path))
             if any(path.iterdir()):
                 raise FileExistsError
         except FileExistsError:
             raise ValueError(f"out={path} exists and is not an empty folder; choose another name") from None
-        folder = RunFolder(path)
+        folder = RunFolder(path, held)
         try:
             flush_folder(path.parent)
             yield folder
         finally:
-            if not folder.worth_keeping:
+            if held.is_here and not folder.worth_keeping:
                 with contextlib.suppress(OSError):
                     folder.remove()
                     if made:
@@ -59,33 +59,35 @@ def resumed_run(path: Path, say: Callable[[str], None]) -> Iterator[tuple[RunFol
     """
     if not path.is_dir():
         raise ValueError(f"{path} is no run folder; expected one that `train` wrote")
-    with _alone_in(path):
+    with _alone_in(path) as held:
         for folder in (path, path / CHECKPOINTS, path / DIAGNOSES):
             remove_unfinished(folder)
-        yield RunFolder(path), newest_checkpoint(path, say)
+        yield RunFolder(path, held), newest_checkpoint(path, say)
 
 
 @contextlib.contextmanager
-def _alone_in(path: Path) -> Iterator[None]:
+def _alone_in(path: Path) -> Iterator[Held]:
     """Hold the folder for this process, as long as it lives; the system lets go of it, however the process ends.
 
-    Where a system or a file system has no locks this does nothing.
+    Where a system or a file system has no locks others may hold it too.
     """
+    with Held(path) as held:
+        if held.handle is not None:
+            _lock(held.handle, path)
+        held.check()  # it may have been moved before it was locked
+        yield held
+
+
+def _lock(handle: int, path: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # not POSIX
-        yield
+    except ImportError:  # a system without locks
         return
-    handle = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ValueError(f"{path} is in use by another run, which is writing there; wait for its end") from None
-        yield
-    finally:
-        os.close(handle)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise ValueError(f"{path} is in use by another run, which is writing there; wait for its end") from None
 
 
 def _default_folder() -> Path:

@@ -18,8 +18,9 @@ from ..training.progress import Progress
 from ..training.text import Vocabulary
 from ..training.trainer import Trainer
 from .checkpoints import FOLDER as CHECKPOINTS
-from .checkpoints import NAME, checkpoints, step_of, write_checkpoint
+from .checkpoints import NAME, checkpoints, remove_earlier, remove_later, step_of, write_checkpoint
 from .environment import versions
+from .held import FolderLostError, Held
 
 if TYPE_CHECKING:
     from ..diagnostics.diagnosis import Diagnosis
@@ -35,7 +36,16 @@ DIAGNOSES = "diagnostics"
 
 
 class RunFolder:
-    """A run folder that this process may write to.
+    """A run folder that this process may write to, as long as its name leads to it.
+
+    Every method that writes or removes something raises :class:`FolderLostError` where it does not any more: a folder
+    that has the name now is another run's.
+
+    Parameters
+    ----------
+    path : Path
+    held : Held, optional
+        The folder, held open since it was claimed. If left out, the folder is only read.
 
     Attributes
     ----------
@@ -44,8 +54,9 @@ class RunFolder:
         Whether the run ended because it diverged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, held: Held | None = None) -> None:
         self.path = path
+        self._held = held
         self.diverged = False
 
     @property
@@ -59,7 +70,7 @@ class RunFolder:
         before = self.started()
         now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "device": device, **versions(), **job}
         text = json.dumps([*before, now], indent=1) + "\n"
-        write_atomically(self.path / ENVIRONMENT, text.encode(), flush=False)
+        self._write(ENVIRONMENT, text.encode())
         then = before[-1] if before else now
         names = [name for name in {**now, **then} if name != "started" and then.get(name) != now.get(name)]
         return [f"{name} {then.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]
@@ -79,39 +90,60 @@ class RunFolder:
 
     def save(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         """A checkpoint, then what follows from it."""
-        write_checkpoint(self.path, checkpoint, trainer.options.keep_checkpoints)
+        self._check()
+        write_checkpoint(self.path, checkpoint)
+        self._check()
+        remove_later(self.path, checkpoint.step)
         self.save_results(trainer)
 
     def save_results(self, trainer: Trainer) -> None:
-        """The model (if it has learnt anything), the metrics so far, and when they were reached.
+        """What follows from the last checkpoint: earlier ones go, and what is of a later course of the run.
 
-        The checkpoint holds all of that too: it is enough to flush the model.
+        Then, where there is room for it, come the model (if it has learnt anything), the metrics so far, and when they
+        were reached. The checkpoint holds all of that too: it is enough to flush the model.
         """
+        self._check()
+        remove_earlier(self.path, trainer.step, trainer.options.keep_checkpoints)
+        for path in _diagnoses(self.path):
+            if step_of(path) > trainer.step:  # of a course that was not gone on with
+                path.unlink()
         if trainer.step:
             metadata = {
                 "characters": trainer.vocabulary.characters,
                 "options": json.dumps(trainer.options.of_the_model),
             }
+            self._check()
             trainer.rnn.save(self.path / MODEL, metadata)
         metrics, times = trainer.files
-        write_atomically(self.path / METRICS, metrics, flush=False)
-        write_atomically(self.path / TIMES, times, flush=False)
-        for path in _diagnoses(self.path):
-            if step_of(path) > trainer.step:  # of a course that was not gone on with
-                path.unlink()
+        self._write(METRICS, metrics)
+        self._write(TIMES, times)
 
     def save_plot(self, trainer: Trainer) -> None:
         """The metrics as a picture, if there are any."""
         if trainer.metrics:
             png = io.BytesIO()
             plot_loss(trainer.metrics).savefig(png, format="png", dpi=120)
-            write_atomically(self.path / PLOT, png.getvalue(), flush=False)
+            self._write(PLOT, png.getvalue())
 
     def save_diagnosis(self, step: int, diagnosis: Diagnosis) -> None:
         """How the gradient flowed at a step, as arrays."""
+        self._check()
         folder = self.path / DIAGNOSES
         folder.mkdir(exist_ok=True)
         diagnosis.save(folder / f"step-{step:08}.safetensors")
+
+    def _write(self, name: str, data: bytes) -> None:
+        """A file that follows from the checkpoint, and need not be flushed."""
+        self._check()
+        write_atomically(self.path / name, data, flush=False)
+
+    def _check(self) -> None:
+        try:
+            if self._held is not None:
+                self._held.check()
+        except FolderLostError as error:
+            way_out = "the run ends here, and goes on with train --resume NAME if NAME is what its folder is called now"
+            raise FolderLostError(f"{error}; {way_out}") from None
 
     @property
     def worth_keeping(self) -> bool:
@@ -120,6 +152,7 @@ class RunFolder:
 
     def remove(self) -> None:
         """Remove what a run that came to nothing wrote."""
+        self._check()
         names = (METRICS, TIMES, ENVIRONMENT, PLOT)
         for path in [*checkpoints(self.path), *_diagnoses(self.path), *(self.path / name for name in names)]:
             path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from ..training.checkpoint import Checkpoint
 from ..training.progress import Progress
 from .checkpoints import newest_checkpoint
 from .folder import RunFolder, read_diagnoses, read_metrics
+from .held import Held
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +69,12 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     path = folder / PAGE if out is None else out
     if path.resolve().parent == folder.resolve() and path.suffix != ".html":
         raise ValueError(f"out={path} would be among the run's own files; expected a name that ends in .html")
-    write_atomically(path, page(folder).encode("utf-8", "backslashreplace"), flush=False)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no run folder; expected one that `train` wrote")
+    with Held(folder) as held:
+        data = page(folder).encode("utf-8", "backslashreplace")
+        held.check()  # a page is of one run, and goes to no other
+        write_atomically(path, data, flush=False)
     return path
 
 
