@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from bptt_array import cli, distributed
 from bptt_array.cli import flags
@@ -52,6 +53,14 @@ def terminate(trainer):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def move(trainer):
+    """Let the run folder of this job be called otherwise, and something else have its name."""
+    folder = Path(ARGUMENTS[ARGUMENTS.index("--out") + 1])
+    folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    (folder / "mine").touch()
+
+
 def twice(trainer):
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -61,10 +70,10 @@ def twice(trainer):
 def on_start(rank, exception):
     make = training.Trainer.__init__
 
-    def spoiled(self, text, options, device, source, ranks):
+    def spoiled(self, text, options, device, source, ranks, *more):
         if ranks.rank == rank:
             raise exception
-        make(self, text, options, device, source, ranks)
+        make(self, text, options, device, source, ranks, *more)
 
     training.Trainer.__init__ = spoiled
 
@@ -95,6 +104,7 @@ FAULTS = {
     "die": lambda: of_rank(1, die),
     "die-first": lambda: of_rank(0, die),
     "terminate": lambda: of_rank(1, terminate),
+    "move": lambda: of_rank(1, move),
     "twice": lambda: of_rank(1, twice),
     "error": lambda: of_rank(1, error(OSError(errno.EIO, "Input/output error", "/data"))),
     "mistake": lambda: of_rank(1, error(KeyError("a mistake"))),

@@ -212,6 +212,24 @@ def wait_for(condition, seconds=300):
         time.sleep(0.05)
 
 
+def test_a_job_goes_on_for_more_steps_and_from_the_weights_of_a_run(text_file, tmp_path, whole):
+    folder = tmp_path / "2"
+    options = "--steps", "20", "--seq-len", "8", "--batch", "5"  # the network is that of the run
+    begun = *RUN, text_file, *options, "--init-from", whole(1), "--lr-schedule", "constant", "--eval-every", "10"
+    status, out, err = mpi.run(2, *begun, "--out", folder)
+    assert status == 0, err
+    assert out.count("beginning with the weights of") == 1
+    status, out, err = mpi.run(2, *RUN, "--resume", folder, "--steps", "40")
+    assert status == 0, err
+    assert out.count("the run is to have 40 steps, not 20") == 1
+    alone = tmp_path / "alone"
+    assert cli.main(["train", *map(str, begun[3:]), "--steps", "40", "--out", str(alone)]) == 0
+    assert_same_run(folder, alone)
+    status, _, err = mpi.run(2, *RUN, "--resume", folder, "--steps", "20")
+    assert status == 2
+    assert err.count("error: --steps=20 is fewer than the 40 updates that the run has had") == err.count("error:") == 1
+
+
 # ---- one rank fails ---------------------------------------------------------------------------------------
 
 
@@ -242,6 +260,17 @@ def test_an_error_of_one_rank_is_told_and_ends_the_job(fault, step, words, text_
     assert re.search(words, err), err
     assert checkpoints.newest_checkpoint(folder, pytest.fail).step == step
     assert mpi.run(2, *RUN, "--resume", folder)[0] == 0
+
+
+def test_a_job_whose_folder_is_moved_ends_and_writes_nothing_into_the_one_that_has_its_name(text_file, tmp_path, whole):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    status, _, err = train_on(3, text_file, folder, *KINDS["lstm"], program=(FAULTY, "move", "train"))
+    assert status not in (0, None)
+    assert f"error: rank 0 of 3: {folder} was moved or removed meanwhile, and another folder has its name now" in err
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+    assert checkpoints.newest_checkpoint(moved, pytest.fail).step == 7
+    assert mpi.run(3, *RUN, "--resume", moved)[0] == 0
+    assert same_bytes(moved, whole(3))
 
 
 def test_an_error_of_one_rank_before_training_leaves_nothing(text_file, tmp_path):

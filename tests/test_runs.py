@@ -23,6 +23,7 @@ from bptt_array.runs import checkpoints, claims, report
 from bptt_array.runs import folder as runs
 from bptt_array.training import divergence
 from bptt_array.training import trainer as training
+from bptt_array.training.beginning import Beginning
 from bptt_array.training.listener import Listener
 from bptt_array.training.options import Options
 from bptt_array.training.trainer import Trainer
@@ -339,6 +340,193 @@ def test_a_relative_path_of_a_text_is_found_again_from_elsewhere(text_file, tmp_
     assert run("--resume", "../run") == 0
 
 
+# ---- runs that are made longer ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.get("cell", "tanh") + str(len(kind)))
+def test_a_finished_run_made_longer_is_the_run_that_had_that_many_steps_from_the_start(kind, text_file, tmp_path):
+    constant = [f"--{name.replace('_', '-')}={value}" for name, value in kind.items()]
+    constant += ["--lr-schedule", "constant", "--eval-every", "10"]
+    assert run(text_file, *SMALL, *constant, "--steps", "40", "--out", tmp_path / "whole") == 0
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, *constant, "--steps", "20", "--out", folder) == 0
+    assert run("--resume", folder, "--steps", "30") == 0
+    assert run("--resume", folder, "--steps", "40") == 0
+    assert results(folder) == results(tmp_path / "whole")
+
+
+def test_the_learning_rate_of_a_run_made_longer_falls_to_zero_over_all_its_steps(text_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, "--lr", "0.1", "--steps", "20", "--out", folder) == 0
+    assert run("--resume", folder, "--steps", "40") == 0
+    said = "the run is to have 40 steps, not 20: the learning rate goes on with 0.05 and falls to zero over the rest\n"
+    assert said in capsys.readouterr().out
+    rates = {line.step: line.lr for line in runs.read_metrics(folder)}
+    assert rates == pytest.approx({step: 0.1 * (1 - (step - 1) / (40 if step > 20 else 20)) for step in rates})
+    assert max(rates) == 40
+
+
+def test_how_long_a_run_is_to_be_is_remembered_at_once(text_file, tmp_path, monkeypatch):
+    folder, options = tmp_path / "run", [*SMALL, "--lr-schedule", "constant", "--eval-every", "10"]
+    assert run(text_file, *options, "--steps", "40", "--out", tmp_path / "whole") == 0
+    assert run(text_file, *options, "--steps", "20", "--out", folder) == 0
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", interrupted)
+        assert run("--resume", folder, "--steps", "40") == 130
+    assert run("--resume", folder) == 0
+    assert results(folder) == results(tmp_path / "whole")
+
+
+def test_a_run_may_be_made_shorter_but_not_than_it_is(text_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, "--steps", "20", "--out", folder) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    capsys.readouterr()
+    assert run("--resume", folder, "--steps", "19") == 2
+    message = "error: --steps=19 is fewer than the 20 updates that the run has had; expected at least as many\n"
+    assert capsys.readouterr().err.endswith(message)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+    options, listener = Options(**TINY, lr_schedule="constant"), Kept(13)
+    Trainer(TEXT, options).run(listener)
+    shorter = Trainer.resumed(listener.checkpoints[-1], TEXT, replace(options, steps=13))
+    shorter.run(again := Kept())
+    assert shorter.step == 13
+    assert [checkpoint.options["steps"] for checkpoint in again.checkpoints] == [13]
+
+
+# ---- runs that begin with the weights of others -----------------------------------------------------------
+
+#: Of its characters TEXT has some, but not q, Q and é.
+OTHER = "Queuing up is quite an équipe's quest\n" * 30
+
+
+@pytest.fixture(scope="module", params=["tanh", "lstm", "gru of two members"])
+def learnt(request, tmp_path_factory):
+    """A finished run that learnt TEXT."""
+    here = tmp_path_factory.mktemp("learnt")
+    (here / "text.txt").write_text(TEXT, encoding="utf-8")
+    (here / "other.txt").write_text(OTHER, encoding="utf-8")
+    cell, _, members = request.param.partition(" of two ")
+    more = ["--members", "2"] if members else []
+    options = [*SMALL, "--steps", "20", "--layers", "2", "--cell", cell, *more]
+    assert run(here / "text.txt", *options, "--out", here / "run") == 0
+    return here
+
+
+def test_a_run_begun_from_another_knows_what_that_knew(learnt):
+    rnn, vocabulary = runs.load(learnt / "run")
+    before = Beginning.of("there", rnn, vocabulary)
+    trainer = Trainer.begun_from(before, OTHER, before.chosen({"seq_len": 8, "batch": 4, "seed": 3}))
+    characters = trainer.vocabulary.characters
+    assert characters == "".join(sorted(set(TEXT + OTHER)))
+    fresh, new = Trainer(OTHER, trainer.options, init_from=before.origin), trainer.rnn.params
+    known = np.array([c in vocabulary.characters for c in characters])
+    assert 0 < known.sum() < len(known)
+    for name, axis in {"l0.W_xh": -1, "W_hy": -2, "b_y": -1}.items():
+        assert np.array_equal(np.compress(known, new[name], axis), rnn.params[name])
+        drawn = fresh.rnn.params[name]
+        assert np.array_equal(np.compress(~known, new[name], axis), np.compress(~known, drawn, axis))
+    assert all(np.array_equal(new[name], rnn.params[name]) for name in ("l0.W_hh", "l1.W_xh", "l1.b_h"))
+    # So of characters that it knows it expects what it did: the odds among them are the same.
+    text = vocabulary.encode("the fox")[:, None]
+    then, _ = rnn(text)
+    now, _ = trainer.rnn(trainer.vocabulary.encode("the fox")[:, None])
+    now = np.compress(known, now, -1)
+    np.testing.assert_allclose(now / now.sum(axis=-1, keepdims=True), then, rtol=1e-5)
+
+
+def test_another_text_is_learnt_from_the_weights_of_a_run_wherever_its_model_is(learnt, tmp_path, capsys):
+    options = learnt / "other.txt", "--seq-len", "8", "--batch", "4", "--steps", "30", "--checkpoint-every", "10"
+    moved = shutil.copy(learnt / "run" / runs.MODEL, tmp_path / "elsewhere.bin")
+    for source, out in ((learnt / "run", "one"), (learnt / "run" / runs.MODEL, "two"), (moved, "three")):
+        assert run(*options, "--init-from", source, "--out", tmp_path / out) == 0
+        said = capsys.readouterr().out
+        assert f"{len(OTHER):,} characters, {len(set(OTHER))} different" in said
+        new = "".join(sorted(set(OTHER) - set(TEXT)))
+        assert (
+            f"beginning with the weights of {source}, which knows {len(set(TEXT))} characters; new to it, with weights "
+            f"of their own: {new!r}\n"
+        ) in said
+    assert results(tmp_path / "one") == results(tmp_path / "two") == results(tmp_path / "three")
+    assert str(learnt / "run") in report.page(tmp_path / "one")
+    for prompt in ("fox", "équipe"):  # what either text had
+        assert cli.main(["sample", str(tmp_path / "one"), "--prompt", prompt, "--length", "5"]) == 0
+    assert run(*options, "--init-from", tmp_path / "one", "--out", tmp_path / "four") == 0
+    assert "characters, all of the text among them" in capsys.readouterr().out
+
+
+def test_a_run_begun_from_another_goes_on_to_the_same_bits_when_that_is_gone(learnt, tmp_path, monkeypatch):
+    options = learnt / "other.txt", "--seq-len", "8", "--batch", "4", "--checkpoint-every", "7", "--eval-every", "10"
+    constant = "--lr-schedule", "constant", "--init-from", tmp_path / "before"
+    for folder, steps in (("whole", "30"), ("run", "20")):
+        shutil.copytree(learnt / "run", tmp_path / "before")
+        assert run(*options, *constant, "--steps", steps, "--out", tmp_path / folder) == 0
+        shutil.rmtree(tmp_path / "before")
+    for path in checkpoints.checkpoints(tmp_path / "run")[1:]:
+        path.unlink()
+    assert run("--resume", tmp_path / "run", "--steps", "30") == 0
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+
+
+def test_what_a_network_decides_is_not_given_again(learnt, text_file, tmp_path, capsys):
+    def refused(*arguments):
+        capsys.readouterr()
+        assert run(text_file, *arguments, "--out", tmp_path / "run") == 2
+        assert not (tmp_path / "run").exists()
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    for flag, value in (
+        ("--cell", "gru"),
+        ("--hidden", "8"),
+        ("--layers", "1"),
+        ("--members", "2"),
+        ("--init", "uniform"),
+    ):
+        message = f"error: {flag}={value} is what the model of --init-from decides; leave it out\n"
+        assert message in refused("--init-from", learnt / "run", flag, value)
+    assert "is no run folder: it has no model.safetensors" in refused("--init-from", tmp_path)
+    assert "is a 'training checkpoint' of bptt_array; expected a model" in refused(
+        "--init-from", checkpoints.checkpoints(learnt / "run")[-1]
+    )
+    assert "is damaged or no safetensors file" in refused("--init-from", text_file)
+    ba.RNN(3, 4, 3).save(tmp_path / "no-text.safetensors")
+    assert "is no character model" in refused("--init-from", tmp_path / "no-text.safetensors")
+    capsys.readouterr()
+    assert run("--resume", learnt / "run", "--init-from", learnt / "run") == 2
+    assert "--init-from belongs to the run from its beginning; leave it out with --resume" in capsys.readouterr().err
+    assert run("--resume", learnt / "run" / runs.MODEL) == 2
+    assert "is no run folder; expected one that `train` wrote; a new run begins with" in capsys.readouterr().err
+
+
+def test_a_model_writes_what_its_run_writes_wherever_it_is(learnt, tmp_path, capsys):
+    moved = shutil.copy(learnt / "run" / runs.MODEL, tmp_path / "elsewhere")
+    written = []
+    for source in (learnt / "run", learnt / "run" / runs.MODEL, moved):
+        assert cli.main(["sample", str(source), "--length", "40"]) == 0
+        written.append(capsys.readouterr().out)
+    assert len(set(written)) == 1
+    assert len(written[0]) == 41
+    for nothing in (tmp_path, tmp_path / "nowhere"):
+        assert cli.main(["sample", str(nothing)]) == 2
+        message = f"error: {nothing} is no run folder: it has no model.safetensors; expected one that `train` wrote, or"
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("origin", [{}, {"path": "a"}, {"path": 1, "characters": "a"}, ["path", "characters"], "a"])
+def test_a_checkpoint_that_says_nonsense_about_its_beginning_is_refused(origin, tmp_path):
+    listener = Kept()
+    Trainer(TEXT, Options(**TINY)).run(listener)
+    written = replace(listener.checkpoints[-1], init_from=origin)
+    with pytest.raises(ValueError, match="does not hold what a checkpoint does"):
+        checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, written))
+
+
 # ---- disks and folders that fail --------------------------------------------------------------------------
 
 
@@ -367,7 +555,9 @@ def test_a_damaged_checkpoint_is_said_to_be_so_and_the_one_before_it_taken(how, 
         last.write_bytes(damaged(data, how, rng))
         assert run("--resume", folder) == 0
         out, err = capsys.readouterr()
-        assert err.startswith(f"bptt-array: path='{last}' is damaged or no safetensors file: ")
+        # the second where a bit of our own name in the header is flipped
+        assert err.startswith(f"bptt-array: path='{last}' ")
+        assert "' is damaged or no safetensors file: " in err or "' was not written by bptt_array; trying" in err
         assert err.endswith("; trying the checkpoint before it\n")
         assert err.count("\n") == 1
         assert f"after step {checkpoints.step_of(before)} of 40" in out

@@ -15,7 +15,7 @@ def sample(options: argparse.Namespace) -> int:
     from ..runs.folder import load
     from ..training.sampling import sample as write
 
-    rnn, vocabulary = load(options.folder, options.device)
+    rnn, vocabulary = load(options.run_or_model, options.device)
     text = write(
         rnn,
         vocabulary,

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from .._version import __version__
 from ..distributed.transports import NAMES as TRANSPORTS
+from ..training.beginning import OF_THE_NETWORK
 from ..training.options import Options
 from .commands import info, parity, report, sample
 from .errors import PROGRAM
@@ -107,12 +108,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="go on with a run that was stopped, from its last checkpoint to the same bits, with its own text (FILE: "
         "where that is now) and options, but for "
-        f" {', '.join(f'--{name}'.replace('_', '-') for name in MAY_CHANGE)}",
+        f"{', '.join(f'--{name}'.replace('_', '-') for name in MAY_CHANGE)}; with more --steps a finished one is made "
+        "longer",
+    )
+    add.add_argument(
+        "--init-from",
+        type=_path,
+        metavar="RUN",
+        help="begin a new run with the weights of another, whose folder or model.safetensors this is, and learn FILE "
+        "with them; they decide "
+        f"{', '.join(f'--{name}' for name in OF_THE_NETWORK)}. A character that they do not know begins with weights "
+        "of its own, one that FILE does not have is still known",
     )
 
     add = commands.add_parser("sample", help="write text with a trained network", formatter_class=formatter)
     add.set_defaults(run=sample)
-    add.add_argument("folder", type=Path, metavar="RUN", help="run folder that train wrote")
+    add.add_argument(
+        "run_or_model", type=Path, metavar="RUN", help="run folder that train wrote, or its model.safetensors"
+    )
     add.add_argument("--prompt", default="", help="beginning of the text (default: a line break, unseen)")
     add.add_argument("--length", type=int, default=500, help="characters to write")
     add.add_argument(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..checks import said
 from ..distributed.ranks import communicator
 from ..runs.signals import Stop
 from ..training.divergence import DivergenceError
@@ -20,18 +21,21 @@ from .errors import CommandError, say, tell
 from .job import Job
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..runs.folder import RunFolder
+    from ..training.beginning import Beginning
     from ..training.checkpoint import Checkpoint
     from ..training.trainer import Trainer
 
 #: Options of a run that may be others where it is resumed.
-MAY_CHANGE = ("device", "transport", *OF_THE_KEEPING)
+MAY_CHANGE = ("steps", "device", "transport", *OF_THE_KEEPING)
 
 
 def train(options: argparse.Namespace) -> int:
     need("train", "tqdm", "matplotlib")
     names = Options.__dataclass_fields__
-    given = {name: value for name, value in vars(options).items() if name in (*names, *MAY_CHANGE)}
+    given = {name: value for name, value in vars(options).items() if name in (*names, *MAY_CHANGE, "init_from")}
     for name in names:  # so that errors can name what was not given too
         vars(options).setdefault(name, getattr(Options, name))
     job = _job(given.pop("transport", None))
@@ -62,15 +66,34 @@ def _train_anew(options: argparse.Namespace, given: dict[str, Any], stop: Stop, 
     from ..training.trainer import Trainer
 
     device = job.on_each(lambda: job.device(given.pop("device", "cpu")))
-    chosen = job.on_each(lambda: Options(**given))
+    path = given.pop("init_from", None)
+    network = None if path is None else job.at_first(lambda: _beginning(path))
+    chosen = job.on_each(lambda: Options(**given) if network is None else network.chosen(given))
     source = [os.path.abspath(file) for file in options.files] or None
     text = job.at_first(lambda: _text(options.files))
-    trainer = job.on_each(lambda: Trainer(text, chosen, device, source, job.ranks))
+    of_the_run = text, chosen, device, source, job.ranks
+    trainer = job.on_each(lambda: Trainer(*of_the_run) if network is None else Trainer.begun_from(network, *of_the_run))
     with job.first_within(lambda: new_run(options.out)) as folder:
         if folder is not None:
             print(f"{trainer.rnn!r}")
             print(f"learning {_described(options.files)}: {_size(trainer)}{_shared(trainer, folder, job)}")
+            if network is not None:
+                print(_known(network, trainer))
         return _run(trainer, folder, stop, job)
+
+
+def _beginning(path: Path) -> Beginning:
+    from ..runs.folder import load
+    from ..training.beginning import Beginning
+
+    return Beginning.of(os.path.abspath(path), *load(path))
+
+
+def _known(network: Beginning, trainer: Trainer) -> str:
+    """Which characters have whose weights."""
+    new = sorted(set(trainer.vocabulary.characters) - set(network.characters))
+    begin = f"; new to it, with weights of their own: {said(''.join(new))}" if new else ", all of the text among them"
+    return f"beginning with the weights of {network.path}, which knows {len(network.characters)} characters{begin}"
 
 
 def _resume(options: argparse.Namespace, given: dict[str, Any], stop: Stop, job: Job) -> int:
@@ -98,7 +121,20 @@ def _resume(options: argparse.Namespace, given: dict[str, Any], stop: Stop, job:
                 f"going on with {options.resume} after step {checkpoint.step} of {trainer.options.steps}, learning "
                 f"{_described(source)}: {_size(trainer)}{_shared(trainer, folder, job)}"
             )
+            if trainer.options.steps != checkpoint.options["steps"]:
+                print(_of_other_length(trainer, checkpoint))
         return _run(trainer, folder, stop, job)
+
+
+def _of_other_length(trainer: Trainer, checkpoint: Checkpoint) -> str:
+    """What becomes of the learning rate of a run that is to have more or fewer steps than so far."""
+    before, now = checkpoint.options["steps"], trainer.options.steps
+    length = f"the run is to have {now:,} steps, not {before:,}"
+    if trainer.options.lr_schedule == "constant" or trainer.step == now:
+        return length
+    return (
+        f"{length}: the learning rate goes on with {trainer.rate(trainer.step + 1):.3g} and falls to zero over the rest"
+    )
 
 
 def _options_of(checkpoint: Checkpoint, given: dict[str, Any]) -> Options:
@@ -127,7 +163,7 @@ def _described(files: Sequence[str] | None) -> str:
 
 
 def _size(trainer: Trainer) -> str:
-    return f"{trainer.characters:,} characters, {len(trainer.vocabulary)} different"
+    return f"{trainer.characters:,} characters, {trainer.different} different"
 
 
 def _shared(trainer: Trainer, folder: RunFolder, job: Job) -> str:

@@ -20,7 +20,7 @@ FOLDER = "checkpoints"
 NAME = re.compile(r"step-(\d{1,18})\.safetensors")
 
 #: The fields that are JSON, in the header; metrics, which grow, are among the data.
-_SAID = ("step", "lr", "elapsed", "options", "source", "text", "device", "updates", "events")
+_SAID = ("step", "lr", "elapsed", "options", "source", "text", "init_from", "device", "updates", "events")
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         If the file cannot be read, is damaged, or none.
     """
     with open_file(path) as file:
-        content = file.about(KIND)
+        content = {"init_from": None} | file.about(KIND)  # the oldest runs began with weights of their own
         arrays = file.arrays()
     try:
         if not _is_description(content):
@@ -118,6 +118,9 @@ def _is_description(content: dict[str, Any]) -> bool:
             for event in values
         )
 
+    def origin(value: Any) -> bool:
+        return isinstance(value, dict) and set(value) == {"path", "characters"} and strings(list(value.values()))
+
     kinds: dict[str, Callable[[Any], bool]] = {
         "step": is_count,
         "lr": is_number,
@@ -125,6 +128,7 @@ def _is_description(content: dict[str, Any]) -> bool:
         "options": lambda value: isinstance(value, dict),
         "source": lambda value: value is None or strings(value),
         "text": lambda value: isinstance(value, str),
+        "init_from": lambda value: value is None or origin(value),
         "device": lambda value: isinstance(value, str),
         "updates": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
         "events": events,

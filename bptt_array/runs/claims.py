@@ -58,7 +58,8 @@ def resumed_run(path: Path, say: Callable[[str], None]) -> Iterator[tuple[RunFol
         If it is no run folder, has no checkpoint that can be read, or another run is writing there.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} is no run folder; expected one that `train` wrote")
+        instead = "; a new run begins with the weights of a model by --init-from" if path.is_file() else ""
+        raise ValueError(f"{path} is no run folder; expected one that `train` wrote{instead}")
     with _alone_in(path) as held:
         for folder in (path, path / CHECKPOINTS, path / DIAGNOSES):
             remove_unfinished(folder)

@@ -196,17 +196,19 @@ def _diagnoses(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def load(folder: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
-    """The network and the characters of a run folder.
+def load(run: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
+    """The network and the characters of a run folder, or of the model that is in one, wherever that is now.
 
     Raises
     ------
     ValueError
-        If the folder is no run folder, or its model is damaged.
+        If it is neither, or the model is damaged.
     """
-    path = Path(folder) / MODEL
+    path = Path(run)
     if not path.is_file():
-        raise ValueError(f"{folder} is no run folder: it has no {MODEL}; expected one that `train` wrote")
+        path /= MODEL
+    if not path.is_file():
+        raise ValueError(f"{run} is no run folder: it has no {MODEL}; expected one that `train` wrote, or its {MODEL}")
     rnn, metadata = RNN.load_with_metadata(path, device)
     characters = metadata.get("characters", "")
     vocabulary = Vocabulary(characters)

@@ -186,7 +186,8 @@ def _configuration(checkpoint: Checkpoint | None) -> list[str]:
     if checkpoint is None:
         return []
     source = ", ".join(checkpoint.source or []) or "the language reference inside Python"
-    said = {"text": source, **checkpoint.options, "learning rate to begin with": checkpoint.lr}
+    origin = {} if checkpoint.init_from is None else {"weights to begin with": checkpoint.init_from["path"]}
+    said = {"text": source, **origin, **checkpoint.options, "learning rate to begin with": checkpoint.lr}
     return [_table((name.replace("_", " "), "" if value is None else value) for name, value in said.items())]
 
 

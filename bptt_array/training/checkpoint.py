@@ -36,6 +36,9 @@ class Checkpoint:
         The files of the text; None: the language reference inside Python.
     text : str
         SHA-256 of the text.
+    init_from : dict of str to str, or None
+        Of the network whose weights the run began with: its ``path``, and the ``characters`` that it knew, which the
+        run's own knows too.
     device : str
         On which the run was.
     updates : dict of str to int
@@ -61,6 +64,7 @@ class Checkpoint:
     options: dict[str, Any]
     source: list[str] | None
     text: str
+    init_from: dict[str, str] | None
     device: str
     updates: dict[str, int]
     events: list[dict[str, Any]]

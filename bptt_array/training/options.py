@@ -18,6 +18,8 @@ OPTIMIZERS: dict[str, tuple[Callable[[float], SGD | Adam], float]] = {
     "sgd": (SGD, 2.0),
     "momentum": (lambda lr: SGD(lr, momentum=0.9), 0.3),
 }
+#: How the learning rate goes on: falling linearly to zero over all steps, or as it is.
+LR_SCHEDULES = ("linear", "constant")
 #: What a loss or gradient that is no number leads to: the end, or half the learning rate from the last checkpoint on.
 ON_DIVERGENCE = ("stop", "halve-lr")
 #: How a run is kept, not what it is: may be others where it is resumed.
@@ -55,9 +57,12 @@ class Options:
     steps: int = _option(2000, "updates")
     lr: float | None = _option(
         None,
-        "learning rate, falling linearly to zero (default: "
+        "learning rate at the beginning (default: "
         + ", ".join(f"{name} {lr:g}" for name, (_, lr) in OPTIMIZERS.items())
         + ")",
+    )
+    lr_schedule: str = _option(
+        "linear", "the learning rate falls linearly to zero over all steps, or is constant", choices=LR_SCHEDULES
     )
     optimizer: str = _option("adam", "update rule", choices=OPTIMIZERS)
     clip: float = _option(1.0, "clip the global gradient norm to this; 0: do not clip", metavar="NORM")
@@ -105,6 +110,7 @@ class Options:
                 "recurrent_dropout"
             )
         check_option("optimizer", self.optimizer, OPTIMIZERS)
+        check_option("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         check_option("on_divergence", self.on_divergence, ON_DIVERGENCE)
         check_number("clip", self.clip)
         check_number("validation", self.validation, below=1.0)

@@ -65,6 +65,14 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.characters)
 
+    def joined(self, characters: str) -> Vocabulary:
+        """That of these characters too.
+
+        >>> Vocabulary("banana").joined("band").characters
+        'abdn'
+        """
+        return Vocabulary(self.characters + characters)
+
     def encode(self, text: str, name: str = "text") -> Tokens:
         """``(len(text),)`` int64.
 

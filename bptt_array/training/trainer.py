@@ -32,6 +32,7 @@ from .text import Streams, Vocabulary
 
 if TYPE_CHECKING:
     from ..diagnostics.diagnosis import Diagnosis
+    from .beginning import Beginning
 
 #: On the host: 0-d, or of an ensemble (E,).
 Means = np.ndarray[Any, Any]
@@ -73,11 +74,17 @@ class Trainer:
         The files of the text, for checkpoints to know.
     ranks : OneProcess
         Those that train together; this process alone, if left out.
+    init_from : dict, optional
+        Of the network whose weights the run began with, see
+        :class:`~bptt_array.training.checkpoint.Checkpoint`. The weights themselves are not put in here: see
+        :meth:`begun_from` and :meth:`resumed`.
 
     Attributes
     ----------
-    characters : int
-        Of the text.
+    characters, different : int
+        Of the text: how many, and how many different ones.
+    vocabulary : Vocabulary
+        Of the network: the characters of the text, and those that ``init_from`` knew.
     step : int
         Updates so far.
     lr : float
@@ -104,11 +111,13 @@ class Trainer:
         device: Any = "cpu",
         source: Sequence[str] | None = None,
         ranks: OneProcess | None = None,
+        init_from: dict[str, str] | None = None,
     ) -> None:
         self.options = options
         self.ranks = OneProcess() if ranks is None else ranks
         self.source = None if source is None else list(source)
-        self.vocabulary = Vocabulary(text)
+        self.init_from = init_from
+        self.vocabulary, self.different = _vocabulary(text, init_from), len(Vocabulary(text))
         self.characters = len(text)
         self.fingerprint = _fingerprint(text)
         tokens = self.vocabulary.encode(text)
@@ -153,9 +162,35 @@ class Trainer:
             As :meth:`restore` does.
         """
         _check_text(checkpoint, _fingerprint(text))
-        check_fits(checkpoint, Architecture.checked(**options.network(len(Vocabulary(text)))), options)
-        made = cls(text, options, device, checkpoint.source, ranks)
+        if options.steps < checkpoint.step:
+            raise ValueError(
+                f"steps={options.steps} is fewer than the {checkpoint.step} updates that the run has had; expected at "
+                "least as many"
+            )
+        characters = len(_vocabulary(text, checkpoint.init_from))
+        check_fits(checkpoint, Architecture.checked(**options.network(characters)), options)
+        made = cls(text, options, device, checkpoint.source, ranks, checkpoint.init_from)
         made.restore(checkpoint)
+        if options.steps != checkpoint.options.get("steps"):
+            made._good = None  # so that a checkpoint says so before anything else is done
+        return made
+
+    @classmethod
+    def begun_from(
+        cls,
+        network: Beginning,
+        text: str,
+        options: Options,
+        device: Any = "cpu",
+        source: Sequence[str] | None = None,
+        ranks: OneProcess | None = None,
+    ) -> Trainer:
+        """A trainer of a new run, whose weights are those of a trained network as far as it knows the characters."""
+        made = cls(text, options, device, source, ranks, network.origin)
+        backend = made.rnn.backend
+        with backend.active():
+            params = network.parameters(made._host_params(), made.vocabulary)
+            made.rnn.params.update({name: backend.from_host(value) for name, value in params.items()})
         return made
 
     # ---- a run ----------------------------------------------------------------------------------------
@@ -219,7 +254,7 @@ class Trainer:
         to be the last.
         """
         options, members = self.options, self.rnn.members
-        self.optimizer.lr = self.lr * (1 - (step - 1) / options.steps)
+        self.optimizer.lr = self.rate(step)
         seed = step if options.dropout or options.recurrent_dropout else None
         rows = self.rows.start, options.batch
         loss, own, state = self.rnn.loss_and_grad(
@@ -232,6 +267,10 @@ class Trainer:
             changes = clip_by_global_norm(changes, options.clip, members, largest=largest)
         self.optimizer.update(self.rnn.params, changes)
         return Update(loss, state, largest, stops)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of update number ``step``."""
+        return self.lr if self.options.lr_schedule == "constant" else self.lr * (1 - (step - 1) / self.options.steps)
 
     def _measure(self, *, evaluate: bool) -> None:
         """Another line of metrics."""
@@ -344,6 +383,7 @@ class Trainer:
             options=asdict(self.options),
             source=self.source,
             text=self.fingerprint,
+            init_from=self.init_from,
             device=self.rnn.backend.name,
             updates=optimizer["updates"],
             events=list(self.events),
@@ -408,6 +448,12 @@ DIAGNOSED = 4
 def _of_members(means: Means | None) -> list[float] | None:
     """One number for every member; None where there are no members or no means."""
     return None if means is None or means.ndim == 0 else means.tolist()
+
+
+def _vocabulary(text: str, init_from: dict[str, str] | None) -> Vocabulary:
+    """The characters of a text and of the network that a run began with."""
+    own = Vocabulary(text)
+    return own if init_from is None else own.joined(init_from["characters"])
 
 
 def _fingerprint(text: str) -> str:
