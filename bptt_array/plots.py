@@ -41,7 +41,7 @@ def plot_loss(metrics: Sequence[Progress], axes: Axes | None = None) -> Figure:
         axes.set_title(f"validation loss {held_out[-1][1]:.3f} nats per character")
     axes.set_xlabel("characters read")
     axes.set_ylabel("loss (nats per character)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))  # numbers that stand apart
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -11,6 +11,7 @@ import itertools
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections import Counter
 
@@ -275,3 +276,22 @@ def test_the_commands_that_a_run_says_are_commands_whatever_its_folder_is_called
     assert [arguments[0] for arguments in said] == ["sample", "report"]
     for arguments in said:
         assert check(arguments) == 0
+
+
+def test_a_python_without_parts_of_its_library_learns_a_text_that_is_given(tmp_path):
+    """Pyodide has no pydoc_data, and the first of the others only where somebody asks for them."""
+    missing = ["pydoc_data", "pydoc_data.topics", "lzma", "_lzma", "bz2", "_bz2", "ssl", "sqlite3", "fcntl", "resource"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing}));"
+        "from bptt_array.cli.start import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "train", "--hidden=3", "--batch=2", "--seq-len=4", "--steps=2"]
+    for files, status in ((["good"], 0), ([], 2)):
+        out = f"--out={tmp_path / str(status)}"
+        done = subprocess.run([*command, out, *files], capture_output=True, text=True, timeout=300)
+        assert done.returncode == status, done.stderr
+    assert done.stderr == (
+        "bptt-array: error: this Python has no pydoc_data, in which the language reference is: "
+        "give the FILE of a text\n"
+    )
+    assert not (tmp_path / "2").exists()

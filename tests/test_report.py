@@ -63,7 +63,7 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_holds_curves_gradients_samples_configuration_and_environment(folder):
     page = Page(report.page(folder))
-    assert page.texts["h1"] == page.texts["title"] == ["a <run>"]
+    assert page.texts["h1"] == page.texts["title"] == ["a <run>: tanh, 16 units, learning text.txt"]
     assert page.texts["h2"] == [
         "Loss",
         "How the gradient flows through time",
@@ -82,6 +82,50 @@ def test_the_page_holds_curves_gradients_samples_configuration_and_environment(f
         assert cells[cells.index(name) + 1] == value
     assert cells[cells.index("started") + 2] >= cells[cells.index("started") + 1]  # it was resumed
     assert cells[cells.index("text") + 1].endswith("text.txt")
+
+
+def tables(folder):
+    """Of the section about the configuration: rows of cells, and which cells are to the right."""
+    section = report.page(folder).partition("<h2>Configuration</h2>")[2].partition("<h2>")[0]
+    found = []
+    for table in section.split("<table>")[1:]:
+        rows = [re.findall(r"<td( class=number)?>(.*?)</td>", row) for row in table.split("<tr>")[1:]]
+        found.append([(name, value, bool(right)) for (_, name), (right, value) in rows])
+    return found
+
+
+def test_the_configuration_says_what_is_done_where_an_option_was_left_out(folder, tmp_path):
+    files, options = tables(folder)
+    assert [name for name, _, _ in files] == ["text"]
+    values = {name: value for name, value, _ in options}
+    assert {"lr", "eval every", "members", "diagnose every", "bidirectional"} < set(values)
+    assert "" not in values.values()
+    assert "None" not in values.values()
+    assert (values["lr"], values["eval every"], values["members"]) == ("0.003", "4", "no ensemble")
+    assert (values["diagnose every"], values["bidirectional"]) == ("10", "no")
+    # Numbers are to the right and words to the left of a column that no long name makes wide.
+    assert all(right == value.replace(".", "").isdigit() for _, value, right in options)
+    assert max(map(len, values.values())) <= 12
+    run, source = tmp_path / "run", str(folder.parent / "text.txt")
+    assert cli.main(["train", source, *SMALL[2:], "--init-from", str(folder), "--out", str(run)]) == 0
+    assert [name for name, _, _ in tables(run)[0]] == ["text", "weights to begin with"]
+    assert {name: value for name, value, _ in tables(run)[1]}["diagnose every"] == "never"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--cell lstm --layers 2", "lstm, 16 units in each of 2 layers, learning text.txt, more.txt"),
+        ("--cell gru --members 3", "gru, 16 units, 3 members, learning text.txt, more.txt"),
+    ],
+)
+def test_the_title_says_what_learns_what(options, words, folder, tmp_path):
+    source, run = folder.parent / "text.txt", tmp_path / "20260101-000000"
+    shutil.copy(source, source.with_name("more.txt"))
+    command = ["train", str(source), str(source.with_name("more.txt")), *SMALL, *options.split(), "--out", str(run)]
+    assert cli.main(command) == 0
+    page = Page(report.page(run))
+    assert page.texts["title"] == page.texts["h1"] == [f"20260101-000000: {words}"]
 
 
 def test_the_page_asks_for_nothing(folder):
@@ -177,7 +221,7 @@ def test_a_browser_shows_the_page_and_asks_nobody_for_anything(folder, tmp_path)
         loose.write_text(f"<img src='http://127.0.0.1:{server.port}/leak.png'>")
         browse(loose, tmp_path, "--dump-dom")
         assert server.asked == ["/leak.png"]
-    assert dom.texts["title"] == ["run"]
+    assert dom.texts["title"] == ["run: tanh, 16 units, learning text.txt"]
     assert "document.title='owned'" in dom.texts["pre"][-1]
     pixels = np.rint(imread(shot)[..., :3] * 255).astype(int)
     assert pixels.shape == (4000, 1000, 3)
@@ -204,6 +248,7 @@ def test_a_run_without_a_checkpoint_that_can_be_read_still_has_a_page(folder, tm
         path.write_bytes(b"")
     page = Page(report.page(tmp_path / "run"))
     assert "Configuration" not in page.texts["h2"]
+    assert page.texts["title"] == ["run: a training run"]
     assert any("has no checkpoint that can be read" in text for text in page.texts["p"])
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ import numpy as np
 from ..plots import plot_loss
 from ..serialization import write_atomically
 from ..training.checkpoint import Checkpoint
+from ..training.options import Options
 from ..training.progress import Progress
 from .checkpoints import newest_checkpoint
 from .folder import RunFolder, read_diagnoses, read_metrics
@@ -36,7 +39,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
 table { border-collapse: collapse; }
-td, th { text-align: left; padding: 0.15rem 1.5rem 0.15rem 0; vertical-align: top; }
+table + table { margin-top: 1rem; }
+td, th { text-align: left; padding: 0.15rem 1.5rem 0.15rem 0; vertical-align: top; overflow-wrap: anywhere; }
+td:first-child { white-space: nowrap; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: #f5f5f5; padding: 0.75rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.25rem 0 1rem; }
 p.note { color: #555; }
@@ -87,9 +92,9 @@ def page(folder: Path) -> str:
     except ValueError as error:
         checkpoint = None
         notes.append(str(error))
-    name = folder.resolve().name
+    title = _title(folder.resolve().name, checkpoint)
     parts = [
-        f"<h1>{_text(name)}</h1>",
+        f"<h1>{_text(title)}</h1>",
         f'<p class="note">{_text(_summary(metrics, checkpoint))}</p>',
         *(f'<p class="note">{_text(note)}</p>' for note in notes),
         *_section("Loss", _loss(metrics)),
@@ -104,7 +109,7 @@ def page(folder: Path) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{_text(name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
@@ -131,13 +136,30 @@ def _picture(figure: Figure, what: str) -> str:
 
 def _table(rows: Iterable[Iterable[Any]], head: Iterable[str] = ()) -> str:
     def cell(value: Any) -> str:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        value = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        number = isinstance(value, (int, float))
         shown = f"{value:,.4g}" if isinstance(value, float) else value
         return f"<td{' class=number' if number else ''}>{_text(shown)}</td>"
 
     top = "".join(f"<th>{_text(name)}</th>" for name in head)
     body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     return f"<table>\n{f'<tr>{top}</tr>' if top else ''}\n{body}\n</table>"
+
+
+def _title(name: str, checkpoint: Checkpoint | None) -> str:
+    """What the run is called, and what learns which text there: names are often nothing but dates."""
+    if checkpoint is None:
+        return f"{name}: a training run"
+    options = checkpoint.options
+    layers, members = options.get("layers", 1), options.get("members")
+    size = f"{options.get('hidden')} units" + (f" in each of {layers} layers" if layers != 1 else "")
+    ensemble = f", {members} members" if members is not None else ""
+    return f"{name}: {options.get('cell')}, {size}{ensemble}, learning {_source(checkpoint, os.path.basename)}"
+
+
+def _source(checkpoint: Checkpoint, shown: Callable[[str], str]) -> str:
+    """The text of a run."""
+    return ", ".join(map(shown, checkpoint.source or [])) or "the language reference inside Python"
 
 
 def _summary(metrics: list[Progress], checkpoint: Checkpoint | None) -> str:
@@ -185,10 +207,23 @@ def _consequence(event: Mapping[str, Any]) -> str:
 def _configuration(checkpoint: Checkpoint | None) -> list[str]:
     if checkpoint is None:
         return []
-    source = ", ".join(checkpoint.source or []) or "the language reference inside Python"
-    origin = {} if checkpoint.init_from is None else {"weights to begin with": checkpoint.init_from["path"]}
-    said = {"text": source, **origin, **checkpoint.options, "learning rate to begin with": checkpoint.lr}
-    return [_table((name.replace("_", " "), "" if value is None else value) for name, value in said.items())]
+    origin = {"text": _source(checkpoint, str)}
+    if checkpoint.init_from is not None:
+        origin["weights to begin with"] = checkpoint.init_from["path"]
+    # Names of files, which are long, apart from the values, which are short: columns stand close together.
+    return [_table(origin.items()), _table((name.replace("_", " "), value) for name, value in _chosen(checkpoint))]
+
+
+def _chosen(checkpoint: Checkpoint) -> Iterable[tuple[str, Any]]:
+    """The options of a run, and of those that were left out what is done instead."""
+    try:
+        options = Options(**checkpoint.options)
+    except (TypeError, ValueError):  # of another version
+        return checkpoint.options.items()
+    values = asdict(options) | {name: options.every(name) for name in ("eval_every", "checkpoint_every")}
+    values["lr"] = checkpoint.lr  # less than what was given, if it was halved
+    instead = {"members": "no ensemble", "diagnose_every": "never"}
+    return [(name, instead.get(name, "not given") if value is None else value) for name, value in values.items()]
 
 
 def _environment(folder: Path) -> list[str]:

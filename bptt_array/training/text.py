@@ -43,9 +43,19 @@ def read_texts(paths: Sequence[str | Path]) -> str:
 
 
 def language_reference() -> str:
-    """An English text that is on every machine: the language reference in Python's ``pydoc_data.topics``."""
-    from pydoc_data.topics import topics
+    """An English text that is on nearly every machine: the language reference in Python's ``pydoc_data.topics``.
 
+    Raises
+    ------
+    ValueError
+        If this Python comes without it.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise ValueError(
+            "this Python has no pydoc_data, in which the language reference is: give the FILE of a text"
+        ) from None
     return "\n".join(str(topics[name]) for name in sorted(topics))
 
 
