@@ -35,6 +35,12 @@ hypothesis.settings.register_profile(
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile(  # of random_mutants.py: whether there is an example is enough
+    "mutants",
+    hypothesis.settings.get_profile("suite"),
+    derandomize=True,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 hypothesis.settings.load_profile("suite")
 
 

@@ -1,0 +1,336 @@
+"""Random mistakes: one small change at a random place of the package at a time, and whether a test sees it.
+
+    python tests/random_mutants.py --seed 1 --number 20
+
+A file is drawn in proportion to its lines, a line of it, and one of the changes that this line allows. The tests that
+fit the file (:data:`TESTS`, cheap ones first) run in a copy of the tree, up to the first that fails. What none of them
+sees is printed with its difference, to be judged: the same program written otherwise, a matter of speed or of the words
+of an error, or a test that is missing. Nothing of this runs in ``.ci/run``: 200 mutants take hours.
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("bptt_array", "tests", "benchmarks", ".ci", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")
+
+_GRADIENTS = "test_mutants.py::test_the_copy_without_a_mistake_passes"
+_EQUATIONS = (
+    f"{_GRADIENTS} test_parts.py test_dropout.py test_cells.py test_padding.py test_parallel.py test_gradients.py "
+    "test_schedules.py test_parity.py test_layout.py test_costs.py test_tasks.py"
+)
+#: The tests that fit the files whose paths begin so, in the order in which they run; the first that fits counts.
+TESTS = {
+    "backend/": "test_parts.py test_bad_input.py test_parity.py test_costs.py test_torch.py test_any_input.py",
+    "bptt/": _EQUATIONS,
+    "cli/": "test_training.py test_report.py test_runs.py test_any_command.py test_jobs.py",
+    "diagnostics/": "test_diagnostics.py test_bad_input.py",
+    "distributed/": "test_distributed.py test_jobs.py",
+    "equations/": _EQUATIONS,
+    "rnn/torch_weights.py": "test_torch.py test_any_input.py",
+    "rnn/files.py": "test_older_files.py test_hostile_files.py test_bad_input.py test_any_input.py",
+    "rnn/memory.py": "test_schedules.py test_parallel.py",
+    "rnn/": (
+        f"{_GRADIENTS} test_parts.py test_bad_input.py test_layout.py test_gradients.py test_schedules.py "
+        "test_parity.py test_any_input.py test_older_files.py"
+    ),
+    "runs/": "test_report.py test_runs.py test_jobs.py test_training.py",
+    "schedules/": "test_schedules.py test_parallel.py test_any_input.py test_gradients.py",
+    "training/": "test_training.py test_older_files.py test_any_input.py test_runs.py test_distributed.py",
+    "checks.py": "test_bad_input.py test_any_input.py",
+    "gradcheck.py": "test_gradients.py test_bad_input.py test_any_input.py",
+    "optimizers.py": "test_training.py test_parity.py test_bad_input.py test_costs.py test_any_input.py",
+    "parity.py": "test_parity.py test_any_input.py",
+    "plots.py": "test_report.py test_training.py test_diagnostics.py",
+    "serialization.py": "test_hostile_files.py test_older_files.py test_runs.py",
+    "": "test_rooms.py test_docs.py test_training.py",
+}
+
+
+def fitting(file):
+    """The tests that fit a file of the package."""
+    return next(tests.split() for start, tests in TESTS.items() if file.startswith(start))
+
+
+# ---- mutants ------------------------------------------------------------------------------------------
+
+COMPARED = {
+    ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="),
+    ast.Lt: ("<", "<="),
+    ast.LtE: ("<=", "<"),
+    ast.Gt: (">", ">="),
+    ast.GtE: (">=", ">"),
+    ast.Is: ("is", "is not"),
+    ast.IsNot: ("is not", "is"),
+    ast.In: ("in", "not in"),
+    ast.NotIn: ("not in", "in"),
+}
+COMPUTED = {
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.Mult: ("*", "/"),
+    ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "%"),
+    ast.Mod: ("%", "//"),
+    ast.Pow: ("**", "*"),
+    ast.BitAnd: ("&", "|"),
+    ast.BitOr: ("|", "&"),
+    ast.BitXor: ("^", "|"),
+    ast.LShift: ("<<", ">>"),
+    ast.RShift: (">>", "<<"),
+}
+_PAIRS = [
+    ("min", "max"),
+    ("any", "all"),
+    ("minimum", "maximum"),
+    ("zeros", "ones"),
+    ("zeros_like", "ones_like"),
+    ("floor", "ceil"),
+    ("add_", "subtract_"),
+    ("append", "remove"),
+]
+EXCHANGED = {name: other for pair in _PAIRS for name, other in (pair, pair[::-1])}
+
+
+class Mutant(NamedTuple):
+    """A file of the package, its source as it is, and with one change at a line."""
+
+    file: str
+    line: int
+    before: str
+    after: str
+
+    @property
+    def difference(self):
+        lines = (source.splitlines(keepends=True) for source in (self.before, self.after))
+        return "".join(difflib.unified_diff(*lines, self.file, self.file, n=1))
+
+
+class Change(NamedTuple):
+    """Bytes of a source and what is put in their place."""
+
+    start: int
+    stop: int
+    new: str
+
+    def made(self, source):
+        """The source after it; None if that is no Python any more, as with half of a pair of brackets, or the same."""
+        text = source.encode()
+        after = (text[: self.start] + self.new.encode() + text[self.stop :]).decode()
+        try:
+            return after if ast.dump(ast.parse(after)) != ast.dump(ast.parse(source)) else None
+        except SyntaxError:
+            return None
+
+
+def changes(source):
+    """Every small change of a source, by its line."""
+    text = source.encode()
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def begin(node):
+        return starts[node.lineno - 1] + node.col_offset
+
+    def end(node):
+        return starts[node.end_lineno - 1] + node.end_col_offset
+
+    def written(node):
+        return text[begin(node) : end(node)].decode()
+
+    def operator(left, right, old, new):
+        """Between two operands, where nothing else stands but brackets."""
+        at = text.index(old.encode(), end(left), begin(right))
+        return at, at + len(old), new
+
+    def edits(node):
+        match node:
+            case ast.Compare(left, ops, comparators):
+                for op, (a, b) in zip(ops, pairwise([left, *comparators]), strict=True):
+                    yield operator(a, b, *COMPARED[type(op)])
+            case ast.BinOp(left, op, right) if type(op) in COMPUTED:
+                yield operator(left, right, *COMPUTED[type(op)])
+            case ast.AugAssign(target, op, value):
+                if type(op) in COMPUTED:
+                    yield operator(target, value, *COMPUTED[type(op)])
+                yield begin(node), end(node), "pass"
+            case ast.BoolOp(op, values):
+                names = ("and", "or") if isinstance(op, ast.And) else ("or", "and")
+                yield from (operator(a, b, *names) for a, b in pairwise(values))
+            case ast.UnaryOp(ast.Not() | ast.USub(), operand):
+                yield begin(node), begin(operand), ""
+            case ast.Constant(bool(value)):
+                yield begin(node), end(node), str(not value)
+            case ast.Constant(int(value)):
+                yield from ((begin(node), end(node), str(value + more)) for more in (1, -1))
+            case ast.Constant(float(value)):
+                yield begin(node), end(node), repr(2 * value if value else 1.0)
+            case ast.IfExp(test) | ast.While(test):
+                yield begin(test), end(test), f"not ({written(test)})"
+            case ast.If(test):
+                yield begin(test), end(test), f"not ({written(test)})"
+                yield begin(test), end(test), "True"
+            case ast.comprehension(ifs=ifs):
+                yield from ((begin(test), end(test), "True") for test in ifs)
+            case ast.Call(_, positional, keywords):
+                arguments = sorted([*positional, *keywords], key=begin)
+                for k, keyword in enumerate(arguments):
+                    if isinstance(keyword, ast.keyword) and keyword.arg is not None:
+                        yield end(arguments[k - 1]) if k else begin(keyword), end(keyword), ""
+                for a, b in pairwise(positional):
+                    if not isinstance(a, ast.Starred) and not isinstance(b, ast.Starred):
+                        yield begin(a), end(b), written(b) + text[end(a) : begin(b)].decode() + written(a)
+            case ast.Slice(lower, upper):
+                yield from ((begin(limit), end(limit), "") for limit in (lower, upper) if limit is not None)
+            case ast.Break() | ast.Continue():
+                yield begin(node), end(node), "continue" if isinstance(node, ast.Break) else "break"
+            case ast.Expr(ast.Call()) | ast.Raise() | ast.Delete():
+                yield begin(node), end(node), "pass"
+            case ast.Assign([ast.Attribute() | ast.Subscript()]):
+                yield begin(node), end(node), "pass"
+            case ast.Name(name) | ast.Attribute(attr=name) if name in EXCHANGED:
+                yield end(node) - len(name), end(node), EXCHANGED[name]
+
+    def walk(node):
+        yield node
+        if isinstance(node, (ast.Raise, ast.JoinedStr)):
+            return  # an error's words
+        for field, child in ast.iter_fields(node):
+            if field not in ("annotation", "returns", "decorator_list"):
+                for one in child if isinstance(child, list) else [child]:
+                    yield from walk(one) if isinstance(one, ast.AST) else ()
+
+    found = {}
+    for node in walk(ast.parse(source)):
+        for edit in edits(node):
+            change = Change(*edit)
+            found.setdefault(text.count(b"\n", 0, change.start) + 1, []).append(change)
+    return found
+
+
+def mutants(package, seed):
+    """Without end, none of them twice: from files in proportion to their lines, and from every line that allows any."""
+    rng, seen = random.Random(seed), set()
+    sources = {path.relative_to(package).as_posix(): path.read_text("utf-8") for path in sorted(package.rglob("*.py"))}
+    names, weights = list(sources), [source.count("\n") for source in sources.values()]
+
+    by_line = cache(lambda name: changes(sources[name]))
+    while True:
+        (name,) = rng.choices(names, weights)
+        if not by_line(name):
+            continue
+        line = rng.choice(list(by_line(name)))
+        after = rng.choice(by_line(name)[line]).made(sources[name])
+        mutant = Mutant(name, line, sources[name], after)
+        if after is not None and mutant not in seen:
+            seen.add(mutant)
+            yield mutant
+
+
+# ---- whether a test sees them ---------------------------------------------------------------------------
+
+
+class Copy:
+    """A copy of the tree, in which one mutant after the other takes its file's place.
+
+    ``limit``: seconds for one test; a file of them may take twenty times that.
+    """
+
+    def __init__(self, root, scratch, limit):
+        self.root, self.scratch, self.limit = root, scratch, limit
+        self.changed = 0
+        self.right = set()  # tests known to pass without any mutant
+        for name in COPIED:
+            if (root / name).is_dir():
+                shutil.copytree(root / name, scratch / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+            elif (root / name).exists():
+                shutil.copy2(root / name, scratch / name)
+
+    def write(self, mutant, source):
+        path = self.scratch / "bptt_array" / mutant.file
+        path.write_text(source, "utf-8")
+        self.changed += 1  # else the compiled one of a file as long, written within the same second, would be taken
+        os.utime(path, (self.changed, self.changed))
+
+    def first_failure(self, test):
+        """The first of a file of tests that fails or does not end, the file if none could run; None if all pass."""
+        environment = {name: value for name, value in os.environ.items() if name != "CI"}
+        environment |= {"PYTHONPATH": str(self.scratch), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        options = "-x -v -p no:cacheprovider --tb=no --no-header --no-summary --hypothesis-profile=mutants"
+        limit = "-o addopts= -o faulthandler_exit_on_timeout=true -o faulthandler_timeout="
+        command = [sys.executable, "-m", "pytest", *options.split(), *f"{limit}{self.limit}".split()]
+        command += ["-m", "not gpu", "--rootdir", str(self.scratch), f"tests/{test}"]
+        log = self.scratch / "log"
+        with log.open("w") as out:
+            run = subprocess.Popen(
+                command, cwd=self.scratch, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+            try:
+                code = run.wait(20 * self.limit)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(run.pid, signal.SIGKILL)  # with what it started
+                run.wait()
+        if code == 0:
+            return None
+        begun = re.findall(
+            r"^tests/(\S+?\.py::.*?)(?: (?:PASSED|SKIPPED|FAILED|ERROR|Timeout).*)?$", log.read_text(), re.M
+        )
+        return begun[-1].rstrip() if begun else test
+
+    def seen_by(self, mutant):
+        """The test that fails with a mutant, and passes without; None: there is none."""
+        self.write(mutant, mutant.after)
+        try:
+            test = next(filter(None, map(self.first_failure, fitting(mutant.file))), None)
+        finally:
+            self.write(mutant, mutant.before)
+        if test is not None and test not in self.right:
+            if self.first_failure(test) is not None:
+                raise RuntimeError(f"{test} fails without any mutant: mend that first")
+            self.right.add(test)
+        return test
+
+
+def main(arguments=None, root=ROOT):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
+    parser.add_argument("--number", type=int, default=20, help="of mutants (default 20)")
+    parser.add_argument("--first", type=int, default=1, help="begin with this one, to go on where a run ended")
+    parser.add_argument("--limit", type=int, default=120, help="seconds for a test that may not end (default 120)")
+    given = parser.parse_args(arguments)
+    survivors = []
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Copy(root, Path(scratch), given.limit)
+        for k, mutant in zip(range(1, given.number + 1), mutants(root / "bptt_array", given.seed), strict=False):
+            if k < given.first:
+                continue
+            test = copy.seen_by(mutant)
+            print(f"{k}/{given.number} {mutant.file}:{mutant.line} {test or 'SURVIVES'}", flush=True)
+            if test is None:
+                survivors.append(mutant)
+                print(mutant.difference, flush=True)
+    print(f"{len(survivors)} of {given.number - given.first + 1} mutants survive")
+    return survivors
+
+
+if __name__ == "__main__":
+    main()
