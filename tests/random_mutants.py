@@ -12,6 +12,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import itertools
 import os
 import random
 import re
@@ -20,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -138,89 +140,113 @@ class Change(NamedTuple):
             return None
 
 
-def changes(source):
-    """Every small change of a source, by its line."""
-    text = source.encode()
-    starts = [0]
-    for line in text.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+class Source:
+    """A source as bytes, in which nodes of its tree know where they are, and what may become of these."""
 
-    def begin(node):
-        return starts[node.lineno - 1] + node.col_offset
+    def __init__(self, source):
+        self.text = source.encode()
+        self.lines = [0, *itertools.accumulate(map(len, self.text.splitlines(keepends=True)))]
 
-    def end(node):
-        return starts[node.end_lineno - 1] + node.end_col_offset
+    def begin(self, node):
+        return self.lines[node.lineno - 1] + node.col_offset
 
-    def written(node):
-        return text[begin(node) : end(node)].decode()
+    def end(self, node):
+        return self.lines[node.end_lineno - 1] + node.end_col_offset
 
-    def operator(left, right, old, new):
+    def written(self, start, stop):
+        return self.text[start:stop].decode()
+
+    def all_of(self, node, new):
+        return Change(self.begin(node), self.end(node), new)
+
+    def operator(self, left, right, old, new):
         """Between two operands, where nothing else stands but brackets."""
-        at = text.index(old.encode(), end(left), begin(right))
-        return at, at + len(old), new
+        at = self.text.index(old.encode(), self.end(left), self.begin(right))
+        return Change(at, at + len(old), new)
 
-    def edits(node):
+    def negated(self, test):
+        return self.all_of(test, f"not ({self.written(self.begin(test), self.end(test))})")
+
+    def of_operators(self, node):
+        """Another operator, or none."""
         match node:
             case ast.Compare(left, ops, comparators):
                 for op, (a, b) in zip(ops, pairwise([left, *comparators]), strict=True):
-                    yield operator(a, b, *COMPARED[type(op)])
+                    yield self.operator(a, b, *COMPARED[type(op)])
             case ast.BinOp(left, op, right) if type(op) in COMPUTED:
-                yield operator(left, right, *COMPUTED[type(op)])
-            case ast.AugAssign(target, op, value):
-                if type(op) in COMPUTED:
-                    yield operator(target, value, *COMPUTED[type(op)])
-                yield begin(node), end(node), "pass"
+                yield self.operator(left, right, *COMPUTED[type(op)])
+            case ast.AugAssign(target, op, value) if type(op) in COMPUTED:
+                yield self.operator(target, value, *COMPUTED[type(op)])
             case ast.BoolOp(op, values):
                 names = ("and", "or") if isinstance(op, ast.And) else ("or", "and")
-                yield from (operator(a, b, *names) for a, b in pairwise(values))
+                yield from (self.operator(a, b, *names) for a, b in pairwise(values))
             case ast.UnaryOp(ast.Not() | ast.USub(), operand):
-                yield begin(node), begin(operand), ""
+                yield Change(self.begin(node), self.begin(operand), "")
+
+    def of_values(self, node):
+        """Another number, a limit less, a function that is taken for its neighbour."""
+        match node:
             case ast.Constant(bool(value)):
-                yield begin(node), end(node), str(not value)
+                yield self.all_of(node, str(not value))
             case ast.Constant(int(value)):
-                yield from ((begin(node), end(node), str(value + more)) for more in (1, -1))
+                yield from (self.all_of(node, str(value + more)) for more in (1, -1))
             case ast.Constant(float(value)):
-                yield begin(node), end(node), repr(2 * value if value else 1.0)
-            case ast.IfExp(test) | ast.While(test):
-                yield begin(test), end(test), f"not ({written(test)})"
-            case ast.If(test):
-                yield begin(test), end(test), f"not ({written(test)})"
-                yield begin(test), end(test), "True"
-            case ast.comprehension(ifs=ifs):
-                yield from ((begin(test), end(test), "True") for test in ifs)
-            case ast.Call(_, positional, keywords):
-                arguments = sorted([*positional, *keywords], key=begin)
-                for k, keyword in enumerate(arguments):
-                    if isinstance(keyword, ast.keyword) and keyword.arg is not None:
-                        yield end(arguments[k - 1]) if k else begin(keyword), end(keyword), ""
-                for a, b in pairwise(positional):
-                    if not isinstance(a, ast.Starred) and not isinstance(b, ast.Starred):
-                        yield begin(a), end(b), written(b) + text[end(a) : begin(b)].decode() + written(a)
+                yield self.all_of(node, repr(2 * value if value else 1.0))
             case ast.Slice(lower, upper):
-                yield from ((begin(limit), end(limit), "") for limit in (lower, upper) if limit is not None)
-            case ast.Break() | ast.Continue():
-                yield begin(node), end(node), "continue" if isinstance(node, ast.Break) else "break"
-            case ast.Expr(ast.Call()) | ast.Raise() | ast.Delete():
-                yield begin(node), end(node), "pass"
-            case ast.Assign([ast.Attribute() | ast.Subscript()]):
-                yield begin(node), end(node), "pass"
+                yield from (self.all_of(limit, "") for limit in (lower, upper) if limit is not None)
             case ast.Name(name) | ast.Attribute(attr=name) if name in EXCHANGED:
-                yield end(node) - len(name), end(node), EXCHANGED[name]
+                yield Change(self.end(node) - len(name), self.end(node), EXCHANGED[name])
 
-    def walk(node):
-        yield node
-        if isinstance(node, (ast.Raise, ast.JoinedStr)):
-            return  # an error's words
-        for field, child in ast.iter_fields(node):
-            if field not in ("annotation", "returns", "decorator_list"):
-                for one in child if isinstance(child, list) else [child]:
-                    yield from walk(one) if isinstance(one, ast.AST) else ()
+    def of_calls(self, node):
+        """An argument that has a name forgotten, or two that have none exchanged."""
+        if not isinstance(node, ast.Call):
+            return
+        arguments = sorted([*node.args, *node.keywords], key=self.begin)
+        for k, argument in enumerate(arguments):
+            if isinstance(argument, ast.keyword) and argument.arg is not None:
+                yield Change(self.end(arguments[k - 1]) if k else self.begin(argument), self.end(argument), "")
+        for a, b in pairwise(node.args):
+            if not isinstance(a, ast.Starred) and not isinstance(b, ast.Starred):
+                places = (self.begin(b), self.end(b)), (self.end(a), self.begin(b)), (self.begin(a), self.end(a))
+                yield Change(self.begin(a), self.end(b), "".join(self.written(*place) for place in places))
 
-    found = {}
+    def of_control(self, node):
+        """Another branch, another way out of a loop, or a statement that is forgotten."""
+        match node:
+            case ast.IfExp(test) | ast.While(test):
+                yield self.negated(test)
+            case ast.If(test):
+                yield self.negated(test)
+                yield self.all_of(test, "True")
+            case ast.comprehension(ifs=ifs):
+                yield from (self.all_of(test, "True") for test in ifs)
+            case ast.Break():
+                yield self.all_of(node, "continue")
+            case ast.Continue():
+                yield self.all_of(node, "break")
+            case ast.Expr(ast.Call()) | ast.Raise() | ast.Delete() | ast.AugAssign():
+                yield self.all_of(node, "pass")
+            case ast.Assign([ast.Attribute() | ast.Subscript()]):
+                yield self.all_of(node, "pass")
+
+
+def walk(node):
+    """Nodes whose change is one of the program: not types, and not the words of an error."""
+    yield node
+    if isinstance(node, (ast.Raise, ast.JoinedStr)):
+        return
+    for field, child in ast.iter_fields(node):
+        if field not in ("annotation", "returns", "decorator_list"):
+            for one in child if isinstance(child, list) else [child]:
+                yield from walk(one) if isinstance(one, ast.AST) else ()
+
+
+def changes(source):
+    """Every small change of a source, by its line; some leave no Python."""
+    of, found = Source(source), defaultdict(list)
     for node in walk(ast.parse(source)):
-        for edit in edits(node):
-            change = Change(*edit)
-            found.setdefault(text.count(b"\n", 0, change.start) + 1, []).append(change)
+        for change in (*of.of_operators(node), *of.of_values(node), *of.of_calls(node), *of.of_control(node)):
+            found[of.text.count(b"\n", 0, change.start) + 1].append(change)
     return found
 
 
