@@ -342,19 +342,21 @@ def main(arguments=None, root=ROOT):
     parser.add_argument("--number", type=int, default=20, help="of mutants (default 20)")
     parser.add_argument("--first", type=int, default=1, help="begin with this one, to go on where a run ended")
     parser.add_argument("--limit", type=int, default=120, help="seconds for a test that may not end (default 120)")
+    parser.add_argument("--only", nargs="*", default=[""], metavar="PATH", help="those of files that begin so")
     given = parser.parse_args(arguments)
+    drawn = list(itertools.islice(mutants(root / "bptt_array", given.seed), given.number))
+    chosen = [k for k in range(given.first, len(drawn) + 1) if drawn[k - 1].file.startswith(tuple(given.only))]
     survivors = []
     with tempfile.TemporaryDirectory() as scratch:
         copy = Copy(root, Path(scratch), given.limit)
-        for k, mutant in zip(range(1, given.number + 1), mutants(root / "bptt_array", given.seed), strict=False):
-            if k < given.first:
-                continue
+        for k in chosen:
+            mutant = drawn[k - 1]
             test = copy.seen_by(mutant)
             print(f"{k}/{given.number} {mutant.file}:{mutant.line} {test or 'SURVIVES'}", flush=True)
             if test is None:
                 survivors.append(mutant)
                 print(mutant.difference, flush=True)
-    print(f"{len(survivors)} of {given.number - given.first + 1} mutants survive")
+    print(f"{len(survivors)} of {len(chosen)} mutants survive")
     return survivors
 
 

@@ -109,7 +109,8 @@ TEST = "from bptt_array.it import f\n\n\ndef test_it_ends():\n    assert f(3) ==
 
 
 def test_a_test_sees_a_mistake_and_one_without_end_and_not_what_is_the_same(tree, capsys):
-    survivors = random_mutants.main(["--number", "4", "--limit", "4"], tree(SOURCE, TEST))
+    root = tree(SOURCE, TEST)
+    survivors = random_mutants.main(["--number", "4", "--limit", "4"], root)
     changed = {mutant.line: mutant.after.splitlines()[mutant.line - 1].strip() for mutant in survivors}
     assert changed == {1: "UNUSED = False", 5: "while not (n):"}
     said = capsys.readouterr().out
@@ -117,6 +118,8 @@ def test_a_test_sees_a_mistake_and_one_without_end_and_not_what_is_the_same(tree
         assert f"it.py:{line} test_it.py::test_it_ends\n" in said
     assert "-UNUSED = True\n+UNUSED = False\n" in said
     assert said.endswith("2 of 4 mutants survive\n")
+    assert random_mutants.main(["--number", "4", "--only", "is", "not"], root) == []
+    assert random_mutants.main(["--number", "4", "--first", "5"], root) == []
 
 
 def test_a_test_that_fails_by_itself_is_no_witness(tree):
