@@ -25,7 +25,7 @@ import numpy as np
 from communication import Counting
 
 import bptt_array as ba
-from bptt_array.schedules.instructions import segments
+from bptt_array.schedules.instructions import Segments
 
 #: Characters of the default training run.
 V = 103
@@ -93,7 +93,7 @@ class Update:
 
     def segments(self):
         """Of time, in which a step runs backward."""
-        return len(segments(0, len(self.x), self.rnn.plan(self.x.shape).longest))
+        return len(Segments(0, len(self.x), self.rnn.plan(self.x.shape).longest))
 
 
 def clocked(update, barrier, steps):

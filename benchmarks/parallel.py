@@ -22,7 +22,7 @@ from bptt_array.equations.parallel import backward_parallel_
 from bptt_array.equations.recurrence import backward_
 from bptt_array.equations.state_product import StateProduct
 from bptt_array.schedules.chunks import best_chunks
-from bptt_array.schedules.instructions import segments
+from bptt_array.schedules.instructions import Segments
 
 SHAPES = [Shape(T, 1, 4, H, 1) for T in (1000, 10_000, 30_000) for H in (8, 16, 32, 64)]
 QUICK = [Shape(200, 1, 4, 8, 1), Shape(400, 1, 4, 16, 1)]
@@ -96,7 +96,7 @@ def row(problem, arguments):
     found = {name: measure.summary(times[name]) for name in steps}
     for name, difference in differences.items():
         found[name]["gradient_difference"] = difference
-    parts = segments(0, shape.T, problem.network.plan((shape.T, shape.N, shape.I)).longest)
+    parts = Segments(0, shape.T, problem.network.plan((shape.T, shape.N, shape.I)).longest)
     segment = alone(problem, parts[-1][1] - parts[-1][0], arguments)
     return {"shape": list(shape), "busy": busy, "peers": found, "segments": len(parts), "segment": segment}
 

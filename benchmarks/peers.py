@@ -81,7 +81,7 @@ class Products:
         (T, N, I, H, O), params = problem.shape, problem.params  # noqa: E741
         rnn, itemsize = problem.network, np.dtype(problem.dtype).itemsize
         length = ba.schedules.instructions.segment_length(T, N * H * itemsize, rnn.backend.segment_bytes)
-        self.segments = [stop - start for start, stop in ba.schedules.instructions.segments(0, T, length)]
+        self.segments = [stop - start for start, stop in ba.schedules.instructions.Segments(0, T, length)]
         rows, GH = max(self.segments) * N, rnn.architecture.cell.gates * H
         self.N = N
 

@@ -15,7 +15,7 @@ import bptt_array as ba
 from bptt_array import serialization
 from bptt_array.rnn import files as models
 from bptt_array.rnn.initializers import initial_parameters
-from bptt_array.schedules.instructions import Backward, Forward, full, segment_length, segments, truncated
+from bptt_array.schedules.instructions import Backward, Forward, Segments, full, segment_length, truncated
 
 
 @given(T=st.integers(1, 60), k=st.integers(1, 70), length=st.integers(1, 70))
@@ -44,7 +44,7 @@ def test_a_schedule_runs_every_step_once_each_way_and_never_keeps_more_than_a_wi
 
 @given(start=st.integers(0, 50), steps=st.integers(1, 200), length=st.integers(1, 60))
 def test_segments_are_few_and_even(start, steps, length):
-    parts = segments(start, start + steps, length)
+    parts = Segments(start, start + steps, length)
     sizes = [b - a for a, b in parts]
     assert [start, *(b for _, b in parts)] == [*(a for a, _ in parts), start + steps]
     assert len(parts) == -(-steps // length)

@@ -1,7 +1,9 @@
 """Schedules: which steps run when, how often, and how much is in memory at once. And the networks that run by them."""
 
+import time
 import tracemalloc
 from collections import Counter
+from itertools import islice
 from math import comb
 
 import numpy as np
@@ -17,8 +19,9 @@ from bptt_array import schedules
 from bptt_array.bptt import layer
 from bptt_array.rnn.memory import OBJECTS_BYTES
 from bptt_array.schedules import Costs, plan, sizes
-from bptt_array.schedules.instructions import Backward, Forget, Forward, Remember, Restore, overlapping
-from bptt_array.schedules.reversals import Reversals, two_sweeps
+from bptt_array.schedules.chunks import LONGEST_CHUNK, best_chunks, calls
+from bptt_array.schedules.instructions import Backward, Forget, Forward, Remember, Restore, TwoPeriods
+from bptt_array.schedules.reversals import Reversals, TwoSweeps
 
 
 def revolve(n, snapshots):
@@ -93,33 +96,35 @@ def walk(moves, n):
 
 @given(n=st.integers(1, 60), slots=st.integers(0, 30), kept=st.integers(1, 20))
 def test_the_moves_do_what_the_tables_say(n, slots, kept):
-    table = Reversals(n, slots, kept)
-    runs, most = walk(table.moves(), n)
+    table, fewer = Reversals(n, slots, kept), max(1, n // 2)
+    written = table.written(n, fewer)
+    runs, most = walk(written.moves(n), n)
     assert runs == table.runs()
     assert max(saved + kept * max(0, segments - 1) for segments, saved in most.items()) <= slots
-    runs, _ = walk(table.moves(max(1, n // 2)), max(1, n // 2))
-    assert runs == table.runs(max(1, n // 2))
+    runs, _ = walk(written.moves(fewer), fewer)
+    assert runs == table.runs(fewer)
 
 
 @given(n=st.integers(1, 60), kept=st.integers(1, 70))
 def test_two_sweeps_run_every_segment_once_and_once_more_where_it_was_not_kept(n, kept):
-    runs, most = walk(two_sweeps(n, kept), n)
+    runs, most = walk(TwoSweeps(kept).moves(n), n)
     assert runs == n + max(0, n - kept)
     assert max(most) == min(n, kept)
     assert max(most.values()) == max(0, n - kept - 1)
 
 
 def simulate(plan):
-    """What a schedule does, checked step by step: forward steps and bytes at most."""
+    """What a schedule does, checked step by step: segments, steps forward, kept and states and bytes at once."""
     costs, T, longest = plan.costs, plan.T, plan.longest
     present, stored, kept, forward, peak, room = 0, set(), {}, Counter(), 0, 0
-    back, cuts, carried = Counter(), set(), None
+    back, cuts, carried, begun, most_kept, most_stored = Counter(), set(), None, set(), 0, 0
     for instruction in plan.schedule():
         match instruction:
             case Forward(start, stop, keep):
                 assert start == present
                 assert 1 <= stop - start <= longest
                 present, room = stop, 1 - keep
+                begun.add(start)
                 forward.update(range(start, stop))
                 if keep:
                     kept[start] = stop
@@ -141,13 +146,21 @@ def simulate(plan):
             case Forget(start):
                 stored.remove(start)
         segments = len(kept) + room
+        most_kept, most_stored = max(most_kept, len(kept)), max(most_stored, len(stored))
         peak = max(peak, segments * costs.of_kept(longest) + len(stored) * costs.checkpoint)
     assert back == Counter(range(T))
     assert (stored, kept) == (set(), {})
     window = T if plan.truncate is None else plan.truncate
     if not isinstance(window, tuple):
         assert cuts == {min(begin + window, T) for begin in range(0, T, window)}
-    return sum(forward.values()), costs.fixed + costs.of_work(longest) + peak
+    peak += costs.fixed + costs.of_work(longest)
+    return len(begun), sum(forward.values()), most_kept, most_stored, peak
+
+
+def said_by(plan):
+    """What a plan says of itself, as :func:`simulate` finds it."""
+    segments = int(str(plan).split("\n")[1].split()[0].replace(",", ""))
+    return segments, plan.forward_steps, plan.kept, plan.checkpoints, plan.peak
 
 
 SOME_COSTS = st.builds(
@@ -167,15 +180,95 @@ SOME_COSTS = st.builds(
 )
 def test_a_plan_costs_what_it_says_and_fits(T, costs, longest, part, truncate):
     everything = plan(T, costs=costs, longest=longest, truncate=truncate)
-    assert simulate(everything) == (T, everything.peak)
+    assert simulate(everything) == said_by(everything)
+    assert everything.forward_steps == T
     least = smallest_budget(lambda memory: plan(T, memory, costs=costs, longest=longest, truncate=truncate))
     memory = max(least, int(least + part * (everything.peak - least)))
     found = plan(T, memory, costs=costs, longest=longest, truncate=truncate)
-    assert simulate(found) == (found.forward_steps, found.peak)
+    assert simulate(found) == said_by(found)
     assert found.peak <= memory
     assert found.forward_steps >= T
     if memory >= everything.peak + 2 * costs.checkpoint:
         assert found.forward_steps == T
+
+
+@settings(max_examples=examples(200))
+@given(
+    T=st.integers(1, 400),
+    k1=st.integers(1, 60),
+    more=st.integers(0, 200) | st.integers(0, 6).map(lambda k: 10 * k),
+    longest=st.integers(1, 60),
+)
+@example(T=100, k1=10, more=30, longest=10)
+@example(T=103, k1=10, more=27, longest=4)
+@example(T=5, k1=9, more=200, longest=60)
+def test_what_two_periods_take_is_what_a_walk_through_them_counts(T, k1, more, longest):
+    found = plan(T, costs=Costs(10, 3, 7, 5, 2), longest=longest, truncate=(k1, k1 + more))
+    assert simulate(found) == said_by(found)
+
+
+LONG = [
+    {"truncate": (1, 7)},
+    {"truncate": (10, 100)},
+    {"truncate": (1, 5 * 10**6), "longest": 50},
+    {"truncate": (999, 10**6 + 1), "longest": 7},
+    {"truncate": 1},
+    {"truncate": 1000, "longest": 1},
+    {"truncate": 99_991, "longest": 10},
+    {"longest": 1},
+    {"longest": 1000},
+    {},
+]
+
+
+@pytest.mark.parametrize("options", LONG, ids=str)
+@pytest.mark.parametrize("times", [None, 1.0, 1.2, 20, 1000])
+def test_a_plan_of_ten_million_steps_is_made_and_told_at_once(options, times):
+    """And a schedule begins at once: neither is as long as time."""
+    costs = Costs(fixed=1000, checkpoint=100, kept=130, work=200, chunk=10)
+
+    def planned(memory):
+        return plan(10**7, memory, costs=costs, **options)
+
+    with pytest.raises(ValueError, match="too small") as error:
+        planned(1)
+    memory = None if times is None else int(times * int(str(error.value).rpartition("memory=")[2].split()[0]))
+    schedules.plans._within.cache_clear()
+    schedules.plans._unlimited.cache_clear()
+    best_chunks.cache_clear()
+    begin = time.process_time()
+    found = planned(memory)
+    assert "10,000,000 steps" in str(found)
+    assert time.process_time() - begin < 0.5
+    assert memory is None or found.peak <= memory
+    tracemalloc.start()
+    assert len(list(islice(found.schedule(), 100))) == 100 or found.longest > 10**5
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+@pytest.mark.parametrize("S", [1, 2, 3, 17, 100, 997, 4096, 41_000, 123_457])
+def test_the_best_number_of_chunks_is_the_smallest_of_those_with_the_fewest_calls(S):
+    least = max(2, -(-S // LONGEST_CHUNK))
+    best = min(range(least, S + 1), key=lambda C: calls(S, C), default=1)
+    assert best_chunks(S) == (best if best > 1 and calls(S, best) < 2 * S else 1)
+
+
+def test_what_takes_nothing_is_kept():
+    assert plan(100, 50, costs=Costs(work=1), longest=10).forward_steps == 100
+
+
+def test_the_tables_of_the_dynamic_programming_do_not_outlive_it():
+    costs = Costs(fixed=0, checkpoint=100, kept=100, work=100)
+    memory = 2 * smallest_budget(lambda memory: plan(10_000, memory, costs=costs))
+    schedules.plans._within.cache_clear()
+    tracemalloc.start()
+    found = plan(10_000, memory, costs=costs)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.forward_steps > 20_000  # nothing else fits
+    assert held < 10_000 < most
 
 
 def test_the_more_memory_the_fewer_runs():
@@ -201,7 +294,7 @@ def test_time_may_be_longer_than_the_finest_cut(T):
 def test_with_two_periods_each_loss_goes_back_through_the_second_one(T, k1, more, length):
     k2 = k1 + more
     reached, present = {}, None
-    for instruction in overlapping(T, k1, k2, length):
+    for instruction in TwoPeriods(T, k1, k2, length).schedule():
         if isinstance(instruction, Backward):
             if instruction.cut:
                 present = instruction.stop

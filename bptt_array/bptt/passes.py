@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..backend.portable import Array, Backend
 from ..equations.losses import Objective
 from ..equations.readout import Readout
-from ..schedules.instructions import Backward, Forget, Forward, Remember, Restore, full, longest_segment, segments
+from ..schedules.instructions import Backward, Forget, Forward, Remember, Restore, Segments, full, longest_segment
 from ..schedules.plans import Plan
 from .batch import Batch, States, as_state, without
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
@@ -61,7 +61,7 @@ def run_forward(network: BoundNetwork, batch: Batch, dropout: Dropout | None, *,
     unrolled = Unrolled(backend, stack, batch, length, dropout=dropout, keep=keep)
     if mode == "every":
         y = backend.empty((batch.T, *batch.member_axis, batch.N, readout.size(stack.outputs)), batch.dtype)
-    for start, stop in segments(0, batch.T, length):
+    for start, stop in Segments(0, batch.T, length):
         h = unrolled.forward(start, stop)
         if mode == "every":
             part = readout(h)
@@ -111,7 +111,7 @@ def run_loss(
     head = loss_head(network.mode, objective, *targets, batch, {})
     length = network.segment_length(batch)
     unrolled = Unrolled(network.backend, network.stack, batch, length, arrays, dropout, keep=False)
-    for start, stop in segments(0, batch.T, length):
+    for start, stop in Segments(0, batch.T, length):
         h = unrolled.forward(start, stop)
         head.add_loss(start, stop, h, unrolled.last_outputs)
         unrolled.release(start)

@@ -18,9 +18,13 @@ def best_chunks(S: int) -> int:
     (50, 200, 1)
     """
     likely, least = math.isqrt(5 * S // 2), -(-S // LONGEST_CHUNK)
-    candidates = range(max(2, least, likely // 2), min(S, max(least, 2 * likely)) + 1)
-    best = min(candidates, key=lambda C: calls(S, C), default=1)
-    return best if best > 1 and calls(S, best) < 2 * S else 1
+    fewest, most = max(2, least, likely // 2), min(S, 2 * max(least, likely))
+    if fewest > most:
+        return 1
+    # Of those that give chunks of one length, in which the rest shrinks by more than a chunk costs, the largest.
+    candidates = {min(S // length, most) for length in range(S // most, S // fewest + 1)}
+    best = min((C for C in candidates if fewest <= C), key=lambda C: (calls(S, C), C))
+    return best if calls(S, best) < 2 * S else 1
 
 
 def calls(S: int, C: int) -> int:

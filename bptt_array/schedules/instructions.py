@@ -14,10 +14,9 @@ segments run forward more than once, are those of ``plans.py``.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from ..checks import check_count, said
 
@@ -83,16 +82,40 @@ def longest_segment(segment_bytes: int, T: int, bytes_per_step: int, *, bidirect
     return segment_length(T, bytes_per_step, segment_bytes // (STACKED if members else 1))
 
 
-def segments(start: int, stop: int, length: int) -> list[tuple[int, int]]:
-    """Cut ``[start, stop)`` into the fewest parts of at most ``length`` steps, as equal as they can be.
+class Segments(Sequence[tuple[int, int]]):
+    """``[start, stop)`` cut into the fewest parts of at most ``length`` steps, as equal as they can be.
 
-    >>> segments(0, 10, 4)
+    Like a range: a part follows from its number, and ten million of them take no memory.
+
+    >>> list(Segments(0, 10, 4))
     [(0, 3), (3, 6), (6, 10)]
     """
-    steps = stop - start
-    parts = -(-steps // length)
-    edges = [start + steps * k // parts for k in range(parts + 1)]
-    return list(pairwise(edges))
+
+    __slots__ = "_count", "_start", "_steps"
+
+    def __init__(self, start: int, stop: int, length: int) -> None:
+        self._start, self._steps = start, stop - start
+        self._count = -(-self._steps // length)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def edge(self, k: int) -> int:
+        """The step at which part k begins, and the one before it ends."""
+        return self._start + self._steps * k // self._count
+
+    @overload
+    def __getitem__(self, k: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[tuple[int, int]]: ...
+    def __getitem__(self, k: int | slice) -> tuple[int, int] | list[tuple[int, int]]:
+        which = range(self._count)[k]
+        if isinstance(which, range):
+            return [self[j] for j in which]
+        return self.edge(which), self.edge(which + 1)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return pairwise(map(self.edge, range(self._count + 1)))
 
 
 def full(T: int, length: int) -> Iterator[Instruction]:
@@ -137,7 +160,7 @@ def truncated(T: int, k: int, length: int) -> Iterator[Instruction]:
     states are alive at once.
     """
     for begin, end in windows(T, k):
-        window = segments(begin, end, length)
+        window = Segments(begin, end, length)
         for segment in window:
             yield Forward(*segment)
         for start, stop in reversed(window):
@@ -149,30 +172,71 @@ def windows(T: int, k: int) -> Iterator[tuple[int, int]]:
     return ((begin, min(begin + k, T)) for begin in range(0, T, k))
 
 
-def overlapping(T: int, k1: int, k2: int, length: int) -> Iterator[Instruction]:
+class TwoPeriods(NamedTuple):
     """Truncated BPTT with two periods, k1 <= k2 (Williams & Peng, 1990): every k1 steps, back through k2.
 
     Each loss is propagated once: that of ``[t - k1, t)`` goes back to step ``t - k2``, through states that earlier
     windows ran forward. States of no more than about k2 steps are alive at once.
 
-    >>> for instruction in overlapping(4, 2, 3, 2):
-    ...     print(instruction)
-    Forward(start=0, stop=1, keep=True)
-    Forward(start=1, stop=2, keep=True)
-    Backward(start=1, stop=2, cut=True, loss=True, keep=True)
-    Backward(start=0, stop=1, cut=False, loss=True, keep=False)
-    Forward(start=2, stop=4, keep=True)
-    Backward(start=2, stop=4, cut=True, loss=True, keep=False)
-    Backward(start=1, stop=2, cut=False, loss=False, keep=False)
+    How many segments that are follows from the sizes alone: but for the beginning and the end every window is like the
+    one before it.
     """
-    begins = sorted({max(0, end - k2) for _, end in windows(T, k1)})  # where the gradient of a window stops
-    window: list[tuple[int, int]] = []
-    for new, end in windows(T, k1):
-        inside = begins[bisect_right(begins, new) : bisect_left(begins, end)]
-        added = [part for edge in pairwise([new, *inside, end]) for part in segments(*edge, length)]
-        window = [part for part in window if part[0] >= end - k2] + added
-        for part in added:
-            yield Forward(*part)
-        kept_from = T if end == T else min(end + k1, T) - k2
-        for start, stop in reversed(window):
-            yield Backward(start, stop, cut=stop == end, loss=start >= new, keep=start >= kept_from)
+
+    T: int
+    k1: int
+    k2: int
+    length: int
+
+    def schedule(self) -> Iterator[Instruction]:
+        """
+        >>> for instruction in TwoPeriods(4, 2, 3, 2).schedule():
+        ...     print(instruction)
+        Forward(start=0, stop=1, keep=True)
+        Forward(start=1, stop=2, keep=True)
+        Backward(start=1, stop=2, cut=True, loss=True, keep=True)
+        Backward(start=0, stop=1, cut=False, loss=True, keep=False)
+        Forward(start=2, stop=4, keep=True)
+        Backward(start=2, stop=4, cut=True, loss=True, keep=False)
+        Backward(start=1, stop=2, cut=False, loss=False, keep=False)
+        """
+        T, k1, k2, _ = self
+        window: list[tuple[int, int]] = []
+        for new, end in windows(T, k1):
+            added = [part for piece in self._pieces(new) for part in piece]
+            window = [part for part in window if part[0] >= end - k2] + added
+            for part in added:
+                yield Forward(*part)
+            kept_from = T if end == T else min(end + k1, T) - k2
+            for start, stop in reversed(window):
+                yield Backward(start, stop, cut=stop == end, loss=start >= new, keep=start >= kept_from)
+
+    def _pieces(self, new: int) -> list[Segments]:
+        """What the window ``[new, new + k1)`` runs forward, cut where the gradient of a later one stops."""
+        T, k1, k2, length = self
+        end = min(new + k1, T)
+        stops = {new + -k2 % k1, T - k2}  # those of windows that are whole, and of the last one
+        inside = sorted(stop for stop in stops if new < stop < end and stop + k2 <= T)
+        return [Segments(*edge, length) for edge in pairwise([new, *inside, end])]
+
+    def segments(self, stop: int | None = None) -> int:
+        """How many there are in all, or before the step ``stop``, at which one has to begin or end."""
+        T, k1, k2, length = self
+        stop = T if stop is None else stop
+        alike = min(max(0, T - k2), stop) // k1  # windows before that in which the last gradient stops
+        count = alike * sum(map(len, self._pieces(0)))
+        begin = alike * k1
+        if begin < stop and begin <= T - k2:  # that one, or a part of one
+            count += sum(len(piece) for piece in self._pieces(begin) if piece.edge(0) < stop)
+            begin += k1
+        whole, rest = divmod(max(0, stop - begin), k1)  # no gradient stops in these
+        return count + whole * -(-k1 // length) + -(-rest // length)
+
+    def kept(self) -> int:
+        """How many of them are kept at once, at most."""
+        T, k1, k2, _ = self
+        last = -(-T // k1) - 1
+        # In between it changes by the same number from window to window.
+        turns = (0, k2 // k1, (T - k2) // k1, T // k1, last)
+        numbers = {min(max(0, turn + k), last) for turn in turns for k in (-2, -1, 0, 1, 2)}
+        ends = (min(T, (k + 1) * k1) for k in numbers)
+        return max(self.segments(end) - self.segments(max(0, end - k2)) for end in ends)

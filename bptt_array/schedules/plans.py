@@ -7,9 +7,9 @@ segment runs is worked out in ``reversals.py``. No arrays in here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from ..checks import MOST, check_count, check_flag
@@ -22,13 +22,13 @@ from .instructions import (
     Instruction,
     Remember,
     Restore,
+    Segments,
+    TwoPeriods,
     check_truncate,
-    overlapping,
-    segments,
     truncated,
     windows,
 )
-from .reversals import Reversals, two_sweeps
+from .reversals import Reversals, Strategy, TwoSweeps
 
 #: Time is cut into at most so many segments to fit a budget; and so many sums may be taken for one table of the dynamic
 #: programming, and for all that a plan tries: about 0.3 s in all.
@@ -105,53 +105,74 @@ class Plan:
     truncate: Truncate
     costs: Costs
     longest: int
-    moves: Callable[[int], Iterator[Instruction]] | None
+    strategy: Strategy | None
 
     def schedule(self) -> Iterable[Instruction]:
         """The instructions, one after the other."""
-        if self.moves is not None:
-            return self._budgeted(self.moves)
+        if self.strategy is not None:
+            return self._budgeted(self.strategy)
         return self._few if FEW * self.longest >= self.T else self._keeping_all()
 
     def _keeping_all(self) -> Iterator[Instruction]:
         if isinstance(self.truncate, tuple):
-            return overlapping(self.T, *self.truncate, self.longest)
-        return truncated(self.T, self.truncate or self.T, self.longest)
+            return TwoPeriods(self.T, *self.truncate, self.longest).schedule()
+        return truncated(self.T, self._window, self.longest)
 
     @cached_property
     def _few(self) -> list[Instruction]:
         return list(self._keeping_all())
 
-    def _budgeted(self, moves: Callable[[int], Iterator[Instruction]]) -> Iterator[Instruction]:
-        window = self.T if self.truncate is None or isinstance(self.truncate, tuple) else self.truncate
-        for begin, end in windows(self.T, window):
-            yield from self._window(begin, end, moves)
+    @property
+    def _window(self) -> int:
+        """Steps that the gradient goes back through, but for the last window, which may be shorter."""
+        assert not isinstance(self.truncate, tuple)  # where windows overlap, no step runs again
+        return min(self.T, self.truncate or self.T)
 
-    def _window(self, begin: int, end: int, moves: Callable[[int], Iterator[Instruction]]) -> Iterator[Instruction]:
-        """One window within the budget; the states at both of its ends are remembered."""
-        parts, reached = segments(begin, end, self.longest), begin
-        if begin == 0:
-            yield Remember(begin)
-        for move in moves(len(parts)):  # over the numbers of the parts, not yet over steps
-            match move:
-                case Forward(first, last, keep):
-                    for part in parts[first:last]:
-                        yield Forward(*part, keep=keep)
-                        if part[1] == end < self.T and reached < end:
-                            yield Remember(end)
-                        reached = max(reached, part[1])
-                case Backward(first):
-                    start, stop = parts[first]
-                    yield Backward(start, stop, cut=stop == end)
-                case Remember(first) | Restore(first) | Forget(first):
-                    yield move._replace(start=parts[first][0])
-        yield Forget(begin)
-        if end < self.T:
-            yield Restore(end)
+    def _budgeted(self, strategy: Strategy) -> Iterator[Instruction]:
+        """Windows within the budget; the states at both ends of each are remembered."""
+        for begin, end in windows(self.T, self._window):
+            parts, reached = Segments(begin, end, self.longest), begin
+            if begin == 0:
+                yield Remember(begin)
+            for move in strategy.moves(len(parts)):  # over the numbers of the parts, not yet over steps
+                match move:
+                    case Forward(first, last, keep):
+                        for k in range(first, last):
+                            start, stop = parts[k]
+                            yield Forward(start, stop, keep=keep)
+                            if stop == end < self.T and reached < end:
+                                yield Remember(end)
+                            reached = max(reached, stop)
+                    case Backward(first):
+                        start, stop = parts[first]
+                        yield Backward(start, stop, cut=stop == end)
+                    case Remember(first) | Restore(first) | Forget(first):
+                        yield move._replace(start=parts.edge(first))
+            yield Forget(begin)
+            if end < self.T:
+                yield Restore(end)
 
     @cached_property
     def _counted(self) -> Counted:
-        return count(self.schedule())
+        """What the schedule does, without a walk through it: it may be as long as time is."""
+        if isinstance(self.truncate, tuple):
+            periods = TwoPeriods(self.T, *self.truncate, self.longest)
+            return Counted(periods.segments(), self.T, {periods.kept(): 0})
+        others, rest = divmod(self.T - 1, self._window)  # windows before the last one, which ends at T
+        whole, last = Segments(0, self._window, self.longest), Segments(0, rest + 1, self.longest)
+        count = others * len(whole) + len(last)
+        if self.strategy is None:
+            return Counted(count, self.T, {len(whole): 0})
+        of_whole, of_last = self.strategy.counted(whole), self.strategy.counted(last)
+        forward_steps = others * of_whole.forward_steps + of_last.forward_steps
+        at_once: dict[int, int] = {}
+        # The state at the beginning is remembered, and that at the end once it was reached, if a window comes after.
+        found = [(of_last.before, 1), (of_last.after, 1)]
+        found += [(of_whole.before, 1), (of_whole.after, 2)] if others else []
+        for most, ends in found:
+            for kept, states in most.items():
+                at_once[kept] = max(at_once.get(kept, 0), states + ends)
+        return Counted(count, forward_steps, at_once)
 
     forward_steps = property(lambda self: self._counted.forward_steps)
     kept = property(lambda self: self._counted.kept)
@@ -160,7 +181,8 @@ class Plan:
     @property
     def peak(self) -> int:
         costs, longest = self.costs, self.longest
-        held = [kept * costs.of_kept(longest) + states * costs.checkpoint for kept, states in self._counted.at_once]
+        at_once = self._counted.at_once.items()
+        held = [kept * costs.of_kept(longest) + states * costs.checkpoint for kept, states in at_once]
         return costs.fixed + costs.of_work(longest) + max(held)
 
     def __str__(self) -> str:
@@ -176,35 +198,19 @@ class Plan:
 
 
 class Counted(NamedTuple):
-    """What a schedule does; ``at_once``: for every number of segments in memory the most states remembered beside."""
+    """What a schedule does; ``at_once``: for numbers of segments in memory the most states remembered beside them."""
 
     segments: int
     forward_steps: int
-    kept: int
-    checkpoints: int
-    at_once: tuple[tuple[int, int], ...]
+    at_once: dict[int, int]
 
+    @property
+    def kept(self) -> int:
+        return max(self.at_once)
 
-def count(schedule: Iterable[Instruction]) -> Counted:
-    """Walk through a schedule and count. One segment that is let go of leaves its room to the next."""
-    starts: set[int] = set()
-    most: dict[int, int] = {}
-    forward_steps = kept = most_kept = checkpoints = room = 0
-    for instruction in schedule:
-        match instruction:
-            case Forward(start, stop, keep):
-                starts.add(start)
-                forward_steps += stop - start
-                kept, room = kept + keep, 1 - keep
-            case Backward(keep=keep) if not keep:
-                kept, room = kept - 1, 1
-            case Remember():
-                checkpoints += 1
-            case Forget():
-                checkpoints -= 1
-        most_kept = max(most_kept, kept)
-        most[kept + room] = max(most.get(kept + room, 0), checkpoints)
-    return Counted(len(starts), forward_steps, most_kept, max(most.values()), tuple(most.items()))
+    @property
+    def checkpoints(self) -> int:
+        return max(self.at_once.values())
 
 
 def plan(
@@ -265,7 +271,7 @@ def plan(
     if memory is not None and costs == NOTHING:
         raise ValueError("costs is missing, but memory is given: expected Costs(…), or use RNN.plan, which has them")
     if memory is None:
-        return _unlimited(T, costs, math.ceil(window / math.ceil(window / longest)), truncate)
+        return _unlimited(T, costs, _ceil(window, _ceil(window, longest)), truncate)
     return _within(T, sizes.parse("memory", memory), costs, window, longest, truncate, whole)
 
 
@@ -296,7 +302,7 @@ def _within(T: int, memory: int, costs: Costs, window: int, longest: int, trunca
         ends = costs.checkpoint * (1 if window == T else 2)  # states at both ends of a window
         for S in lengths:
             left = memory - costs.fixed - costs.of_work(S) - costs.of_kept(S) - ends
-            checkpoints = (math.ceil(window / S) - 2) * costs.checkpoint
+            checkpoints = (_ceil(window, S) - 2) * costs.checkpoint
             if window > FINEST * S and left < checkpoints:  # without tables all of them have to fit
                 left -= checkpoints
             least = min(least, memory - left)
@@ -307,65 +313,75 @@ def _within(T: int, memory: int, costs: Costs, window: int, longest: int, trunca
             f"memory={memory} ({sizes.in_words(memory)}) is too small; the smallest budget that works here is "
             f"memory={least} ({sizes.in_words(int(least))})"
         )
-    most = math.inf if fitting is None else _cost(window, fitting, math.ceil(window / fitting))
-    length, moves = _fewest_runs(window, memory, costs, room, most) or (fitting, None)
+    most = math.inf if fitting is None else _cost(window, fitting, _ceil(window, fitting))
+    length, strategy = _fewest_runs(T, window, memory, costs, room, most) or (fitting, None)
     assert length is not None  # or memory would be less than the least
-    return Plan(T, memory, truncate, costs, length, moves)
+    return Plan(T, memory, truncate, costs, length, strategy)
+
+
+def _ceil(a: int, b: int) -> int:
+    """``a / b``, rounded up: of whole numbers that no float can hold too."""
+    return -(-a // b)
 
 
 def _keeping_all(T: int, costs: Costs, window: int, S: int, truncate: Truncate) -> int:
     """The peak where every segment of a window is kept."""
     if isinstance(truncate, tuple):
         return Plan(T, None, truncate, costs, S, None).peak
-    return costs.fixed + costs.of_work(S) + math.ceil(window / S) * costs.of_kept(S)
+    return costs.fixed + costs.of_work(S) + _ceil(window, S) * costs.of_kept(S)
 
 
 def _lengths(window: int, longest: int) -> list[int]:
     """Steps per segment that are tried, from long to short: about a tenth apart."""
-    n = math.ceil(window / longest)
+    n = _ceil(window, longest)
     parts = {n, min(window, max(n, FINEST))}
     n = min(n, FINEST // 16)  # where time is very long, segments may have to be longer than is fast
     while n <= min(window, FINEST):
         parts.add(n)
         n = max(n + 1, n * 11 // 10)
-    return sorted({math.ceil(window / n) for n in parts}, reverse=True)
+    return sorted({_ceil(window, n) for n in parts}, reverse=True)
 
 
 def _cost(T: int, length: int, runs: int) -> float:
     """In steps: n segments run forward ``runs`` times, and backward."""
-    n = math.ceil(T / length)
+    n = _ceil(T, length)
     return runs * (T / n + RUN) + n * RUN
 
 
 def _fewest_runs(
-    T: int, memory: int, costs: Costs, room: dict[int, int], least: float
-) -> tuple[int, Callable[[int], Iterator[Instruction]]] | None:
-    """The length of segments, of those in ``room``, and the strategy with which T steps cost least, if below ``least``.
+    T: int, window: int, memory: int, costs: Costs, room: dict[int, int], least: float
+) -> tuple[int, Strategy] | None:
+    """How long segments are, of the lengths in ``room``, and how a window of them costs least, if below ``least``.
 
     ``room``: bytes for checkpoints and for kept segments beyond the one whose turn it is.
     """
-    best: tuple[int, Callable[[int], Iterator[Instruction]]] | None = None
+    best: tuple[int, Strategy | Reversals] | None = None
     tables = []
     for length, left in room.items():
-        n, kept = math.ceil(T / length), costs.of_kept(length)
-        most_kept = k = min(n, 1 + left // kept)
+        n, kept = _ceil(window, length), costs.of_kept(length)
+        most_kept = k = min(n, 1 + left // kept) if kept else n
         if k < n:  # (k - 1) kept + (n - k - 1) checkpoints have to fit
             k = min(k, (left + kept - (n - 1) * costs.checkpoint) // max(1, kept - costs.checkpoint))
-        if k > 0 and _cost(T, length, 2 * n - k) < least:
-            least, best = _cost(T, length, 2 * n - k), (length, partial(two_sweeps, kept=k))
+        if k > 0 and _cost(window, length, 2 * n - k) < least:
+            least, best = _cost(window, length, 2 * n - k), (length, TwoSweeps(k))
         if n <= FINEST:
-            tables.append((_cost(T, length, 2 * n - most_kept), length))
+            tables.append((_cost(window, length, 2 * n - most_kept), length))
     sums = 0
     for bound, length in sorted(tables):
-        n = math.ceil(T / length)
+        n = _ceil(window, length)
         if bound >= least or sums >= OF_A_PLAN:
             break
         slots, kept = _slots(n, room[length], costs.of_kept(length), costs.checkpoint, memory)
         sums += n**2 * (slots + 1)
         table = Reversals(n, slots, kept)
-        if _cost(T, length, table.runs()) < least:
-            least, best = _cost(T, length, table.runs()), (length, table.moves)
-    return best
+        if _cost(window, length, table.runs()) < least:
+            least, best = _cost(window, length, table.runs()), (length, table)
+    if best is None:
+        return None
+    length, found = best
+    if isinstance(found, Reversals):  # which takes memory
+        found = found.written(_ceil(window, length), _ceil((T - 1) % window + 1, length))
+    return length, found
 
 
 def _slots(n: int, room: int, kept: int, checkpoint: int, memory: int) -> tuple[int, int]:
@@ -374,6 +390,6 @@ def _slots(n: int, room: int, kept: int, checkpoint: int, memory: int) -> tuple[
     The tables, about 32 bytes for each segment and slot while they are made, are within the budget themselves.
     """
     most = max(1, min(OF_A_TABLE // n**2, memory // (32 * n)))
-    slot = max(checkpoint, math.ceil(room / most), 1)
-    of_kept = math.ceil(kept / slot)
+    slot = max(checkpoint, _ceil(room, most), 1)
+    of_kept = _ceil(kept, slot)
     return min(room // slot, (n - 1) * of_kept), of_kept
