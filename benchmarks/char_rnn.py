@@ -17,7 +17,8 @@ import numpy as np
 from peers import gradient_difference, into_torch
 
 from bptt_array.training.options import Options
-from bptt_array.training.text import language_reference, read_texts
+from bptt_array.training.reading import read_texts
+from bptt_array.training.text import language_reference
 from bptt_array.training.trainer import Trainer
 
 BLOCK, WARM_UP = 20, 5

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 import bptt_array as ba
 from bptt_array import parity, schedules
-from bptt_array.training import sampling, text
+from bptt_array.training import reading, sampling, text
 from bptt_array.training import trainer as training
 
 CASES = 10_000 if IN_CI else 1_500
@@ -1122,7 +1122,7 @@ def texts(draw):
     paths = draw(st.lists(names, max_size=3) | st.just([FOLDER / "a"]) | st.just(str(FOLDER / "a")) | anything)
     # Of files errors say the name: ``notes.txt is empty``.
     also = tuple(str(Path(path)) for path in paths if isinstance(path, (str, Path))) if isinstance(paths, list) else ()
-    return Call(text.read_texts, {"paths": paths}, len, also=also)
+    return Call(reading.read_texts, {"paths": paths}, len, also=also)
 
 
 FILES = {
@@ -1347,9 +1347,9 @@ FOUND = [
     (lambda: text.Streams([0, 1, 2], 1, 1), TypeError, r"tokens is a list of shape None; expected a NumPy array"),
     (lambda: text.Streams(np.arange(9), 0, 1), ValueError, r"batch=0 is too small"),
     (lambda: text.Streams(np.arange(9), 1, -1), ValueError, r"seq_len=-1 is too small"),
-    (lambda: text.read_texts("a.txt"), TypeError, r"paths is a str; expected a list of paths"),
-    (lambda: text.read_texts(["a\0"]), ValueError, r"paths\[0\]='a\\x00' has a null character"),
-    (lambda: text.read_texts(["\ud800"]), ValueError, r"paths\[0\]='\\ud800' has characters"),
+    (lambda: reading.read_texts("a.txt"), TypeError, r"paths is a str; expected a list of paths"),
+    (lambda: reading.read_texts(["a\0"]), ValueError, r"paths\[0\]='a\\x00' has a null character"),
+    (lambda: reading.read_texts(["\ud800"]), ValueError, r"paths\[0\]='\\ud800' has characters"),
     (lambda: network(0).save("\ud800"), ValueError, r"path='\\ud800' has characters"),
     (lambda: ba.RNN.load(3), TypeError, r"path=3 is a int; expected a string or a pathlib\.Path"),
     (lambda: sampling.sample(None, text.Vocabulary("a")), TypeError, r"rnn is a NoneType; expected a bptt"),

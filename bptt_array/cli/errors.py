@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -46,6 +47,12 @@ def say(message: str) -> None:
     """One line on standard error; what came from a file neither breaks it nor moves the cursor."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     print(f"{PROGRAM}: {line}", file=sys.stderr)
+
+
+def tell_at_once(message: str) -> None:
+    """One line on standard error from within a signal handler, where what is being printed must not be disturbed."""
+    with contextlib.suppress(OSError, ValueError):  # it is closed: there is nobody to tell
+        os.write(2, f"{PROGRAM}: {message}\n".encode())
 
 
 def _in_flags(message: str, options: argparse.Namespace) -> str:

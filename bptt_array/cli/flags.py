@@ -86,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         default=[],
         metavar="FILE",
-        help="UTF-8 texts (default: the language reference inside Python)",
+        help="UTF-8 texts, also packed by gzip, bzip2 or xz; - is standard input (default: the language reference "
+        "inside Python)",
     )
     for field in dataclasses.fields(Options):
         _add_option(add, field)

@@ -21,11 +21,9 @@ from ..backend.portable import Backend
 from ..distributed.ranks import OneProcess
 from ..distributed.transports import RanksError
 from ..distributed.world import library
+from ..training.threads import set_by
 
 T = TypeVar("T")
-
-#: With one of these set, how many threads a process may have is somebody's decision.
-_OF_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
 class OnEveryRankError(Exception):
@@ -182,7 +180,7 @@ class Job:
 
 def _share_cores(here: Any) -> None:
     """Give each process on a machine its part of the cores for NumPy's threads, which would be in each other's way."""
-    if any(os.environ.get(name) for name in _OF_THREADS):
+    if set_by() is not None:
         return
     import threadpoolctl
 

@@ -33,6 +33,10 @@ MODEL, METRICS, TIMES, PLOT, ENVIRONMENT = (
     "environment.json",
 )
 DIAGNOSES = "diagnostics"
+#: In the environment: how many threads were taken, as the run went on.
+TAKEN = "threads taken"
+#: What is that of one start, and need not be that of the next.
+_OF_A_START = ("started", TAKEN)
 
 
 class RunFolder:
@@ -71,9 +75,16 @@ class RunFolder:
         now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "device": device, **versions(), **job}
         text = json.dumps([*before, now], indent=1) + "\n"
         self._write(ENVIRONMENT, text.encode())
-        then = before[-1] if before else now
-        names = [name for name in {**now, **then} if name != "started" and then.get(name) != now.get(name)]
+        then = {"threads": now.get("threads", "none"), **before[-1]} if before else now  # which was not always noted
+        names = [name for name in {**now, **then} if name not in _OF_A_START and then.get(name) != now.get(name)]
         return [f"{name} {then.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]
+
+    def note_threads(self, step: int, said: str) -> None:
+        """How many threads there were from a step of this start on."""
+        *before, now = self.started()
+        found = "; ".join([*([now[TAKEN]] if TAKEN in now else []), f"from step {step} on {said}"])
+        text = json.dumps([*before, {**now, TAKEN: found}], indent=1) + "\n"
+        self._write(ENVIRONMENT, text.encode())
 
     def started(self) -> list[dict[str, str]]:
         """What the run ran on, for every time that it was started or resumed."""

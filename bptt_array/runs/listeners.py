@@ -26,13 +26,16 @@ class SilentListener(Listener):
     Parameters
     ----------
     stop : Stop
-        Whether to end after an update.
+        Whether to end after an update, or in the middle of a validation.
     """
 
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
 
     def stop(self) -> bool:
+        return self._stop.requested
+
+    def interrupted(self) -> bool:
         return self._stop.requested
 
 
@@ -50,6 +53,7 @@ class RunListener(SilentListener):
     def __init__(self, trainer: Trainer, folder: RunFolder, stop: Stop, say: Callable[[str], None]) -> None:
         super().__init__(stop)
         self._trainer, self._folder, self._say = trainer, folder, say
+        self._number = ""  # of threads, in words
 
     def __enter__(self) -> RunListener:
         from tqdm import tqdm
@@ -90,6 +94,14 @@ class RunListener(SilentListener):
 
     def diagnosis(self, step: int, diagnosis: Diagnosis) -> None:
         self._folder.save_diagnosis(step, diagnosis)
+
+    def threads(self, step: int, said: str) -> None:
+        number, _, why = said.partition(": ")
+        before, self._number = self._number, number
+        if number != before:
+            self._folder.note_threads(step, number)
+            if sys.stdout is not None:
+                self._bar.write(f"{f'from step {step} on ' if before else ''}{number} ({why})", file=sys.stdout)
 
     def went_back(self, error: DivergenceError, step: int, lr: float) -> None:
         self._say(f"{error}; going back to step {step} and on with --lr {lr:g}")

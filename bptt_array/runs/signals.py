@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 #: Ctrl-C, the end of a service, the end of a terminal.
@@ -14,8 +14,14 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 class Stop:
     """While active, the first signal is only noted, so that work ends between two steps.
 
-    A second one raises KeyboardInterrupt, but not before what is :meth:`held` is done. Signals that were ignored before
-    (``nohup``, jobs in the background) stay so.
+    A second one raises KeyboardInterrupt, but not before what is :meth:`held` is done; the first does so too where
+    nothing would be lost (:meth:`at_once`). Signals that were ignored before (``nohup``, jobs in the background) stay
+    so.
+
+    Parameters
+    ----------
+    answer : () -> None
+        Called within the handler of the first signal, if that is only noted: somebody waits for a word.
 
     Attributes
     ----------
@@ -23,10 +29,12 @@ class Stop:
         The first one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Callable[[], None] = lambda: None) -> None:
         self.signal: int | None = None
+        self._answer = answer
         self._held = False
         self._again = False
+        self._at_once = False
 
     @property
     def requested(self) -> bool:
@@ -53,9 +61,24 @@ class Stop:
         if self._again:
             raise KeyboardInterrupt
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within: nothing is there yet to be saved, and the first signal interrupts."""
+        self._at_once = True
+        try:
+            if self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
+        if self.signal is None and not self._at_once:
             self.signal = number
+            self._answer()
+        elif self.signal is None:
+            self.signal = number
+            raise KeyboardInterrupt
         elif self._held:
             self._again = True
         else:

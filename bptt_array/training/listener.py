@@ -27,6 +27,13 @@ class Listener:
     def went_back(self, error: DivergenceError, step: int, lr: float) -> None:
         """Training diverged and goes on from an earlier step with a smaller learning rate."""
 
+    def threads(self, step: int, said: str) -> None:
+        """How many threads there are from this step on, and why."""
+
     def stop(self) -> bool:
         """Whether to end after this update."""
+        return False
+
+    def interrupted(self) -> bool:
+        """Whether not to wait for the end of a validation either, which is then begun anew when the run goes on."""
         return False

@@ -23,7 +23,7 @@ LR_SCHEDULES = ("linear", "constant")
 #: What a loss or gradient that is no number leads to: the end, or half the learning rate from the last checkpoint on.
 ON_DIVERGENCE = ("stop", "halve-lr")
 #: How a run is kept, not what it is: may be others where it is resumed.
-OF_THE_KEEPING = ("checkpoint_every", "keep_checkpoints", "on_divergence")
+OF_THE_KEEPING = ("checkpoint_every", "keep_checkpoints", "on_divergence", "threads")
 
 
 def _option(default: Any, meaning: str, *, metavar: str | None = None, choices: Iterable[str] | None = None) -> Any:
@@ -36,7 +36,9 @@ class Options:
     """What a run is made of; each is a flag of ``train``, with its meaning.
 
     ``members`` of None: one network, no ensemble; ``lr`` of None: what suits the optimizer; ``eval_every`` and
-    ``checkpoint_every`` of None: ten times; ``diagnose_every`` of None: never. ``bidirectional`` is refused: a language
+    ``checkpoint_every`` of None: ten times; ``eval_characters`` of None: as many as are trained on between two
+    validations; ``diagnose_every`` of None: never; ``threads`` of None: see
+    :class:`~bptt_array.training.threads.Threads`. ``bidirectional`` is refused: a language
     model has one direction.
     """
 
@@ -76,6 +78,12 @@ class Options:
     seed: int = _option(0, "of the initial weights, of dropout and of the sample")
     validation: float = _option(0.1, "part of the text held out", metavar="PART")
     eval_every: int | None = _option(None, "validate that often (default: ten times)", metavar="STEPS")
+    eval_characters: int | None = _option(
+        None,
+        "each validation reads that many characters of the held-out part at most, in whole batches; 0: all of it "
+        "(default: as many as are trained on between two validations)",
+        metavar="K",
+    )
     checkpoint_every: int | None = _option(None, "a checkpoint that often (default: ten times)", metavar="STEPS")
     keep_checkpoints: int = _option(3, "the last K checkpoints are kept", metavar="K")
     on_divergence: str = _option(
@@ -90,12 +98,21 @@ class Options:
         metavar="STEPS",
     )
 
+    threads: int | None = _option(
+        None,
+        "threads of NumPy's matrix products, at most one a core (default: as many as are fast now, measured as the run "
+        "goes on, or as OMP_NUM_THREADS and the like say)",
+        metavar="K",
+    )
+
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "seq_len", "batch", "steps", "keep_checkpoints"):
             check_count(name, getattr(self, name))
-        for name in ("members", "eval_every", "checkpoint_every", "diagnose_every"):
+        for name in ("members", "eval_every", "checkpoint_every", "diagnose_every", "threads"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.eval_characters is not None:
+            check_count("eval_characters", self.eval_characters, least=0)
         check_flag("bidirectional", self.bidirectional)
         if self.bidirectional:
             raise ValueError(
@@ -141,3 +158,10 @@ class Options:
     def every(self, name: str) -> int:
         """``eval_every`` or ``checkpoint_every`` in steps: what was given, or a tenth of all steps."""
         return getattr(self, name) or max(1, self.steps // 10)
+
+    @property
+    def most_validated(self) -> int | None:
+        """How many characters a validation reads at most; None: all that are held out."""
+        if self.eval_characters is None:
+            return self.every("eval_every") * self.batch * self.seq_len
+        return self.eval_characters or None

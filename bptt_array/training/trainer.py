@@ -7,11 +7,11 @@ with it, so that nobody has to be told: only what a run tells (a
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from ..backend.portable import Array
 from ..bptt.state import State
 from ..distributed.ranks import OneProcess
-from ..optimizers import clip_by_global_norm, largest_entries
+from ..optimizers import clip_by_global_norm, global_norm, largest_entries
 from ..rnn.architecture import Architecture
 from ..rnn.rnn import RNN
 from .checkpoint import Checkpoint, check_fits, json_line, read_lines
@@ -28,7 +28,8 @@ from .listener import Listener
 from .options import OPTIMIZERS, Options
 from .progress import Progress
 from .sampling import sample
-from .text import Streams, Vocabulary
+from .text import Streams, Text, Vocabulary
+from .threads import Threads
 
 if TYPE_CHECKING:
     from ..diagnostics.diagnosis import Diagnosis
@@ -40,6 +41,10 @@ Means = np.ndarray[Any, Any]
 SAMPLE_LENGTH = 200
 #: How often the learning rate is halved before training is given up.
 HALVINGS = 20
+
+
+class InterruptedValidation(Exception):  # noqa: N818 (nothing went wrong)
+    """A rank did not wait for the end of a validation."""
 
 
 class Update(NamedTuple):
@@ -67,7 +72,7 @@ class Trainer:
 
     Parameters
     ----------
-    text : str
+    text : str or Text
     options : Options
     device : str or Backend
     source : list of str, optional
@@ -85,6 +90,8 @@ class Trainer:
         Of the text: how many, and how many different ones.
     vocabulary : Vocabulary
         Of the network: the characters of the text, and those that ``init_from`` knew.
+    held_out : int
+        Characters of it that are held out.
     step : int
         Updates so far.
     lr : float
@@ -92,6 +99,8 @@ class Trainer:
     metrics : list of Progress
     seconds : list of float
         Of training, at each of the metrics.
+    threads : Threads or None
+        Who finds out how many threads the products of this run have; None, as at first: nobody.
     events : list of dict
         Where training diverged, see :class:`~bptt_array.training.checkpoint.Checkpoint`.
 
@@ -106,7 +115,7 @@ class Trainer:
 
     def __init__(
         self,
-        text: str,
+        text: str | Text,
         options: Options,
         device: Any = "cpu",
         source: Sequence[str] | None = None,
@@ -117,16 +126,17 @@ class Trainer:
         self.ranks = OneProcess() if ranks is None else ranks
         self.source = None if source is None else list(source)
         self.init_from = init_from
-        self.vocabulary, self.different = _vocabulary(text, init_from), len(Vocabulary(text))
-        self.characters = len(text)
-        self.fingerprint = _fingerprint(text)
-        tokens = self.vocabulary.encode(text)
+        text = _as_text(text)
+        self.characters, self.different, self.fingerprint = len(text), len(text.vocabulary), text.fingerprint
+        self.vocabulary = _vocabulary(text, init_from)
+        tokens = text.numbered_by(self.vocabulary)
         split = len(tokens) - int(len(tokens) * options.validation)
         streams = tokens[:split], options.batch, options.seq_len, "the text without its held-out part"
         self.rows = self.ranks.part(options.batch)
         self.train = Streams(*streams, rows=self.rows)
-        self._diagnosed = tuple(map(np.copy, Streams(*streams, rows=slice(DIAGNOSED)).at(0)[1:]))
-        self.validation, self._validation_share = self._validation_streams(tokens[split:])
+        self._diagnosed = Streams(*streams, rows=slice(DIAGNOSED)).at(0)[1:]
+        self.held_out = len(tokens) - split
+        self.validation, self._validation_share, self._validation_batches = self._validation_streams(tokens[split:])
         make_optimizer, lr = OPTIMIZERS[options.optimizer]
         self.lr = lr if options.lr is None else options.lr
         network = options.network(len(self.vocabulary))
@@ -137,6 +147,7 @@ class Trainer:
         self.metrics: list[Progress] = []
         self.seconds: list[float] = []
         self.events: list[dict[str, Any]] = []
+        self.threads: Threads | None = None
         self._losses: list[Means] = []  # since the last line of metrics, as far as they are on the host
         self._readings = Readings(self.rnn.backend)
         self._lines, self._times = bytearray(), bytearray()  # metrics and seconds as lines of JSON
@@ -148,7 +159,7 @@ class Trainer:
     def resumed(
         cls,
         checkpoint: Checkpoint,
-        text: str,
+        text: str | Text,
         options: Options,
         device: Any = "cpu",
         ranks: OneProcess | None = None,
@@ -161,7 +172,10 @@ class Trainer:
         ValueError
             As :meth:`restore` does.
         """
-        _check_text(checkpoint, _fingerprint(text))
+        text = _as_text(text)
+        if "eval_characters" not in checkpoint.options and options.eval_characters is None:
+            options = replace(options, eval_characters=0)  # it has validated on everything so far
+        _check_text(checkpoint, text.fingerprint)
         if options.steps < checkpoint.step:
             raise ValueError(
                 f"steps={options.steps} is fewer than the {checkpoint.step} updates that the run has had; expected at "
@@ -179,7 +193,7 @@ class Trainer:
     def begun_from(
         cls,
         network: Beginning,
-        text: str,
+        text: str | Text,
         options: Options,
         device: Any = "cpu",
         source: Sequence[str] | None = None,
@@ -192,6 +206,17 @@ class Trainer:
             params = network.parameters(made._host_params(), made.vocabulary)
             made.rnn.params.update({name: backend.from_host(value) for name, value in params.items()})
         return made
+
+    @property
+    def validated(self) -> int:
+        """Characters that each validation reads, of all ranks."""
+        streams, batches = self.validation, self._validation_batches
+        return 0 if streams is None else batches * streams.batch * streams.seq_len
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates are done, and all that has to be known about them."""
+        return self.step == self.options.steps and not self._owes_a_line
 
     # ---- a run ----------------------------------------------------------------------------------------
 
@@ -208,42 +233,97 @@ class Trainer:
         """
         listener = Listener() if listener is None else listener
         self.ranks.broadcast(self.rnn.params)
-        with np.errstate(over="ignore", invalid="ignore"):  # readings look at what they lead to
+        with np.errstate(over="ignore", invalid="ignore"), self.threads or contextlib.nullcontext():
+            # Readings look at what overflows lead to.
             self._began = time.perf_counter() - self._elapsed
             if self._good is None:
                 self._keep(listener)
             self._stopped = False
-            while self.step < self.options.steps and not self._stopped:
+            self._choose_threads(listener)
+            while not (self.finished or self._stopped):
                 try:
-                    self._advance(listener)
+                    if not self._owes_a_line:
+                        self._advance(listener)
+                    self._follow_up(listener)
                 except DivergenceError as error:
                     self._go_back(error, listener)
 
     def _advance(self, listener: Listener) -> None:
-        """One update, and what is due after it."""
-        options = self.options
+        """One update."""
         first, x, target = self.train.at(self.step)
         self.step += 1
+        began = time.perf_counter()
         done = self.update(x, target, None if first else self.state, self.step, listener.stop)
+        if self.threads is not None and self.threads.note(time.perf_counter() - began):
+            self._choose_threads(listener)
         self.state = done.state
         self._readings.add(self.step, self.optimizer.lr, done.loss, done.largest)
-        last = self.step == options.steps
-        evaluate = last or self.step % options.every("eval_every") == 0
-        reports = evaluate or self.step % self.report_every == 0
         # To ask a device is to wait for it: that is done where there is something to report.
         on_host = isinstance(done.stops, (np.ndarray, np.generic))
-        if on_host or reports:
+        if on_host or self._reports:
             stops = done.stops if on_host else self.rnn.backend.to_host(done.stops)
             self._stopped = bool(stops > 0)
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.step == self.options.steps or self.step % self.options.every("eval_every") == 0
+
+    @property
+    def _reports(self) -> bool:
+        """Whether there is a line of metrics after this update."""
+        return self._evaluates or self.step % self.report_every == 0
+
+    @property
+    def _owes_a_line(self) -> bool:
+        """Whether the line of metrics after this update is not there: it is not yet, or its validation was interrupted,
+        and the run then goes on with it."""
+        return self.step > 0 and self._reports and not (self.metrics and self.metrics[-1].step >= self.step)
+
+    def _follow_up(self, listener: Listener) -> None:
+        """What is due after an update: a line of metrics, a diagnosis, a checkpoint."""
+        options, reports = self.options, self._owes_a_line
         if reports:
-            self._measure(evaluate=evaluate)
+            try:
+                self._measure(listener.interrupted)
+            except InterruptedValidation:
+                self._stopped = True
+                self._keep(listener)
+                return
         if options.diagnose_every and self.step % options.diagnose_every == 0:
             self._read()
             listener.diagnosis(self.step, self.diagnose())
-        if self._stopped or last or self.step % options.every("checkpoint_every") == 0:
+        if self._stopped or self.step == options.steps or self.step % options.every("checkpoint_every") == 0:
             self._keep(listener)
         if reports:  # when it cannot be lost any more: nobody may be there to read it
             listener.progress(self.metrics[-1], self.seconds[-1])
+
+    def _choose_threads(self, listener: Listener) -> None:
+        """Take as many threads as are fast now, if that is to be found out."""
+        if self.threads is None or self.finished:
+            return
+        with self._not_training():
+            said = self.threads.choose(self._gradient, self.options.seq_len, self._results, begun=self.step > 0)
+        if said is not None:
+            if self.threads.for_good:  # who goes on with the run takes the same
+                self.options = replace(self.options, threads=self.threads.now)
+            listener.threads(self.step, said)
+
+    def _gradient(self, steps: int | None = None) -> Any:
+        """That of a batch of the text, or of its first steps, which nothing is done with."""
+        x, target = (tokens[:steps] for tokens in self.train.at(0)[1:])
+        seed = 0 if self.options.dropout or self.options.recurrent_dropout else None
+        return self.rnn.loss_and_grad(x, target, "cross_entropy", dropout_seed=seed)
+
+    def _results(self) -> list[bytes]:
+        """Of all that a run computes, as bytes: a gradient and its norm, a validation, a character, a diagnosis."""
+        loss, grads, state = self._gradient()
+        found = [loss, state.h, *grads.params.values(), global_norm(grads.params, self.rnn.members)]
+        if self.validation is not None:
+            found.append(self.rnn.loss(*self.validation.at(0)[1:], "cross_entropy")[0])
+        found.append(self.rnn(np.zeros((1, 1), np.int64))[0])
+        if self.options.diagnose_every:
+            found += self.diagnose().arrays().values()
+        return [np.asarray(array).tobytes() for array in found]
 
     def update(
         self, x: Any, target: Any, state: State | None, step: int, stop: Callable[[], bool] = lambda: False
@@ -272,23 +352,40 @@ class Trainer:
         """The learning rate of update number ``step``."""
         return self.lr if self.options.lr_schedule == "constant" else self.lr * (1 - (step - 1) / self.options.steps)
 
-    def _measure(self, *, evaluate: bool) -> None:
+    def _measure(self, interrupted: Callable[[], bool]) -> None:
         """Another line of metrics."""
         self._read()
         means: Means = np.mean(self._losses, axis=0)
-        held_out = self.evaluate() if evaluate else None
+        with self._not_training():
+            held_out = self.evaluate(interrupted) if self._evaluates else None
+            written = self._sample() if self._evaluates else None
         progress = Progress(
             step=self.step,
             characters=self.step * self.options.batch * self.options.seq_len,
-            lr=self.optimizer.lr,
+            lr=self.rate(self.step),
             loss=float(means.mean()),
             validation=None if held_out is None else float(held_out.mean()),
             members_loss=_of_members(means),
             members_validation=_of_members(held_out),
-            sample=self._sample() if evaluate else None,
+            sample=written,
         )
         self._losses = []
         self._add(progress, time.perf_counter() - self._began)
+
+    @contextlib.contextmanager
+    def _not_training(self) -> Iterator[None]:
+        """What happens within takes none of the seconds of training."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._began += time.perf_counter() - began
+
+    def _on_any_rank(self, flag: bool) -> bool:
+        """Whether it is so on one of the ranks; all of them have to ask."""
+        if self.ranks.size == 1:
+            return flag
+        return bool(self.ranks.sum({"flag": np.array(float(flag))})["flag"] > 0)
 
     def _add(self, progress: Progress, seconds: float) -> None:
         self.metrics.append(progress)
@@ -312,18 +409,27 @@ class Trainer:
             check_parameters(self.step, self.optimizer.lr, self._host_params())
             raise DivergenceError(self.step, self.optimizer.lr, "outputs are no numbers", []) from None
 
-    def evaluate(self) -> Means | None:
+    def evaluate(self, interrupted: Callable[[], bool] = lambda: False) -> Means | None:
         """Validation loss in nats per character, of an ensemble (E,); None without a validation text.
+
+        Parameters
+        ----------
+        interrupted : () -> bool
+            Whether not to wait for the end; asked after every batch.
 
         Raises
         ------
         DivergenceError
             If it is no number.
+        InterruptedValidation
+            If a rank was interrupted.
         """
         if self.validation is None:
             return None
         state, losses, backend = None, [], self.rnn.backend
-        for _, x, target in self.validation.once():
+        for _, x, target in self.validation.once(self._validation_batches):
+            if self._on_any_rank(interrupted()):
+                raise InterruptedValidation
             loss, state = self.rnn.loss(x, target, "cross_entropy", state=state)
             losses.append(loss)
         with backend.active():
@@ -336,17 +442,21 @@ class Trainer:
             raise
         return np.asarray(np.mean(means, axis=0))
 
-    def _validation_streams(self, tokens: Any) -> tuple[Streams | None, float]:
-        """As many streams of the validation text as training has, or as fit, and which part of them is this rank's.
+    def _validation_streams(self, tokens: Any) -> tuple[Streams | None, float, int]:
+        """As many streams of the validation text as training has, or as fit; which part of them is this rank's; and how
+        many batches, from the beginning of them, a validation reads.
 
         None if there is no text for one.
         """
         if len(tokens) < 2:
-            return None, 0.0
+            return None, 0.0, 0
         seq_len = min(self.options.seq_len, len(tokens) - 1)
         batch = min(self.options.batch, (len(tokens) - 1) // seq_len)
         rows = self.ranks.part(batch)
-        return Streams(tokens, batch, seq_len, rows=rows), (rows.stop - rows.start) / batch
+        streams = Streams(tokens, batch, seq_len, rows=rows)
+        most = self.options.most_validated
+        batches = len(streams) if most is None else min(len(streams), max(1, most // (batch * seq_len)))
+        return streams, (rows.stop - rows.start) / batch, batches
 
     def diagnose(self) -> Diagnosis:
         """How the gradient flows through a batch of the text: the same one throughout a run."""
@@ -450,14 +560,13 @@ def _of_members(means: Means | None) -> list[float] | None:
     return None if means is None or means.ndim == 0 else means.tolist()
 
 
-def _vocabulary(text: str, init_from: dict[str, str] | None) -> Vocabulary:
+def _as_text(text: str | Text) -> Text:
+    return text if isinstance(text, Text) else Text.of(text)
+
+
+def _vocabulary(text: Text, init_from: dict[str, str] | None) -> Vocabulary:
     """The characters of a text and of the network that a run began with."""
-    own = Vocabulary(text)
-    return own if init_from is None else own.joined(init_from["characters"])
-
-
-def _fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return text.vocabulary if init_from is None else text.vocabulary.joined(init_from["characters"])
 
 
 def _check_text(checkpoint: Checkpoint, fingerprint: str) -> None:
