@@ -474,7 +474,10 @@ def test_the_training_run_is_measured(tmp_path, capsys):
     result = train.main([*QUICK, "--out", str(tmp_path)])
     assert result["steps"] == 20
     assert 0 < result["validation"] < 10
-    assert "20 updates took" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "20 updates took" in out
+    assert "chosen / better of both" in out
+    assert all(train.ratio(of) > 0 and len(of["chosen"]) == 1 for of in result["beside"].values())
     assert (tmp_path / "results" / "train.json").exists()
 
 

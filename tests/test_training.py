@@ -1,14 +1,19 @@
 """The main job, as a person runs it: train, sample, parity, info; and what goes wrong, in one line."""
 
+import bz2
 import dataclasses
 import functools
+import gzip
+import hashlib
 import importlib.metadata
 import json
+import lzma
 import os
 import re
 import signal
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -24,11 +29,14 @@ from bptt_array.rnn import files as models
 from bptt_array.runs import checkpoints, claims, environment
 from bptt_array.runs import folder as runs
 from bptt_array.runs.signals import Stop
+from bptt_array.training import reading
+from bptt_array.training import text as texts
 from bptt_array.training import trainer as training
+from bptt_array.training.listener import Listener
 from bptt_array.training.options import Options
 from bptt_array.training.reading import read_texts
 from bptt_array.training.sampling import sample
-from bptt_array.training.text import Streams, Vocabulary, language_reference
+from bptt_array.training.text import Streams, Text, Vocabulary, language_reference
 from bptt_array.training.trainer import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog; größer!\n" * 30
@@ -103,6 +111,225 @@ def test_files_are_read_one_after_the_other_without_byte_order_marks(tmp_path):
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone\r\n")
     (tmp_path / "b").write_bytes("zwölf".encode())
     assert str(read_texts([tmp_path / "a", tmp_path / "b"])) == "one\nzwölf"
+
+
+@pytest.mark.parametrize("text", ["the quick\nbrown fox", "ж ы\nщ\n" * 9, "größer \U0001f600 fox\n"])
+@pytest.mark.parametrize("mark", [False, True], ids=["without a mark", "with a mark"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_another_encoding_is_named_and_to_do_as_is_said_helps(encoding, mark, text, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes((("\ufeff" if mark else "") + text * 50).encode(encoding))
+    with pytest.raises(ValueError, match=r"convert it first, e\.g\. with iconv -f UTF-\d\d\w* -t UTF-8") as raised:
+        read_texts([path])
+    (named,) = set(re.findall(r"UTF-(?:16|32)\w*", str(raised.value)))
+    path.write_text(path.read_bytes().decode(named), encoding="utf-8", newline="")
+    assert str(read_texts([path])) == text * 50
+
+
+def test_a_nul_is_an_error_wherever_a_text_comes_from(tmp_path, capsys):
+    """As UTF-8 it is a character like others, and what it stands for would be learnt with every second one NUL."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode("utf-16-le"))
+    said = f"{path} has a NUL (byte 1), as a text in UTF-16LE has: convert it first, e.g. with iconv -f UTF-16LE"
+    assert said in fails(capsys, "train", path, *SMALL, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    path.write_bytes(b"some text" * 9 + b"\0" + b"and more" * 99 + b"\0")
+    with pytest.raises(ValueError, match=r"has a NUL \(byte 81\), which no text has: remove it first"):
+        read_texts([path])
+    with pytest.raises(ValueError, match=r"text has a NUL \(character 1\); decode its bytes as UTF-16LE"):
+        Trainer(TEXT.encode("utf-16-le").decode("latin-1"), Options(**TINY))
+    with pytest.raises(ValueError, match=r"text has a NUL \(character 40\); leave it out"):
+        Text.of("a" * 40 + "\0" + "b" * 40)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 1 << 20])
+def test_what_is_read_in_pieces_is_what_is_read_at_once(piece, tmp_path, monkeypatch):
+    """Pieces end within characters, line breaks and the mark; the text has more characters than a byte has values."""
+    monkeypatch.setattr(reading, "_PIECE", piece)
+    monkeypatch.setattr(texts, "_PART", 7)
+    content = "\ufeffone\r\ntwo\rthree\n größer \U0001f600\r\n" + "".join(map(chr, range(0x100, 0x300))) + "\r"
+    (tmp_path / "a").write_bytes(content.encode())
+    (tmp_path / "b").write_bytes(b"\nzw\xc3\xb6lf")
+    expected = "".join((tmp_path / name).read_text(encoding="utf-8-sig") for name in "ab")
+    found = read_texts([tmp_path / "a", tmp_path / "b"])
+    assert str(found) == expected
+    assert found.tokens.dtype == np.uint16
+    assert found.tokens.tolist() == found.vocabulary.encode(expected).tolist()
+    assert found.vocabulary.characters == "".join(sorted(set(expected)))
+    assert found.fingerprint == hashlib.sha256(expected.encode()).hexdigest()
+    same = Text.of(expected)
+    assert (same.fingerprint, same.tokens.tolist()) == (found.fingerprint, found.tokens.tolist())
+
+
+@pytest.mark.parametrize("place", [0, 1, 5, 4095])
+def test_a_byte_that_is_not_utf_8_is_named_by_its_place_in_the_file(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_PIECE", 4)
+    for mark in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "a").write_bytes(mark + b"x" * place + b"\xe4" + b"y" * 9)
+        with pytest.raises(ValueError, match=rf"is not UTF-8 \(byte {place + len(mark)}\): convert it first"):
+            read_texts([tmp_path / "a"])
+
+
+@pytest.mark.parametrize("packed", [gzip, bz2, lzma])
+def test_packed_files_are_read_and_damaged_ones_said_to_be_so(packed, tmp_path, capsys):
+    data = packed.compress(TEXT.encode())
+    (tmp_path / "a").write_bytes(data)  # by what is in it, not by its name
+    assert str(read_texts([tmp_path / "a"])) == TEXT
+    assert cli.main(["train", str(tmp_path / "a"), *SMALL, "--out", str(tmp_path / "run")]) == 0
+    assert f"learning {tmp_path / 'a'}: {len(TEXT):,} characters" in capsys.readouterr().out
+    assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0
+    for wrong in (data[:-9], data[:20] + b"damaged" + data[27:]):
+        (tmp_path / "b").write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"b is packed by (gzip|bzip2|xz) and damaged: \w"):
+            read_texts([tmp_path / "b"])
+    (tmp_path / "b").write_bytes(packed.compress(b""))
+    with pytest.raises(ValueError, match="b is empty; expected a text to learn"):
+        read_texts([tmp_path / "b"])
+
+
+def test_archives_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("text.txt", TEXT)
+    with pytest.raises(ValueError, match=r"a\.zip is compressed by ZIP, which is not read here; unpack it first"):
+        read_texts([tmp_path / "a.zip"])
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+def test_standard_input_is_a_text_like_others_but_for_going_on(pack, tmp_path, text_file):
+    def train(*arguments, data=b""):
+        command = [sys.executable, "-m", "bptt_array", "train", *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, input=data, capture_output=True, timeout=300)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    data = pack(TEXT.encode())
+    status, out, err = train("-", *SMALL, "--out", "run", data=data)
+    assert (status, err) == (0, "")
+    assert f"learning standard input: {len(TEXT):,} characters" in out
+    assert train(text_file, *SMALL, "--out", "same")[0] == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "same" / "metrics.jsonl").read_bytes()
+    status, _, err = train("--resume", "run")
+    assert status == 2
+    assert "the text of the run came from standard input, which is gone; give it again: --resume RUN -, or a " in err
+    assert train("--resume", "run", "-", data=data)[0] == 0
+    assert train("--resume", "run", text_file)[0] == 0
+    assert train("-", "-", *SMALL, data=data)[2].endswith("but standard input can be read only once\n")
+    assert train("-", *SMALL)[2].endswith("error: standard input is empty; expected a text to learn\n")
+
+
+def test_a_directory_is_said_to_be_one_and_to_do_as_is_said_helps(tmp_path, monkeypatch):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="texts is a directory; expected the files in it: ") as raised:
+        read_texts([folder])
+    (folder / "a.txt").write_text(TEXT, encoding="utf-8")
+    (folder / "b.txt").write_text(TEXT, encoding="utf-8")
+    train = f"{sys.executable} -m bptt_array train"
+    listed, found = re.search(r"in it: (\S+), or, of folders below it too, (.*)", str(raised.value)).groups()
+    commands = (f"{train} {listed}", found.replace("python -m bptt_array train", train))
+    for k, command in enumerate(commands):
+        command = f"{command} {' '.join(SMALL)} --out run-{k}"
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert f"{2 * len(TEXT):,} characters" in done.stdout, done.stderr
+
+
+# ---- large texts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("most", "dtype"), [(256, "uint8"), (257, "uint16"), (66_000, "uint32")])
+def test_a_text_is_one_array_of_the_smallest_numbers_and_streams_copy_nothing_of_it(most, dtype):
+    text = "".join(chr(32 + k) for k in range(most))
+    found = Text.of(text + text)
+    assert found.tokens.dtype == dtype
+    assert found.tokens.tolist() == found.vocabulary.encode(text + text).tolist()
+    streams = Streams(found.tokens, 2, 5)
+    assert np.shares_memory(streams.inputs, found.tokens)
+    assert np.shares_memory(streams.targets, found.tokens)
+    _, x, target = streams.at(1)
+    assert x.dtype == target.dtype == np.int64
+
+
+def test_the_peak_of_memory_of_a_run_is_below_three_times_the_file(tmp_path):
+    size, line = 64 << 20, TEXT.encode()
+    with (tmp_path / "text.txt").open("wb") as file:
+        for _ in range(size // len(line) + 1):
+            file.write(line)
+    code = (
+        "import resource, sys; from bptt_array import cli; status = cli.main(sys.argv[1:]);"
+        "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    options = ["--hidden", "16", "--steps", "20", "--out", tmp_path / "run"]
+    command = [sys.executable, "-c", code, "train", tmp_path / "text.txt", *options]
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    done = subprocess.run(list(map(str, command)), env=unmeasured, capture_output=True, text=True, timeout=300)
+    status, peak = map(int, done.stdout.splitlines()[-1].split())
+    assert status == 0, done.stderr
+    assert peak * (1 if sys.platform == "darwin" else 1024) < 3 * size
+    assert "; each validation reads 2,048 of the " in done.stdout
+
+
+def evaluated(trainer, monkeypatch):
+    """Characters that a validation reads."""
+    sizes, loss = [], ba.RNN.loss
+
+    def spy(self, x, *arguments, **more):
+        sizes.append(x.size)
+        return loss(self, x, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ba.RNN, "loss", spy)
+        trainer.evaluate()
+    return sum(sizes)
+
+
+def test_a_validation_reads_as_many_characters_as_are_trained_on_between_two_of_them(monkeypatch, capsys, tmp_path):
+    text = TEXT * 10
+    held_out = len(text) // 10
+    for options, expected in (
+        ({"eval_every": 7}, 7 * 8 * 4),
+        ({"steps": 50}, 5 * 8 * 4),
+        ({"eval_characters": 200}, 192),
+        ({"eval_characters": 1}, 32),  # one batch at least
+        ({"eval_characters": 0}, held_out // 32 * 32),
+        ({"eval_every": 10_000}, held_out // 32 * 32),
+    ):
+        trainer = Trainer(text, Options(**TINY | options))
+        assert evaluated(trainer, monkeypatch) == trainer.validated == pytest.approx(expected, abs=32), options
+        assert trainer.held_out == held_out
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    assert cli.main(["train", str(tmp_path / "text"), *SMALL, "--out", str(tmp_path / "run")]) == 0
+    said = f"each validation reads 96 of the {held_out:,} held out (--eval-characters)\n"
+    assert said in capsys.readouterr().out
+
+
+def test_a_run_from_before_validations_were_bounded_goes_on_validating_on_everything():
+    class Kept(Listener):
+        def checkpoint(self, checkpoint):
+            self.last = checkpoint
+
+    options, listener = Options(**TINY), Kept()
+    Trainer(TEXT * 10, options).run(listener)
+    older = {name: value for name, value in listener.last.options.items() if name not in ("eval_characters", "threads")}
+    found = Trainer.resumed(dataclasses.replace(listener.last, options=older), TEXT * 10, Options(**older))
+    assert found.validated > Trainer(TEXT * 10, options).validated
+    assert found.options.eval_characters == 0
+
+
+def test_validations_take_no_seconds_of_training(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+
+    def taking(name, seconds):
+        call = getattr(ba.RNN, name)
+
+        def slow(*arguments, **more):
+            now[0] += seconds
+            return call(*arguments, **more)
+
+        monkeypatch.setattr(ba.RNN, name, slow)
+
+    taking("loss_and_grad", 1.0)
+    taking("loss", 1000.0)
+    assert trained(eval_every=2).seconds == [2.0, 4.0, 6.0]
 
 
 # ---- training ---------------------------------------------------------------------------------------------

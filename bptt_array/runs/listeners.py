@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ class RunListener(SilentListener):
         super().__init__(stop)
         self._trainer, self._folder, self._say = trainer, folder, say
         self._number = ""  # of threads, in words
+        self._last: tuple[float, float] | None = None  # on the clock and of training, at the last line of metrics
 
     def __enter__(self) -> RunListener:
         from tqdm import tqdm
@@ -79,6 +81,7 @@ class RunListener(SilentListener):
                 self._folder.save_plot(self._trainer)
 
     def progress(self, progress: Progress, seconds: float) -> None:
+        self._leave_out_what_was_no_training(seconds)
         self._bar.set_postfix_str(f"loss {progress.loss:.3f}", refresh=False)
         self._bar.update(progress.characters - self._bar.n)
         if progress.validation is not None and sys.stdout is not None:
@@ -87,6 +90,16 @@ class RunListener(SilentListener):
                 f"character  {progress.characters / seconds:,.0f} characters per second",
                 file=sys.stdout,
             )
+
+    def _leave_out_what_was_no_training(self, seconds: float) -> None:
+        """Of the rate that the bar shows: validations, samples."""
+        now = time.perf_counter()
+        if self._last is not None and not self._bar.disable:
+            then, before = self._last
+            pause = now - then - (seconds - before)
+            self._bar.start_t += pause
+            self._bar.last_print_t += pause
+        self._last = now, seconds
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         with self._stop.held():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,9 @@ STDIN = "-"
 #: Bytes that are read at once: a signal does not wait longer than one such piece takes.
 _PIECE = 1 << 20
 #: How compressed files begin that are unpacked here, and others.
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ\0": "xz"}
-_NOT_UNPACKED = {b"PK\x03\x04": "ZIP", b"\x28\xb5\x2f\xfd": "Zstandard", b"7z\xbc\xaf\x27\x1c": "7-Zip"}
-_LONGEST = max(map(len, (*_PACKED, *_NOT_UNPACKED)))
+_PACKED = {rb"\x1f\x8b": "gzip", rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": "bzip2", rb"\xfd7zXZ\0": "xz"}
+_NOT_UNPACKED = {rb"PK\x03\x04": "ZIP", rb"\x28\xb5\x2f\xfd": "Zstandard", rb"7z\xbc\xaf\x27\x1c": "7-Zip"}
+_LONGEST = 10
 
 
 def read_texts(paths: Sequence[str | Path]) -> Text:
@@ -90,9 +91,9 @@ def _unpacked(file: IO[bytes], shown: str) -> Iterator[bytes]:
     beginning = file.read(_LONGEST)
     source: Any = _Rest(beginning, file)
     for mark, name in _NOT_UNPACKED.items():
-        if beginning.startswith(mark):
+        if re.match(mark, beginning):
             raise ValueError(f"{shown} is compressed by {name}, which is not read here; unpack it first")
-    packed = next((name for mark, name in _PACKED.items() if beginning.startswith(mark)), None)
+    packed = next((name for mark, name in _PACKED.items() if re.match(mark, beginning)), None)
     damage: tuple[type[Exception], ...] = (EOFError, OSError)
     if packed == "gzip":
         import gzip
@@ -118,14 +119,14 @@ def _unpacked(file: IO[bytes], shown: str) -> Iterator[bytes]:
 def _decoded(pieces: Iterator[bytes], shown: str) -> Iterator[str]:
     """Their characters, without a mark at the beginning, line breaks as ``\\n``."""
     decoder, lines = codecs.getincrementaldecoder("utf-8")(), io.IncrementalNewlineDecoder(None, translate=True)
-    at, data = 0, b""
+    at, data, mark = 0, b"", "\ufeff"
     try:
         for data in pieces:
             part = decoder.decode(data)
             if "\0" in part:
                 raise ValueError(_nul(data, at, shown))
-            yield lines.decode(part if at else part.removeprefix("\ufeff"))
-            at += len(data)
+            yield lines.decode(part.removeprefix(mark))
+            at, mark = at + len(data), "" if part else mark
         data = b""
         yield lines.decode(decoder.decode(b"", final=True), final=True)
     except UnicodeDecodeError as error:

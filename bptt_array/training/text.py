@@ -165,6 +165,8 @@ def likely_encoding(data: bytes, at: int) -> str | None:
     if count[0] >= quarter and count[1] > 0.9 * quarter:
         return "UTF-32BE"
     even, odd = count[0] + count[2], count[1] + count[3]
+    if 64 * max(even, odd) < len(data):  # not even the spaces
+        return None
     if odd > 4 * even:
         return "UTF-16LE"
     return "UTF-16BE" if even > 4 * odd else None
