@@ -67,6 +67,19 @@ def twice(trainer):
         time.sleep(0.01)
 
 
+def in_validation(rank):
+    """A signal when the second validation has begun."""
+    once, count = training.Trainer.evaluate, []
+
+    def spoiled(self, *arguments):
+        count.append(1)
+        if len(count) == 2 and self.ranks.rank == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return once(self, *arguments)
+
+    training.Trainer.evaluate = spoiled
+
+
 def on_start(rank, exception):
     make = training.Trainer.__init__
 
@@ -105,6 +118,7 @@ FAULTS = {
     "die-first": lambda: of_rank(0, die),
     "terminate": lambda: of_rank(1, terminate),
     "move": lambda: of_rank(1, move),
+    "in-validation": lambda: in_validation(1),
     "twice": lambda: of_rank(1, twice),
     "error": lambda: of_rank(1, error(OSError(errno.EIO, "Input/output error", "/data"))),
     "mistake": lambda: of_rank(1, error(KeyError("a mistake"))),

@@ -24,6 +24,7 @@ from bptt_array.distributed import OneProcess
 from bptt_array.runs import checkpoints
 from bptt_array.runs import folder as runs
 from bptt_array.runs.folder import read_metrics
+from bptt_array.training.threads import VARIABLES
 
 
 def flags(text):
@@ -192,6 +193,17 @@ def stop_at(step, arguments):
         assert cli.main(arguments) == 130
 
 
+def test_a_signal_to_one_rank_within_a_validation_stops_all_in_the_midst_of_it(text_file, tmp_path, whole):
+    folder = tmp_path / "run"
+    status, _, err = train_on(2, text_file, folder, *KINDS["lstm"], program=(FAULTY, "in-validation", "train"))
+    assert status == 143, err
+    last = checkpoints.newest_checkpoint(folder, pytest.fail)
+    assert f"interrupted after step {last.step}; " in err
+    assert last.step not in [line.step for line in read_metrics(folder)]
+    assert mpi.run(2, *RUN, "--resume", folder)[0] == 0
+    assert same_bytes(folder, whole(2))
+
+
 def test_ctrl_c_ends_a_job_and_leaves_what_it_can_go_on_from(text_file, tmp_path):
     folder, long = tmp_path / "run", ["--steps", "1000000", "--checkpoint-every", "50", "--eval-every", "500"]
     process = mpi.start(2, *RUN, text_file, *SMALL, *long, "--out", folder)
@@ -345,7 +357,7 @@ def test_ranks_share_the_cores_unless_told_otherwise():
         ({}, max(1, cores // 2)),
         ({"OPENBLAS_NUM_THREADS": "3"}, 3),
     ):
-        environment = dict.fromkeys(jobs._OF_THREADS, "") | environment  # the tests' own is no wish
+        environment = dict.fromkeys(VARIABLES, "") | environment  # the tests' own is no wish
         status, out, err = mpi.run(2, FAULTY, "threads", "train", **environment)
         assert status == 0, err
         of_ranks = [json.loads(line) for line in re.findall(r"\[.*?\]", out)]  # two may have written one line
@@ -365,7 +377,7 @@ def test_threads_of_a_rank(mine, all_of_them, expected, monkeypatch):
     import threadpoolctl
 
     found = []
-    for name in jobs._OF_THREADS:
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: mine)
     monkeypatch.setattr(threadpoolctl, "threadpool_limits", found.append)

@@ -22,6 +22,7 @@ from bptt_array.backend import NumpyBackend, resolve
 from bptt_array.runs import checkpoints, claims, report
 from bptt_array.runs import folder as runs
 from bptt_array.training import divergence
+from bptt_array.training import text as texts
 from bptt_array.training import trainer as training
 from bptt_array.training.beginning import Beginning
 from bptt_array.training.listener import Listener
@@ -866,6 +867,81 @@ def test_two_signals_at_once_lose_nothing(number, text_file, tmp_path):
     assert done.returncode == 128 + getattr(signal, number)
     assert checkpoints.newest_checkpoint(folder, print).step >= 40
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS[:3], ids=lambda kind: kind.get("cell", "tanh"))
+@pytest.mark.parametrize(("asked", "step"), [(1, 12), (3, 12), (9, 36), (11, 40)])
+def test_a_validation_that_was_interrupted_is_made_when_the_run_goes_on_to_the_same_bits(asked, step, kind, tmp_path):
+    """``asked``: batches of validations until the signal comes."""
+
+    class Impatient(Kept):
+        batches = 0
+
+        def interrupted(self):
+            self.batches += 1
+            return self.batches == asked
+
+    options = Options(**TINY | kind)
+    whole, heard = Trainer(TEXT, options), Impatient()
+    whole.run()
+    batches = whole.validated // (options.seq_len * options.batch)
+    assert batches == 3  # at each of the steps 12, 24, 36 and 40
+    first = Trainer(TEXT, options)
+    first.run(heard)
+    assert (first.step, heard.batches, first.finished) == (step, asked, False)
+    assert [line.step for line in heard.lines if line.step >= step] == []
+    path = checkpoints.write_checkpoint(tmp_path, heard.checkpoints[-1], 3)
+    second, again = Trainer(TEXT, options), Kept()
+    second.restore(checkpoints.read_checkpoint(path))
+    second.run(again)
+    assert again.lines[0].step == step
+    assert second.finished
+    assert second.metrics == whole.metrics
+    assert all(np.array_equal(second.rnn.params[name], whole.rnn.params[name]) for name in whole.rnn.params)
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_within_a_validation_is_answered_at_once_and_costs_nothing(
+    number, text_file, tmp_path, monkeypatch, capfd
+):
+    assert run(text_file, *SMALL, "--steps", "40", "--out", tmp_path / "whole") == 0
+    folder, loss, said = tmp_path / "run", ba.RNN.loss, []
+    calls = []
+
+    def interrupted(self, *arguments, **more):
+        calls.append(1)
+        if len(calls) == 5:  # the second batch of the second validation
+            capfd.readouterr()
+            signal.raise_signal(getattr(signal, number))
+            said.append(capfd.readouterr().err)
+        return loss(self, *arguments, **more)
+
+    monkeypatch.setattr(ba.RNN, "loss", interrupted)
+    assert run(text_file, *SMALL, "--steps", "40", "--out", folder) == 128 + getattr(signal, number)
+    assert len(calls) == 5
+    answer = "bptt-array: stopping as soon as what was learnt is saved; a second signal stops at once\n"
+    assert said == [answer]
+    assert f"interrupted after step 24; what was learnt is in {folder}; to go on: " in capfd.readouterr().err
+    monkeypatch.setattr(ba.RNN, "loss", loss)
+    assert run("--resume", folder) == 0
+    assert results(folder) == results(tmp_path / "whole")
+
+
+def test_a_signal_while_a_text_is_read_ends_the_command_at_once(text_file, tmp_path, monkeypatch, capsys):
+    assert run(text_file, *SMALL, "--steps", "20", "--out", tmp_path / "run") == 0
+    before = results(tmp_path / "run")
+    capsys.readouterr()
+
+    def interrupted(self, part):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it is read on")
+
+    monkeypatch.setattr(texts.TextBuilder, "add", interrupted)
+    for arguments in ((text_file, *SMALL, "--out", tmp_path / "new"), ("--resume", tmp_path / "run")):
+        assert run(*arguments) == 130
+        assert capsys.readouterr().err == "bptt-array: interrupted\n"
+    assert not (tmp_path / "new").exists()
+    assert results(tmp_path / "run") == before
 
 
 def test_an_output_that_is_closed_before_or_while_training_loses_nothing(text_file, tmp_path):

@@ -862,6 +862,22 @@ def test_a_second_ctrl_c_does_not_wait():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_first_signal_is_answered_within_its_handler_unless_it_interrupts_at_once():
+    answers = []
+    with Stop(lambda: answers.append("heard")) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert answers == ["heard"]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            pytest.fail("it was asked to stop before")
+    with Stop(lambda: answers.append("heard")) as stop:
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+    assert answers == ["heard"]
+
+
 def test_a_signal_that_was_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

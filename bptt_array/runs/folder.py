@@ -75,8 +75,13 @@ class RunFolder:
         now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "device": device, **versions(), **job}
         text = json.dumps([*before, now], indent=1) + "\n"
         self._write(ENVIRONMENT, text.encode())
-        then = {"threads": now.get("threads", "none"), **before[-1]} if before else now  # which was not always noted
-        names = [name for name in {**now, **then} if name not in _OF_A_START and then.get(name) != now.get(name)]
+        then = before[-1] if before else now
+        not_both = {"threads"} - (now.keys() & then.keys())  # not noted by every run
+        names = [
+            name
+            for name in {**now, **then}
+            if name not in {*_OF_A_START, *not_both} and then.get(name) != now.get(name)
+        ]
         return [f"{name} {then.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]
 
     def note_threads(self, step: int, said: str) -> None:
