@@ -115,6 +115,11 @@ TRAIN = {
     "--keep-checkpoints": counts,
     "--on-divergence": st.sampled_from(["stop", "halve-lr", "go on"]),
     "--diagnose-every": counts,
+    "--lr-schedule": st.sampled_from(["linear", "constant", "cosine"]),
+    "--init-from": st.sampled_from(
+        ["run", "run/model.safetensors", "ensemble", "damaged", "good", "nowhere", "", "a\0"]
+    ),
+    "--steps": few,
 }
 SAMPLE = {
     "--prompt": st.sampled_from(["", "it", "the\n", "é", "\0", "\ud800", "-x", "--", "x" * 10_000]),
@@ -152,7 +157,9 @@ def trains(draw):
 
 
 #: Good ones often enough that some commands have nothing wrong, whatever else is drawn.
-runs = st.sampled_from([*["run"] * 6, *["ensemble"] * 3, "good", "nowhere", ".", "", "a\0", "\ud800", "damaged"])
+runs = st.sampled_from(
+    [*["run"] * 6, *["ensemble"] * 3, "run/model.safetensors", "good", "nowhere", ".", "", "a\0", "\ud800", "damaged"]
+)
 
 
 @st.composite

@@ -690,7 +690,7 @@ def test_sample_refuses_what_it_cannot_do(run_folder, tmp_path, capsys, text_fil
     assert "--member=0, but this model is a single network" in fails(capsys, "sample", run_folder, "--member", "0")
     assert "--device='tpu' is unknown" in fails(capsys, "sample", run_folder, "--device", "tpu")
     assert f"{tmp_path} is no run folder: it has no model.safetensors" in fails(capsys, "sample", tmp_path)
-    assert "is no run folder" in fails(capsys, "sample", text_file)
+    assert "is damaged or no safetensors file" in fails(capsys, "sample", text_file)  # a file would be a model
     assert "is no run folder" in fails(capsys, "sample", tmp_path / "none")
     model = run_folder / "model.safetensors"
     data = model.read_bytes()
