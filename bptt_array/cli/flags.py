@@ -109,8 +109,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="go on with a run that was stopped, from its last checkpoint to the same bits, with its own text (FILE: "
         "where that is now) and options, but for "
-        f"{', '.join(f'--{name}'.replace('_', '-') for name in MAY_CHANGE)}; with more --steps a finished one is made "
-        "longer",
+        f"{', '.join(f'--{name}'.replace('_', '-') for name in MAY_CHANGE)}; a finished one is made longer (--steps)",
     )
     add.add_argument(
         "--init-from",
