@@ -74,6 +74,8 @@ CALLS = [
     (rnn, lambda r: r(X.astype("complex64")), r"x has dtype complex64; expected real numbers: use x\.real, and x\.imag as", lambda r: r(X.astype("complex64").real)),
     (rnn, lambda r: r(LABELS), r"x has dtype <U3; expected real numbers: the class numbers of labels are np\.unique\(x, return_inverse=True\)\[1\]$", lambda r: r(np.unique(LABELS, return_inverse=True)[1])),
     (rnn, lambda r: r([[[1.0] * I] * 2, [[1.0] * I]]), r"x=.* is ragged; .*: fill sequences .* up to the longest, and say with lengths=", lambda r: r(r.asarray([[[1.0] * I] * 2, [[1.0] * I, [0.0] * I]]), lengths=[2, 1])),
+    (rnn, lambda r: r(np.array([X[0], X[0, :2]], dtype=object)), r"x\[0\] is itself an array, so x is ragged; .* say with lengths=", lambda r: r(X[:2], lengths=[2, 2, 1])),
+    (lambda: rnn(num_layers=2), lambda r: r(CLASSES.astype("float32")), r"integer tokens of shape \(T, N\); of floats that are such use rnn\.asarray\(x, dtype='int64'\)", lambda r: r(r.asarray(CLASSES.astype("float32"), dtype="int64"))),
     (rnn, lambda r: r(np.ma.masked_greater(X, 0)), r"x is a MaskedArray; expected a plain array \(for masks see lengths and weights\)", lambda r: (r(np.ma.masked_greater(X, 0).data, lengths=[3, 5, 5]), r.loss(X, Y, weights=ONES))),
     (rnn, lambda r: r.asarray(np.ma.masked_greater(X, 0)), r"array is masked; expected a plain array \(for masks see lengths and weights\)", lambda r: r.asarray(X)),
     (rnn, lambda r: r(np.full((T, N), I)), r"expected 0 to 3 .*; steps to be left out are marked with lengths, or with any value in range and a weight of 0", lambda r: (r(np.full((T, N), I), lengths=[0, 0, 0]), r.loss(np.zeros((T, N), int), Y, weights=0 * ONES))),
@@ -100,6 +102,7 @@ CALLS = [
     (classifier, lambda r: r.loss(X, LABELS.tolist(), "cross_entropy"), r"the class numbers of labels are np\.unique\(target, return_inverse=True\)\[1\]$", lambda r: r.loss(X, np.unique(LABELS.tolist(), return_inverse=True)[1], "cross_entropy")),
     (classifier, lambda r: r.loss(X, CLASSES.astype("float32"), "cross_entropy"), r"target has dtype float32 and shape \(5, 3\), as class numbers have, .*: for classes use rnn\.asarray\(target, dtype='int64'\)$", lambda r: r.loss(X, r.asarray(CLASSES.astype("float32"), dtype="int64"), "cross_entropy")),
     (classifier, lambda r: r.loss(X, CLASSES.astype("float64"), "cross_entropy"), r"for classes use rnn\.asarray\(target, dtype='int64'\)$", lambda r: r.loss(X, r.asarray(CLASSES.astype("float64"), dtype="int64"), "cross_entropy")),
+    (classifier, lambda r: r.loss(X, (CLASSES * 1.0).tolist(), "cross_entropy"), r"target is a list, .*; for classes use rnn\.asarray\(target, dtype='int64'\)$", lambda r: r.loss(X, r.asarray((CLASSES * 1.0).tolist(), dtype="int64"), "cross_entropy")),
     (classifier, lambda r: r.loss(X, CLASSES > 0, "cross_entropy"), r"target has dtype bool .*: for classes use rnn\.asarray\(target, dtype='int64'\)$", lambda r: r.loss(X, r.asarray(CLASSES > 0, dtype="int64"), "cross_entropy")),
     (lambda: classifier(time_major=False), lambda r: r.loss(X.swapaxes(0, 1), CLASSES.T.astype("float32"), "cross_entropy"), r"for classes use rnn\.asarray\(target, dtype='int64'\)$", lambda r: r.loss(X.swapaxes(0, 1), r.asarray(CLASSES.T.astype("float32"), dtype="int64"), "cross_entropy")),
     (lambda: classifier(members=2), lambda r: r.loss(X, CLASSES.astype("float32"), "cross_entropy"), r"for classes use rnn\.asarray\(target, dtype='int64'\)$", lambda r: r.loss(X, r.asarray(CLASSES.astype("float32"), dtype="int64"), "cross_entropy")),
@@ -204,13 +207,17 @@ def test_columns_of_a_table_that_holds_objects_are_numbers_where_all_of_them_are
         found = network.asarray(Column(values))
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, np.array(values, dtype))
+    for table in (["a", "b"], [["a"], ["b"]]):
+        with pytest.raises(TypeError, match=r"labels are np\.unique\(array, return_inverse=True\)\[1\]$"):
+            network.asarray(Column(table))
+        assert network.asarray(np.unique(Column(table), return_inverse=True)[1]).reshape(-1).tolist() == [0, 1]
     for values, entry in (([1, None], "None"), ([1, "2"], "'2'"), ([1, 2j], "2j"), ([1, Missing()], "<NA>")):
         with pytest.raises(TypeError, match=rf"expected real numbers, but array\[1\] is {entry}"):
             network.asarray(Column(values))
     with pytest.raises(TypeError, match=r"array is a NoneType; expected real numbers$"):
         network.asarray(None)
-    for huge in ([2**70], [2**70, 1], [10**400, 0.5]):
-        with pytest.raises(ValueError, match=r"array holds 1\d*…?, which does not fit in int64 or float64"):
+    for huge, dtype in (([2**70], "int64"), ([2**70, 1], "int64"), ([10**400, 0.5], "float64")):
+        with pytest.raises(ValueError, match=rf"array holds 1\d*…?, which does not fit in {dtype}$"):
             network.asarray(Column(huge))
 
 

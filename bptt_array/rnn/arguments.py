@@ -52,11 +52,18 @@ def check_dropout_rows(rows: Any, N: int) -> tuple[int, int]:
 
 
 def check_place(
-    name: str, array: Any, backend: Backend, dtype: str, *, host: bool, integers: tuple[int, ...] = ()
+    name: str,
+    array: Any,
+    backend: Backend,
+    dtype: str,
+    *,
+    host: bool,
+    integers: tuple[int, ...] = (),
+    classes: tuple[int, ...] = (),
 ) -> None:
     """An array of the backend's device; with ``host``, a NumPy array will do.
 
-    ``dtype`` and ``integers``, the numbers of axes with which integers are taken, are for advice.
+    ``dtype``, ``integers`` and ``classes`` are for advice, see :func:`way_in`.
     """
     if backend.owns(array) or (host and array_api_compat.is_numpy_array(array)):
         check_plain(name, array)
@@ -70,7 +77,7 @@ def check_place(
     if array is None:
         raise TypeError(f"{name} is a NoneType; expected a {expected}")
     try:
-        way = way_in(name, array, dtype, integers=integers)
+        way = way_in(name, array, dtype, integers=integers, classes=classes)
     except (TypeError, ValueError) as error:
         way = str(error)
     raise TypeError(f"{name} is a {kind}, but this RNN is on {backend.name}: expected a {expected}; {way}")
@@ -142,9 +149,10 @@ def check_x(
         per_member = members is not None and x.ndim == 4
         if x.ndim != 3 and not per_member:
             more = "" if members is None else ", or for every member its own, (T, E, N, I)"
+            tokens = "; of floats that are such use rnn.asarray(x, dtype='int64')" if x.ndim == 2 else ""
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; expected (T, N, I), time first, with I = input_size = {input_size}"
-                f"{more} (or integer tokens of shape (T, N))"
+                f"{more} (or integer tokens of shape (T, N){tokens})"
             )
         if x.shape[-1] != input_size:
             raise ValueError(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..backend.arrays import dtype_name, host_array, is_array, is_integer, on_host
-from ..backend.portable import DTYPES
 from ..checks import said
 
 HostArray = np.ndarray[Any, Any]
@@ -33,34 +32,48 @@ def real_numbers(name: str, value: Any) -> HostArray:
     if array.dtype.kind == "V" and array.dtype.names is None and np.can_cast(array.dtype, np.float32):
         return array.astype(np.float32)  # bfloat16 and the like, which NumPy itself does not know
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers{_instead(name, array.dtype.kind)}")
+        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers{_instead(name, array)}")
     return array
 
 
-def _instead(name: str, kind: str) -> str:
-    if kind in "UST":
+def _instead(name: str, array: HostArray) -> str:
+    if array.dtype.kind == "c":
+        return f": use {name}.real, and {name}.imag as features of their own"
+    strings = array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat)
+    if array.ndim and (strings or array.dtype.kind in "UST"):
         return f": the class numbers of labels are np.unique({name}, return_inverse=True)[1]"
-    return f": use {name}.real, and {name}.imag as features of their own" if kind == "c" else ""
+    return ""
 
 
 def _of_objects(name: str, array: HostArray) -> HostArray:
     """The numbers that a column of a table has as Python's objects, if all of them are numbers."""
     values = array.reshape(-1).tolist()
-    if not array.ndim and not isinstance(values[0], Real):
-        raise TypeError(f"{name} is a {type(values[0]).__name__}; expected real numbers")
-    for k, value in enumerate(values):
-        if not isinstance(value, (Real, np.bool_)) or isinstance(value, np.timedelta64):
-            raise TypeError(
-                f"{name} has dtype object; expected real numbers, but {_at(name, array, k)} is {said(value, 100)}: put "
-                "nan where a number is missing, and leave its step out with lengths or a weight of 0"
+    wrong = [k for k, value in enumerate(values) if not _is_number(value)]
+    if wrong:
+        value = values[wrong[0]]
+        if not array.ndim:
+            raise TypeError(f"{name} is a {type(value).__name__}; expected real numbers")
+        if is_array(value) or isinstance(value, (list, tuple)):
+            raise ValueError(
+                f"{_at(name, array, wrong[0])} is itself an array, so {name} is ragged; expected {_RAGGED}"
             )
-    whole = all(isinstance(value, Integral) for value in values)
-    kind = np.bool_ if all(isinstance(value, (bool, np.bool_)) for value in values) else np.int64
+        way = _instead(name, array) or (
+            f", but {_at(name, array, wrong[0])} is {said(value, 100)}: put nan where a number is missing, and leave "
+            "its step out with lengths or a weight of 0"
+        )
+        raise TypeError(f"{name} has dtype object; expected real numbers{way}")
+    dtype = np.bool_ if all(isinstance(value, (bool, np.bool_)) for value in values) else np.float64
+    if dtype is np.float64 and all(isinstance(value, Integral) for value in values):
+        dtype = np.int64
     try:
-        return np.array(values, dtype=kind if whole or kind is np.bool_ else np.float64).reshape(array.shape)
+        return np.array(values, dtype=dtype).reshape(array.shape)
     except OverflowError:
-        largest = max(values, key=abs)
-        raise ValueError(f"{name} holds {said(largest, 100)}, which does not fit in int64 or float64") from None
+        largest = said(max(values, key=abs), 100)
+        raise ValueError(f"{name} holds {largest}, which does not fit in {np.dtype(dtype).name}") from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (Real, np.bool_)) and not isinstance(value, np.timedelta64)
 
 
 def _at(name: str, array: HostArray, k: int) -> str:
@@ -98,16 +111,21 @@ def as_integers(name: str, array: HostArray) -> HostArray:
     return array.astype(np.int64, copy=False)
 
 
-def way_in(name: str, value: Any, dtype: str, *, integers: tuple[int, ...] = ()) -> str:
+def way_in(name: str, value: Any, dtype: str, *, integers: tuple[int, ...] = (), classes: tuple[int, ...] = ()) -> str:
     """How ``value`` becomes an array of this network: in words that work, or an error that says why there are none.
 
-    Integers are taken where they have as many axes as one of ``integers``.
+    Integers are taken where they have as many axes as one of ``integers``, and floats are classes where they have as
+    many as one of ``classes``.
     """
     if getattr(value, "requires_grad", False):
         name, value = f"{name}.detach()", value.detach()
-    known = is_array(value) and dtype_name(value) in (*DTYPES, "float16", "bfloat16", "bool")
-    if not (known or (is_array(value) and is_integer(value))):
-        value = real_numbers(name, value)
-    if is_integer(value) and value.ndim not in integers:
+    ndim, integer = (value.ndim, is_integer(value)) if is_array(value) else (None, False)
+    if ndim is None or not integer:  # tried, of a large array with none of its entries
+        large = is_array(value) and value.ndim and dtype_name(value) != "object"
+        found = real_numbers(name, value[:0, ...] if large else value)
+        ndim, integer = found.ndim, is_integer(found)
+    if integer and ndim not in integers:
         return f"use rnn.asarray({name}, dtype={dtype!r})"
+    if not integer and ndim in classes:
+        return f"for classes use rnn.asarray({name}, dtype='int64')"
     return f"use rnn.asarray({name})"

@@ -51,8 +51,12 @@ def check_target(
     if not callable(loss):
         check_option("loss", loss, LOSSES)
     axes_of_classes = (len(y_shape) - 1,) if architecture.members is None else (len(y_shape) - 2, len(y_shape) - 1)
-    integers = axes_of_classes if callable(loss) or LOSSES[loss].takes_classes else ()
-    check_place("target", target, backend, architecture.dtype, host=True, integers=integers)
+    ways: dict[str, tuple[int, ...]] = {}  # for advice
+    if callable(loss):
+        ways = {"integers": tuple(range(len(y_shape) + 1))}
+    elif LOSSES[loss].takes_classes:
+        ways = {"integers": axes_of_classes, "classes": axes_of_classes[:1]}
+    check_place("target", target, backend, architecture.dtype, host=True, **ways)
     if callable(loss):
         if not (backend.owns(target) or backend.has_dtype(dtype_name(target))):
             raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
