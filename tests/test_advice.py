@@ -9,8 +9,12 @@ from conftest import needs_torch
 
 import bptt_array as ba
 from bptt_array import diagnostics, schedules
+from bptt_array.distributed import communicator
+from bptt_array.plots import plot_loss_gradients
 from bptt_array.training import text
 from bptt_array.training.options import Options
+from bptt_array.training.sampling import sample
+from bptt_array.training.trainer import Trainer
 
 T, N, I, H, O = 5, 3, 4, 6, 2  # noqa: E741
 RNG = np.random.default_rng(0)
@@ -160,6 +164,9 @@ BUILDS = [
     (lambda: Options(bidirectional=True), r"the network has to predict; leave it out", Options),
     (lambda: Options(dropout=0.1, layers=1), r"give layers=2 or more, or use recurrent_dropout", lambda: (Options(dropout=0.1, layers=2), Options(recurrent_dropout=0.1, layers=1))),
     (lambda: text.Streams(np.arange(10), 3, 4), r"expected at least 13: give more text, or a smaller --batch, --seq-len or --validation", lambda: (text.Streams(np.arange(13), 3, 4), text.Streams(np.arange(10), 2, 4), text.Streams(np.arange(10), 3, 3))),
+    (lambda: sample(ba.RNN(2, H, 2, output="softmax"), text.Vocabulary("ab"), length=3, member=0), r"no ensemble; leave it out", lambda: sample(ba.RNN(2, H, 2, output="softmax"), text.Vocabulary("ab"), length=3)),
+    (lambda: plot_loss_gradients(diagnostics.gradient_flow(rnn(), X, Y, at=[])), r"expected one with per_loss, see gradient_flow's at", lambda: plot_loss_gradients(diagnostics.gradient_flow(rnn(), X, Y, at=[1, 4]))),
+    (lambda: communicator().all_reduce(rnn().params), r"to add up other arrays use sum\)", lambda: communicator().sum(rnn().params)),
     (lambda: ba.RNN.from_torch_state_dict(list(rnn().to_torch_state_dict())), r"expected a mapping", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict())),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn"), r"has no dot at its end; expected 'rnn\.', or '' for no name", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn.")),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm.")), r"say with recurrent_prefix='lstm\.'", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm."), recurrent_prefix="lstm.")),
@@ -287,3 +294,14 @@ def test_a_mask_of_another_library_says_which_sequences_begin_anew():
         expected = float(network.loss(x, Y, state=state, reset=mask)[0])
         assert float(network.loss(x, Y, state=state, reset=array_api_strict.asarray(mask))[0]) == expected
         assert float(network.loss(x, Y, state=state, reset=mask.tolist())[0]) == expected
+
+
+def test_training_that_diverged_goes_well_with_a_smaller_learning_rate_or_norm():
+    def train(**more):
+        options = {"cell": "relu", "optimizer": "sgd", "hidden": 8, "seq_len": 8, "batch": 4, "steps": 10}
+        Trainer("to be or not to be\n" * 50, Options(**options, **more)).run()
+
+    with pytest.raises(FloatingPointError, match=r"use a smaller one, or clip the gradients to a smaller norm$"):
+        train(lr=1e38)
+    train(lr=1e-2)
+    train(lr=1e38, clip=1e-38)

@@ -325,7 +325,7 @@ def _summable(array: Array) -> Array:
     """What MPI can add up: numbers in the byte order of this machine, and of bools how many are true."""
     backend = backend_of(array)
     if dtype_name(array) == "bool":
-        return backend.xp.astype(array, backend.dtype("int64"))
+        return backend.xp.astype(array, backend.integer)
     if isinstance(array, (np.ndarray, np.generic)):
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     return array
