@@ -129,7 +129,7 @@ class Backend:
 
     def dtype(self, name: str) -> Any:
         """The dtype object that the namespace calls ``name``."""
-        if not self.has_dtype(name):
+        if name not in self._dtypes and not self.has_dtype(name):
             raise ValueError(
                 f"dtype={name!r}, of which there are no arrays on {self.name}; use dtype='float32', or another device"
             )
@@ -155,11 +155,13 @@ class Backend:
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         """A copy of a NumPy array on this device, of the same dtype; integers that it has not as :attr:`integer`."""
         dtype = array.dtype.newbyteorder("=")
-        if dtype.kind in "iu" and dtype.name not in self._dtypes:
+        name = dtype.name  # NumPy makes it anew each time, in a microsecond
+        if name not in self._dtypes and dtype.kind in "iu":
             dtype = self._integer_of(array)
+            name = dtype.name
         # Other libraries take neither other byte orders nor negative strides.
         plain = np.array(array, dtype=dtype, order="C", copy=True)
-        return self.xp.asarray(plain, dtype=self.dtype(plain.dtype.name), device=self.device)
+        return self.xp.asarray(plain, dtype=self.dtype(name), device=self.device)
 
     def _integer_of(self, array: np.ndarray[Any, Any]) -> np.dtype[Any]:
         """NumPy's dtype of :attr:`integer`, if it holds all entries."""
