@@ -156,7 +156,7 @@ class NumpyBackend(Backend):
             length = len(arrays[0])
             steps = max(1, _BLOCK_BYTES * length // max(1, sum(a.nbytes for a in arrays)))
             for k in range(0, length, steps):
-                function(*(a[k : k + steps] for a in arrays))
+                function(*[a[k : k + steps] for a in arrays])
 
         return in_blocks
 

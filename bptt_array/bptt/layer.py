@@ -155,9 +155,9 @@ class LayerForward:
             return
         if padding.ends_within(start, stop):
             ends_here = padding.last(start, stop)[:, None]
-            ending = tuple(padding.last_states(states, start, stop) for states in tape.states)
+            ending = tuple([padding.last_states(states, start, stop) for states in tape.states])
             where = self.backend.xp.where
-            self.last = tuple(where(ends_here, *pair) for pair in zip(ending, self.last, strict=True))
+            self.last = tuple([where(ends_here, *pair) for pair in zip(ending, self.last, strict=True)])
         if padding.begins_before(stop):
             for states in tape.states:
                 states[1:, ...] = padding.zeroed(states[1:, ...], start, stop)
@@ -280,7 +280,7 @@ class LayerBackward:
         if start == 0:
             d_initial = self._initial_gradients(self._carried)
             before = self.d_initial
-            self.d_initial = d_initial if before is None else tuple(map(add, before, d_initial))
+            self.d_initial = d_initial if before is None else tuple([*map(add, before, d_initial)])
 
     def _sum_up(self, segment: Segment, dz: Array, slopes: Array) -> None:
         """§3.2-3.4, and the sums of the cell's own parameters."""
@@ -348,4 +348,4 @@ class LayerBackward:
         padding = self.forward.padding
         if padding is None or self.d_last is None:
             return carried
-        return tuple(d + padding.of_empty(d_last) for d, d_last in zip(carried, self.d_last, strict=True))
+        return tuple([d + padding.of_empty(d_last) for d, d_last in zip(carried, self.d_last, strict=True)])

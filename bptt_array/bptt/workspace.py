@@ -57,7 +57,7 @@ class Loan:
         self.backend = backend
         self.workspace = workspace
         self.budget = budget
-        self._used: list[Array] = []
+        self._used: dict[int, Array] = {}  # by id: a step may have very many
         self._given_back: list[Array] = []
         self._left: list[Array] = []  # by the step before
         if workspace is not None and backend.keeps_arrays:
@@ -68,31 +68,29 @@ class Loan:
         for free in (self._given_back, self._left):
             for k, array in enumerate(free):
                 if array.shape == shape and array.dtype == dtype:
-                    self._used.append(free.pop(k))
+                    self._used[id(array)] = free.pop(k)
                     return array
         self._left.clear()  # of other shapes: old and new together would be a higher peak
         array = self.backend.empty(shape, dtype)
-        self._used.append(array)
+        self._used[id(array)] = array
         return array
 
     def give_back(self, array: Array) -> None:
         """Let the same step use the array again."""
-        for k, used in enumerate(self._used):
-            if used is array:
-                self._used.pop(k)
-                alike = [one for one in self._given_back if one.shape == array.shape and one.dtype == array.dtype]
-                if self.budget is None or not alike:
-                    self._given_back.append(array)
-                return
+        if self._used.pop(id(array), None) is None:
+            return
+        alike = [one for one in self._given_back if one.shape == array.shape and one.dtype == array.dtype]
+        if self.budget is None or not alike:
+            self._given_back.append(array)
 
     def let_go(self, array: Array) -> None:
         """Neither use the array again nor leave it to the next step."""
-        self._used = [used for used in self._used if used is not array]
+        self._used.pop(id(array), None)
 
     def end(self) -> None:
         """Leave the arrays to the next step."""
         if self.workspace is not None and self.backend.keeps_arrays:
-            self.workspace.leave(self._used + self._given_back, self.budget)
+            self.workspace.leave([*self._used.values(), *self._given_back], self.budget)
 
 
 class Scratch:

@@ -117,7 +117,7 @@ class Cell:
     def split(self, z: Array) -> tuple[Array, ...]:
         """The G parts ``(..., H)`` of ``z (..., G*H)``, as views."""
         H = z.shape[-1] // self.gates
-        return tuple(z[..., k * H : (k + 1) * H] for k in range(self.gates))
+        return tuple([z[..., k * H : (k + 1) * H] for k in range(self.gates)])
 
     def by_gate(self, backend: Backend, z: Array) -> Array:
         """``z (S, ..., N, G*H)`` of a segment as ``(S, G, ..., N, H)``, a view."""
@@ -180,7 +180,9 @@ class Cell:
 
 def each(a: Array, count: int) -> tuple[Array, ...]:
     """``a[:, k]`` for every k."""
-    return tuple(a[:, k, ...] for k in range(count))
+    # Through a list: Python makes a tuple of a generator for ten entries and cuts it, and keeps 2000 of every length
+    # that were cut for later, 0.7 MB in all.
+    return tuple([a[:, k, ...] for k in range(count)])
 
 
 def multiply(ops: Elementwise) -> Step:

@@ -21,6 +21,10 @@ from .architecture import Architecture
 #: Python's own objects (of lists of free tuples alone there is 0.3 MB), NumPy's buffers for casts, and small arrays.
 OBJECTS_BYTES = 3 << 17
 
+#: What a kept segment or a remembered state takes of Python's memory, each array in it, and each layer: the objects of an
+#: array and of views of it, tuples, places in lists. A pool of device memory rounds an array up by as much at most.
+OF_A_SEGMENT, OF_AN_ARRAY, OF_A_LAYER = 256, 512, 320
+
 #: Arrays of the outputs' shape that a loss of the caller's own has at once: a guess.
 OF_CALLERS_LOSS = 10
 
@@ -74,10 +78,11 @@ def costs(network: Architecture, work: Workload, *, temporaries: bool, in_chunks
     work_step = one.scratch() + max(one.forward(), one.loss(), one.backward()) + results
     return Costs(
         fixed=OBJECTS_BYTES + math.ceil(itemsize * (one.parameters() + 6 * states + one.once())),
-        checkpoint=itemsize * states,
+        checkpoint=itemsize * states + one.objects_of_state(),
         kept=math.ceil(itemsize * one.kept()),
         work=math.ceil(itemsize * work_step),
         chunk=itemsize * rows_of_a_chunk(network.hidden_size) * one.row if in_chunks else 0,
+        segment=one.objects_of_segment() - one.objects_of_state(),  # which a checkpoint has
     )
 
 
@@ -154,6 +159,21 @@ class _OfAStep:
         if self.sides == 2:  # what each direction reads, and the outputs side by side
             count += 2 * self._copy_of_x() + (self.layers - 1) * 2 * self.row + self.row
         return count
+
+    # ---- what is there once for each of them, in bytes ------------------------------------------------
+
+    def objects_of_state(self) -> int:
+        return OF_A_SEGMENT + self.layers * len(self.cell.states) * OF_AN_ARRAY
+
+    def objects_of_segment(self) -> int:
+        """Of the arrays in :meth:`kept`."""
+        arrays = self.layers * (len(self.cell.states) + (self.cell.keeps > 0))
+        arrays += self.work.copied or self.work.padded
+        if self.network.dropout and self.work.dropout:
+            arrays += self.layers - 1
+        return OF_A_SEGMENT + self.layers * OF_A_LAYER + arrays * OF_AN_ARRAY
+
+    # ---- what running one takes ------------------------------------------------------------------------
 
     def scratch(self) -> float:
         """Gradients of the states, slopes, and z or dz."""

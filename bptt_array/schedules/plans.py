@@ -62,6 +62,8 @@ class Costs(NamedTuple):
         What running a segment takes beside that, for each step of the longest one; likewise.
     chunk : int
         What each of the chunks takes in which a segment runs backward, if they run in parallel.
+    segment : int
+        What a kept segment takes once, whatever its length, beside the checkpoint: of a short one that is most.
     """
 
     fixed: int = 0
@@ -69,9 +71,10 @@ class Costs(NamedTuple):
     kept: int = 0
     work: int = 0
     chunk: int = 0
+    segment: int = 0
 
     def of_kept(self, steps: int) -> int:
-        return self.checkpoint + steps * self.kept
+        return self.segment + self.checkpoint + steps * self.kept
 
     def of_work(self, steps: int) -> int:
         return self.checkpoint + steps * self.work + self.chunk * best_chunks(steps)
