@@ -128,6 +128,11 @@ def write_file(
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > LONGEST_HEADER * 3 // 4:
         raise ValueError(f"metadata takes {size:,} bytes; expected at most {LONGEST_HEADER * 3 // 4:,}")
+    # As they are counted when it is read, with those of the header around it.
+    if (lists := text.count("[") + text.count("{") + 3 * len(plain) + 2) > MOST_LISTS:
+        raise ValueError(
+            f"metadata has {lists:,} lists, dictionaries and opening brackets; expected at most {MOST_LISTS:,}"
+        )
     if not _is_unicode(text):
         text = json.dumps(content, sort_keys=True)
     write_atomically(path, save(plain, metadata={KEY: text}), flush=flush)

@@ -354,7 +354,10 @@ def test_a_configuration_that_means_harm_is_an_error_or_a_model_as_it_says(model
         ({"config": {}, "metadata": {}}, "unusable configuration"),
         ({"config": [], "metadata": {}}, "no readable configuration"),
         ({"config": {}, "metadata": []}, "no readable configuration"),
-        ({"config": {}, "metadata": {"a": 5}}, "has metadata that are no strings"),
+        (
+            {"config": {}, "metadata": {"a": json.loads("[" * 40 + "]" * 40)}},
+            "has unusable metadata: .32 lists and dictionaries stand",
+        ),
     ],
 )
 def test_a_header_without_what_a_model_needs_is_refused(about, message, model, tmp_path):
@@ -593,7 +596,29 @@ def test_the_same_network_is_the_same_bytes(model, tmp_path):
 def test_metadata_that_no_header_could_hold_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match=r"metadata takes 8,000,.* bytes; expected at most 6,291,456"):
         model[0].save(tmp_path / "model", {"long": "x" * 8_000_000})
+    itself = []
+    itself.append(itself)
+    for metadata, message in (
+        ({"deep": itself}, r"32 lists and dictionaries stand in each other at metadata\['deep'\]\[0\]"),
+        (
+            {"wide": [[]] * 150_000},
+            r"metadata has 150,\d* lists, dictionaries and opening brackets; expected at most 131,",
+        ),
+        ({"wide": "[" * 150_000}, r"metadata has 150,\d* lists, dictionaries and opening brackets"),
+        ({"large": 10**5000}, r"metadata\['large'\] is a huge number; expected fewer digits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model[0].save(tmp_path / "model", metadata)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_that_are_no_strings_are_read_where_strings_are_expected(model, tmp_path, capsys):
+    rnn, _, _ = model
+    for characters in (5, ["a"], {"a": "b"}, None):
+        about = {"config": rnn.config, "metadata": {"characters": characters}}
+        serialization.write_file(tmp_path / runs.MODEL, "model", rnn.params, about)
+        assert cli.main(["sample", str(tmp_path)]) == 2
+        assert "is no character model" in capsys.readouterr().err
 
 
 def test_every_character_of_unicode_fits_into_a_header(tmp_path):

@@ -442,3 +442,58 @@ def test_the_truncations_of_the_readme_are_those_of_the_torch_code_beside_them()
                 assert np.allclose(grads.params[name], parameter.grad.numpy(), rtol=1e-9, atol=1e-12), (truncate, name)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+# ---- modules that compute their weights, or are a single cell ---------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["", "decoder."])
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_the_weights_of_a_single_cell_come_as_the_error_says(kind, where):
+    import torch
+
+    theirs = getattr(torch.nn, kind)(3, 4)
+    state_dict = {where + name: value for name, value in theirs.state_dict().items()}
+    for prefix in ("rnn.", where):
+        with pytest.raises(ValueError, match=rf"state_dict has '{where}weight_ih', of a torch\.nn\.RNNCell") as error:
+            ba.RNN.from_torch_state_dict(state_dict, recurrent_prefix=prefix)
+    rename, prefix = re.search(r"rename them, (.*), with recurrent_prefix=(.*)", str(error.value)).groups()
+    renamed = eval(rename, {"re": re, "state_dict": state_dict})
+    rnn = ba.RNN.from_torch_state_dict(renamed, recurrent_prefix=eval(prefix))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 3)).astype("f"))
+    found, expected = rnn(x.numpy()[None])[1].h[0, 0], theirs(x)
+    expected = expected[0] if kind == "LSTMCell" else expected
+    assert np.allclose(found, expected.detach().numpy(), atol=1e-6)
+
+
+def computed(how):
+    """A function ``(layer, name)`` that makes a weight one that torch computes from others."""
+    import torch
+    import torch.nn.utils.prune
+
+    utils = torch.nn.utils
+    if how == "pruned":
+        return lambda layer, name: utils.prune.random_unstructured(layer, name, 0.3)
+    return getattr(utils, how.removeprefix("old ")) if how.startswith("old ") else getattr(utils.parametrizations, how)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, of what is deprecated there
+@pytest.mark.parametrize(
+    "at", [("rnn", "weight_hh_l1"), ("rnn", "weight_ih_l0_reverse"), ("readout", "weight")], ids="-".join
+)
+@pytest.mark.parametrize(
+    "how", ["weight_norm", "orthogonal", "spectral_norm", "old weight_norm", "old spectral_norm", "pruned"]
+)
+def test_weights_that_a_module_computes_come_as_the_error_says(how, at):
+    import torch
+
+    theirs = module("lstm", layers=2, bidirectional=True)
+    computed(how)(theirs.get_submodule(at[0]), at[1])
+    with pytest.raises(ValueError, match="make that a plain weight of the same values first") as error:
+        ba.RNN.from_torch_state_dict(theirs.state_dict())
+    call = re.search(r"first, (.*), then take module\.state_dict\(\)", str(error.value))[1]
+    assert call.endswith(f"(module.get_submodule({at[0]!r}), {at[1]!r})")
+    eval(call, {"torch": torch, "module": theirs})
+    rnn = ba.RNN.from_torch_state_dict(theirs.state_dict())
+    x = np.random.default_rng(0).standard_normal((5, 2, rnn.input_size))
+    assert np.allclose(rnn(x)[0], outputs(theirs, x), atol=1e-12)

@@ -8,7 +8,7 @@ for each direction where the arrays here have an axis of 2.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,12 @@ CELLS_BY_GATES = {1: ("tanh", "relu"), 4: ("lstm",), 3: ("gru",)}
 
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(0|[1-9][0-9]{0,17})(_reverse)?")
+#: Of a torch.nn.RNNCell, GRUCell or LSTMCell, which has one layer and no number for it.
+_OF_A_CELL = re.compile(r"(?P<where>(.*\.)?)(weight|bias)_(ih|hh)")
+#: Of weights that a module computes from others: by a parametrization, or by what came before those.
+_COMPUTED = re.compile(
+    r"(?P<where>(.*\.)?)(parametrizations\.(?P<new>[^.]+)\..+|(?P<old>(weight|bias)(_(ih|hh)_l\d+(_reverse)?)?)_(g|v|u|orig|mask))"
+)
 _PROJECTION = re.compile(r"weight_hr_l[0-9]+(_reverse)?")
 
 
@@ -64,7 +70,9 @@ def from_state_dict(
 ) -> tuple[Architecture, dict[str, HostArray]]:
     """See :meth:`bptt_array.RNN.from_torch_state_dict`; returns what to build, and its parameters on the host."""
     _check_prefixes(recurrent_prefix, readout_prefix)
-    given = _sorted_out(_arrays(state_dict), recurrent_prefix, readout_prefix)
+    arrays = _arrays(state_dict)
+    _check_plain_layers(arrays)
+    given = _sorted_out(arrays, recurrent_prefix, readout_prefix)
     num_layers, directions = given.check_complete()
     input_size, hidden_size = given.sizes("weight_ih_l0")[1], given.sizes("weight_hh_l0")[1]
     architecture = Architecture.checked(
@@ -206,6 +214,44 @@ def _array(name: Any, value: Any) -> HostArray:
     return array
 
 
+def _check_plain_layers(names: Collection[str]) -> None:
+    """Weights of single cells, and those that a module computes from others, have names that no prefix makes right."""
+    of_layers = any(_NAME.fullmatch(name.rpartition(".")[2]) for name in names)
+    for name in names:
+        if not of_layers and (cell := _OF_A_CELL.fullmatch(name)):
+            rename = r"{re.sub('(_[ih]h)$', r'\1_l0', name): value for name, value in state_dict.items()}"
+            raise ValueError(
+                f"state_dict has {said(name)}, of a torch.nn.RNNCell, GRUCell or LSTMCell, and no layer; its weights "
+                f"are those of a network of one layer: rename them, {rename}, with recurrent_prefix={cell['where']!r}"
+            )
+        if ("_ih_l" in name or "_hh_l" in name) and (way_out := _how_to_uncompute(name, names)):
+            raise ValueError(way_out)
+
+
+def _how_to_uncompute(name: str, names: Collection[str]) -> str:
+    """Of a weight that is computed from others: the call that makes it plain; nothing of other names."""
+    found = _COMPUTED.fullmatch(name)
+    if found is None:
+        return ""
+    weight = found["new"] or found["old"]
+    others = {suffix for suffix in ("_g", "_mask", "_orig") if f"{found['where']}{weight}{suffix}" in names}
+    if found["new"]:
+        call = "torch.nn.utils.parametrize.remove_parametrizations"
+    elif "_g" in others:
+        call = "torch.nn.utils.remove_weight_norm"
+    elif "_mask" in others:
+        call = "torch.nn.utils.prune.remove"
+    elif "_orig" in others:
+        call = "torch.nn.utils.remove_spectral_norm"
+    else:
+        return ""
+    module = f"module.get_submodule({found['where'].removesuffix('.')!r})"
+    return (
+        f"state_dict has {said(name)}, from which the module computes {weight!r} (weight_norm and the like); make that "
+        f"a plain weight of the same values first, {call}({module}, {weight!r}), then take module.state_dict()"
+    )
+
+
 def _sorted_out(arrays: Mapping[str, HostArray], recurrent_prefix: str, readout_prefix: str) -> _Given:
     """Those of the recurrent module and those of the Linear."""
     given = _Given({}, {}, recurrent_prefix)
@@ -217,7 +263,8 @@ def _sorted_out(arrays: Mapping[str, HostArray], recurrent_prefix: str, readout_
         known = in_recurrent if _NAME.fullmatch(in_recurrent) else in_readout
         if known is in_readout and known not in ("weight", "bias"):
             raise ValueError(
-                f"state_dict has {said(name)}, which is none of {recurrent_prefix}weight_ih_l0 and the like, "
+                _how_to_uncompute(name, arrays)
+                or f"state_dict has {said(name)}, which is none of {recurrent_prefix}weight_ih_l0 and the like, "
                 f"{readout_prefix}weight and {readout_prefix}bias; {_what_prefix(arrays, recurrent_prefix)}"
             )
         given.arrays[known], given.names[known] = array, name

@@ -226,7 +226,8 @@ def load(run: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
     if not path.is_file():
         raise ValueError(f"{run} is no run folder: it has no {MODEL}; expected one that `train` wrote, or its {MODEL}")
     rnn, metadata = RNN.load_with_metadata(path, device)
-    characters = metadata.get("characters", "")
+    characters = metadata.get("characters")
+    characters = characters if isinstance(characters, str) else ""
     vocabulary = Vocabulary(characters)
     fits = characters == vocabulary.characters and len(vocabulary) == rnn.input_size == rnn.output_size
     forward = rnn.readout == "every" and not rnn.bidirectional and rnn.architecture.time_major
