@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -87,3 +87,47 @@ def check_path(name: str, path: Any) -> Path:
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}={said(value)} is a {type(value).__name__}; expected True or False")
+
+
+_Kind = TypeVar("_Kind", bound=type)
+
+#: What a value that is set has to be: a check that returns it, or None where anything will do.
+Settings = Mapping[str, Callable[[str, Any], Any] | None]
+
+
+def only_settings(settings: Settings, otherwise: str, ways_out: Mapping[str, str]) -> Callable[[_Kind], _Kind]:
+    """A class decorator: attributes that can be set have an effect; what has none is an error and not silence.
+
+    Reading costs what it did. What the class or a base of it declares as ``name: type`` its methods may set, once.
+    Classes made of it may have attributes of their own.
+
+    Parameters
+    ----------
+    settings : mapping of str to function or None
+        What can be set, and the check of the value, which is called with the name and the value.
+    otherwise : str
+        What to do in place of setting anything else.
+    ways_out : mapping of str to str
+        The same for some names.
+    """
+
+    def decorated(kind: _Kind) -> _Kind:
+        declared = {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
+        properties = {name for name in ways_out if isinstance(getattr(kind, name, None), property)}
+        always = properties | set(getattr(kind, "__annotations__", {}))  # in classes made of it too
+
+        def __setattr__(self: Any, name: str, value: Any) -> None:  # noqa: N807
+            if name in settings:
+                check = settings[name]
+                value = value if check is None else check(name, value)
+            elif type(self) is kind or name in always:
+                there = hasattr(kind, name) or name in vars(self)
+                if there or name not in declared:
+                    what = f".{name} cannot be set" if there or name in ways_out else f" has no setting {said(name)}"
+                    raise AttributeError(f"{kind.__name__}{what}: {ways_out.get(name, otherwise)}")
+            object.__setattr__(self, name, value)
+
+        kind.__setattr__ = __setattr__  # type: ignore[method-assign, assignment]
+        return kind
+
+    return decorated

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
-import array_api_compat
+import numpy as np
 
-from .backend.arrays import check_plain, dtype_name, is_array, repeats_itself
-from .backend.devices import backend_of
+from .backend.arrays import check_plain, dtype_name, is_array, is_writeable
+from .backend.devices import backend_of, packed, resolve, unpacked
 from .backend.portable import DTYPES, Array, Backend, Elementwise
 from .bptt.state import Gradients
-from .checks import check_count, check_number, said
+from .checks import check_count, check_number, only_settings, said
 
 Arrays = Mapping[str, Array]
 
@@ -49,7 +50,7 @@ def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]
         raise ValueError(f"grads has keys {_names(grads)}; expected those of params, {_names(params)}")
     for name, param in params.items():
         grad, backend = grads[name], backend_of(param)
-        if not array_api_compat.is_writeable_array(param) or repeats_itself(param):
+        if not is_writeable(param):
             raise ValueError(f"params[{name!r}] cannot be written to; expected an array of its own: copy it first")
         if not backend.owns(grad):
             raise TypeError(
@@ -62,10 +63,25 @@ def _check_update(params: Arrays, grads: Arrays, kept: Mapping[str, list[Array]]
             )
         for array in kept.get(name, []):
             if not backend.owns(array) or array.shape != param.shape or array.dtype != param.dtype:
-                raise ValueError(
-                    f"params[{name!r}] changed its shape, dtype or device since the last update; expected one "
-                    "optimizer per model and device: make a new one"
-                )
+                raise ValueError(f"params[{name!r}] {_what_differs(param, array)}")
+
+
+def _what_differs(param: Array, kept: Array) -> str:
+    """What a parameter has that an array kept for it has not, and the way out."""
+    if tuple(kept.shape) != tuple(param.shape):
+        return (
+            f"has shape {tuple(param.shape)}, but what the optimizer keeps for it {tuple(kept.shape)}, which is of no "
+            "use there; expected the parameters of the updates before. To go on without what it keeps for this one, "
+            "take its name out of both parts of state = optimizer.state_dict() and optimizer.load_state_dict(state)"
+        )
+    where, before = backend_of(param), backend_of(kept)
+    if where != before:
+        there, here, way = before.name, where.name, "optimizer.to(rnn.backend), as rnn.to moves the network"
+    else:
+        there, here = dtype_name(kept), dtype_name(param)
+        way = "optimizer.load_state_dict(optimizer.state_dict(), like=rnn.params)"
+    what = "is on" if where != before else "has dtype"
+    return f"{what} {here}, but what the optimizer keeps for it {what} {there}; move that too: {way}"
 
 
 def _checked_state(state_dict: Any, slots: int) -> tuple[dict[str, int], dict[str, list[Array]]]:
@@ -87,25 +103,33 @@ def _checked_state(state_dict: Any, slots: int) -> tuple[dict[str, int], dict[st
     return {name: int(count) for name, count in updates.items()}, {name: list(arrays) for name, arrays in kept.items()}
 
 
+def _moved(name: str, kept: Array, backend: Backend, dtype: str) -> Array:
+    """A copy of what is kept for a parameter, on a device and in a dtype."""
+    own = backend_of(kept)
+    if own == backend and dtype_name(kept) == dtype:
+        with backend.active():
+            return backend.copy(kept)
+    host = own.to_host(kept)
+    with np.errstate(over="ignore"):
+        rounded = host.astype(dtype, copy=False)
+    if (lost := np.isfinite(host) & ~np.isfinite(rounded)).any():
+        raise ValueError(f"{name} holds {host[lost].flat[0]:g}, which {dtype} cannot hold")
+    return unpacked(backend, rounded)
+
+
 class _Optimizer(ABC):
     """A learning rate, and arrays kept per parameter."""
 
     #: How many arrays of a parameter's shape an update keeps.
-    slots = 0
+    slots: int = 0
+    #: Learning rate, eta of (4); may be set between updates.
+    lr: float
+    _kept: dict[str, list[Array]]
+    _updates: dict[str, int]  # of every parameter: one may join later
 
     def __init__(self, lr: float) -> None:
         self.lr = lr
-        self._kept: dict[str, list[Array]] = {}
-        self._updates: dict[str, int] = {}  # of every parameter: one may join later
-
-    @property
-    def lr(self) -> float:
-        """Learning rate, eta of (4); may be set between updates."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self._lr = check_number("lr", value)
+        self._kept, self._updates = {}, {}
 
     def update(self, params: Arrays, grads: Arrays) -> None:
         """Change every parameter in place.
@@ -139,17 +163,74 @@ class _Optimizer(ABC):
             "kept": {name: [backend_of(a).copy(a) for a in kept] for name, kept in self._kept.items()},
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned; the arrays have to be where the parameters are.
+    def load_state_dict(self, state_dict: Mapping[str, Any], like: Arrays | None = None) -> None:
+        """Go on from what :meth:`state_dict` returned.
+
+        Parameters
+        ----------
+        state_dict : dict
+        like : dict of str to array, optional
+            The parameters that will be updated: what is kept moves to the device and the dtype of each, rounded. Those
+            for which nothing is kept begin anew. Left out, it stays where it is, which has to be where they are.
 
         Raises
         ------
         ValueError, TypeError
-            If it is no such dictionary, or of another kind of optimizer; nothing is changed then.
+            If it is no such dictionary, or of another kind of optimizer; if ``like`` has another shape for a name, or
+            not all of its names; if a number is too large for the dtype. Nothing is changed then.
         """
         updates, kept = _checked_state(state_dict, self.slots)
-        self._updates = updates
-        self._kept = {name: [backend_of(a).copy(a) for a in arrays] for name, arrays in kept.items()}
+        if like is None:
+            moved = {name: [backend_of(a).copy(a) for a in arrays] for name, arrays in kept.items()}
+        else:
+            _check_arrays("like", like)
+            if missing := sorted(set(kept) - set(like)):
+                raise ValueError(
+                    f"like has no {', '.join(map(repr, missing))}, for which state_dict keeps something; expected the "
+                    "parameters that the state is of, or a state_dict without these names"
+                )
+            for name, arrays in kept.items():
+                shapes = {tuple(array.shape) for array in arrays} - {tuple(like[name].shape)}
+                if shapes:
+                    raise ValueError(
+                        f"state_dict['kept'][{name!r}] has shape {shapes.pop()}, like[{name!r}] "
+                        f"{tuple(like[name].shape)}; expected the same: what is kept for another shape is of no use, "
+                        "take the name out of both parts of state_dict"
+                    )
+            moved = {
+                name: [
+                    _moved(f"state_dict['kept'][{name!r}]", array, backend_of(param), dtype_name(param))
+                    for array in kept[name]
+                ]
+                for name, param in like.items()
+                if name in kept
+            }
+        vars(self).update(_updates={name: updates[name] for name in moved}, _kept=moved)
+
+    def to(self, device: str | Backend) -> Self:
+        """Move what is kept to a device, as :meth:`RNN.to` moves the parameters; returns the optimizer.
+
+        Examples
+        --------
+        >>> import bptt_array as ba
+        >>> rnn, optimizer = ba.RNN(input_size=3, hidden_size=8), ba.Adam()
+        >>> optimizer.update(rnn.to("cpu").params, rnn.params)  # "cuda", where there is one
+        >>> optimizer = optimizer.to(rnn.backend)
+        """
+        backend = resolve(device)
+        vars(self)["_kept"] = {
+            name: [_moved(f"what is kept for {name!r}", array, backend, dtype_name(array)) for array in arrays]
+            for name, arrays in self._kept.items()
+        }
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With what is kept on the host, so that it can be pickled from every device."""
+        return vars(self) | {"_kept": {name: [packed(a) for a in arrays] for name, arrays in self._kept.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kept = {name: [unpacked(*one) for one in arrays] for name, arrays in state["_kept"].items()}
+        vars(self).update(state | {"_kept": kept})
 
     @abstractmethod
     def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
@@ -202,6 +283,11 @@ def _adam(ops: Elementwise) -> Callable[..., None]:
     return update
 
 
+@only_settings(
+    {"lr": check_number},
+    "expected lr",
+    {"momentum": "it decides what is kept; make a new optimizer, SGD(lr, momentum=…)"},
+)
 class SGD(_Optimizer):
     """Gradient descent (4), with optional momentum.
 
@@ -210,20 +296,17 @@ class SGD(_Optimizer):
     Parameters
     ----------
     lr : float
-        Finite, at least 0.
+        Finite, at least 0. May be set between updates, ``optimizer.lr = 0.01``.
     momentum : float
-        In [0, 1).
+        In [0, 1), and fixed: it decides what is kept.
     """
+
+    momentum: float
 
     def __init__(self, lr: float, momentum: float = 0.0) -> None:
         super().__init__(lr)
-        self._momentum = check_number("momentum", momentum, below=1.0)
-        self.slots = 1 if self._momentum else 0
-
-    @property
-    def momentum(self) -> float:
-        """Part of the last step that is taken again; fixed, since it decides what is kept."""
-        return self._momentum
+        self.momentum = check_number("momentum", momentum, below=1.0)
+        vars(self)["slots"] = 1 if self.momentum else 0
 
     def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
         if kept:
@@ -232,6 +315,20 @@ class SGD(_Optimizer):
             backend.fused(_gradient_descent)(param, grad, self.lr)
 
 
+def _positive(name: str, value: Any) -> float:
+    if not (number := check_number(name, value)):
+        raise ValueError(f"{name}=0; expected a positive number, which keeps parameters without a gradient finite")
+    return number
+
+
+_BELOW_ONE = partial(check_number, below=1.0)
+
+
+@only_settings(
+    {"lr": check_number, "beta1": _BELOW_ONE, "beta2": _BELOW_ONE, "eps": _positive},
+    "expected one of lr, beta1, beta2, eps",
+    {},
+)
 class Adam(_Optimizer):
     """Adam (Kingma & Ba, 2015, algorithm 1).
 
@@ -247,17 +344,18 @@ class Adam(_Optimizer):
         In [0, 1).
     eps : float
         Positive.
+
+    All four may be set between updates.
     """
 
     slots = 2
+    beta1: float
+    beta2: float
+    eps: float
 
     def __init__(self, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         super().__init__(lr)
-        self.beta1 = check_number("beta1", beta1, below=1.0)
-        self.beta2 = check_number("beta2", beta2, below=1.0)
-        self.eps = check_number("eps", eps)
-        if not self.eps:
-            raise ValueError("eps=0; expected a positive number, which keeps parameters without a gradient finite")
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
     def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
         # The two corrections as scalars: lr m_hat / (sqrt(v_hat) + eps) = lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)

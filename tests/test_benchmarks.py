@@ -134,7 +134,7 @@ def test_products_alone_are_the_products_of_a_training_step(shape, cell, monkeyp
 
     monkeypatch.setattr(backend.xp, "matmul", matmul)
     monkeypatch.setattr(np, "matmul", matmul)
-    monkeypatch.setattr(backend, "empty", lambda shape, dtype: np.empty(shape, dtype).view(Noted))
+    monkeypatch.setitem(vars(backend), "empty", lambda shape, dtype: np.empty(shape, dtype).view(Noted))
     limit = peers.Products(problem)
     limit.h, limit.z = limit.h.view(Noted), limit.z.view(Noted)  # of which every step's products are made
     limit.run()

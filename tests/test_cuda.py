@@ -396,7 +396,7 @@ def test_the_fallback_without_gemm_gives_the_same_numbers(device, dtype, shape, 
     fast = ba.backend.CupyBackend(ba.backend.resolve(device)._index)
     portable = ba.backend.CupyBackend(fast._index)
     assert fast.gemm is not None
-    portable.gemm = None
+    vars(portable)["gemm"] = None
     rng = np.random.default_rng(0)
     x = rng.standard_normal((steps, sequences, 3)).astype(dtype)
     target = rng.standard_normal((steps, sequences, 2)).astype(dtype)

@@ -177,11 +177,11 @@ def test_the_table_says_what_is_out_of_bounds(monkeypatch):
         z *= 1 + 1e-5
 
     broken = ba.backend.NumpyBackend()
-    broken.tanh_ = wrong.__get__(broken)
+    vars(broken)["tanh_"] = wrong.__get__(broken)
     rows = ba.compare_devices(broken)
     assert any(not row.ok for row in rows)
     assert "TOO LARGE" in ba.parity.table(rows)
-    broken.tanh_ = lambda z: z.fill(np.nan)
+    vars(broken)["tanh_"] = lambda z: z.fill(np.nan)
     assert any(row.error == float("inf") for row in ba.compare_devices(broken))
 
 

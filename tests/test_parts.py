@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -13,6 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import bptt_array as ba
 from bptt_array import serialization
+from bptt_array.backend import resolve
+from bptt_array.backend.arrays import dtype_name
+from bptt_array.backend.devices import backend_of, unpacked
 from bptt_array.rnn import files as models
 from bptt_array.rnn.initializers import initial_parameters
 from bptt_array.schedules.instructions import Backward, Forward, Segments, full, segment_length, truncated
@@ -172,6 +176,29 @@ def test_a_saved_network_comes_back_the_same(saved):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_metadata_hold_what_json_holds(tmp_path):
+    metadata = {
+        "mean": 43.8,
+        "count": 10**30,
+        "scaled": True,
+        "nothing": None,
+        "names": ["a", "ö", "\0\udc80"],
+        "of each": {"x": {"mean": -0.0, "std": float("inf")}},
+        "characters": "a string as ever",
+        "": [],
+    }
+    ba.RNN(1, 1).save(tmp_path / "model", metadata)
+    found = ba.RNN.load_with_metadata(tmp_path / "model")[1]
+    assert found == metadata
+    assert type(found["scaled"]) is bool
+    from_numpy = {"mean": np.float32(0.1), "count": np.int8(3), "yes": np.bool_(True), "pair": (1, np.float64(2))}
+    ba.RNN(1, 1).save(tmp_path / "model", from_numpy)
+    found = ba.RNN.load_with_metadata(tmp_path / "model")[1]
+    assert found == {"mean": float(np.float32(0.1)), "count": 3, "yes": True, "pair": [1, 2.0]}
+    ba.RNN(1, 1).save(tmp_path / "model", {"mean": np.ones(2).tolist()})  # the way out
+    assert ba.RNN.load_with_metadata(tmp_path / "model")[1] == {"mean": [1.0, 1.0]}
+
+
 def test_parameters_come_in_the_order_of_the_architecture_wherever_they_come_from(tmp_path):
     rnn = ba.RNN(3, 4, 2, cell="gru", num_layers=3, bidirectional=True, members=2)
     names = list(rnn.architecture.shapes)
@@ -220,9 +247,11 @@ def test_saving_says_what_is_wrong_and_follows_links(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match="the folder does not exist"):
         rnn.save(tmp_path / "none" / "model")
     for metadata, message in (
-        ({"note": 1}, r"metadata\['note'\]=1; expected strings under strings"),
-        ({2: "x"}, r"metadata\[2\]='x'; expected strings"),
-        (["note"], "metadata is a list; expected a dictionary of strings"),
+        ({"note": np.ones(2)}, r"metadata\['note'\]=array.* is a ndarray; expected what JSON holds.* its \.tolist\(\)"),
+        ({"a": [{"b": {1}}]}, r"metadata\['a'\]\[0\]\['b'\]=\{1\} is a set; expected what JSON holds"),
+        ({2: "x"}, r"metadata has the key 2, a int; expected strings"),
+        ({"a": {None: 1}}, r"metadata\['a'\] has the key None, a NoneType; expected strings"),
+        (["note"], "metadata is a list; expected a dictionary"),
     ):
         with pytest.raises(TypeError, match=message):
             rnn.save(path, metadata)
@@ -323,3 +352,120 @@ def test_gradients_of_two_dtypes_are_clipped_in_their_own():
     clipped = ba.clip_by_global_norm({"a": np.ones(2, np.float32), "b": np.ones(2)}, 1.0)
     assert [clipped[name].dtype for name in "ab"] == [np.float32, np.float64]
     assert float(ba.global_norm({name: a.astype(float) for name, a in clipped.items()})) == pytest.approx(1, rel=1e-6)
+
+
+# ---- states of optimizers that move -----------------------------------------------------------------------
+
+
+def _updated(make, dtype="float32", backend=None):
+    """A parameter's dictionary and an optimizer after two updates, on a backend."""
+    backend = resolve("cpu") if backend is None else backend
+    params, optimizer = {name: np.arange(1.0, size + 1, dtype=dtype) for name, size in (("b", 2), ("a", 3))}, make()
+    params = {name: unpacked(backend, value) for name, value in params.items()}
+    for _ in range(2):
+        optimizer.update(params, _halves(params))
+    return params, optimizer
+
+
+def _halves(params):
+    """Gradients, made from the parameters."""
+    with backend_of(params["a"]).active():
+        return {name: 0.5 * value for name, value in params.items()}
+
+
+def _values(params):
+    return {name: backend_of(value).to_host(value).tolist() for name, value in params.items()}
+
+
+KEEPING = pytest.mark.parametrize("make", [lambda: ba.SGD(0.1, 0.9), ba.Adam], ids=["momentum", "adam"])
+
+
+@KEEPING
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+def test_an_optimizer_moves_with_its_parameters_and_goes_on_as_it_would_have(make_backend, dtype, make):
+    (params, optimizer), (expected, stayed) = _updated(make, dtype), _updated(make, dtype)
+    backend = make_backend()
+    moved = {name: unpacked(backend, value) for name, value in params.items()}
+    if not backend.owns(params["b"]):
+        with pytest.raises(
+            ValueError, match=rf"params\['b'\] is on {re.escape(backend.name)}, .* is on cpu; move that too"
+        ) as error:
+            optimizer.update(moved, _halves(moved))
+        assert "optimizer.to(rnn.backend)" in str(error.value)
+    assert optimizer.to(backend) is optimizer
+    optimizer.update(moved, _halves(moved))
+    stayed.update(expected, _halves(expected))
+    for name, value in expected.items():
+        assert np.allclose(_values(moved)[name], value, rtol=1e-6)
+    optimizer.to("cpu").update(expected, _halves(expected))
+
+
+@KEEPING
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+def test_a_state_is_loaded_to_where_the_parameters_are(make_backend, dtype, make):
+    (params, optimizer), backend = _updated(make, "float32"), make_backend()
+    other = {name: unpacked(backend, value.astype(dtype)) for name, value in reversed(params.items())}
+    if dtype != "float32":
+        with pytest.raises(
+            ValueError, match=r"has dtype float64, but what the optimizer keeps for it has dtype float32"
+        ) as e:
+            optimizer.update({name: value.astype(dtype) for name, value in params.items()}, _wide(params))
+        assert "optimizer.load_state_dict(optimizer.state_dict(), like=rnn.params)" in str(e.value)
+    there = make()
+    there.load_state_dict(optimizer.state_dict(), like=other)
+    state = there.state_dict()
+    assert list(state["kept"]) == list(state["updates"]) == list(other)  # in the order of the parameters
+    for name, arrays in state["kept"].items():
+        for found, array in zip(arrays, optimizer.state_dict()["kept"][name], strict=True):
+            assert backend.owns(found)
+            assert dtype_name(found) == dtype
+            assert backend.to_host(found).tolist() == array.tolist()  # float32 is exact in either
+    there.update(other, _halves(other))
+    optimizer.update(params, _halves(params))
+    assert all(np.allclose(_values(other)[name], value, rtol=1e-6) for name, value in params.items())
+
+
+def _wide(params):
+    return {name: 0.5 * value.astype("float64") for name, value in params.items()}
+
+
+def test_a_parameter_of_another_shape_can_begin_anew_while_the_others_go_on():
+    params, optimizer = _updated(ba.Adam)
+    larger = params | {"b": np.ones(5, "f")}
+    with pytest.raises(
+        ValueError, match=r"params\['b'\] has shape \(5,\), but what the optimizer keeps for it \(2,\)"
+    ) as e:
+        optimizer.update(larger, _halves(larger))
+    assert "take its name out of both parts of state = optimizer.state_dict()" in str(e.value)
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"state_dict\['kept'\]\['b'\] has shape \(2,\), like\['b'\] \(5,\)"):
+        optimizer.load_state_dict(state, like=larger)
+    for part in state.values():
+        del part["b"]
+    optimizer.load_state_dict(state, like=larger)
+    optimizer.update(larger, _halves(larger))
+    assert optimizer.state_dict()["updates"] == {"a": 3, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("like", "kind", "message"),
+    [
+        ({"a": np.ones(3, "f")}, ValueError, r"like has no 'b', for which state_dict keeps something"),
+        ([1], TypeError, r"like is a list; expected a dictionary of arrays"),
+        ({"a": np.ones(3, "f"), "b": np.ones(2, int)}, TypeError, r"like\['b'\] is a ndarray of dtype int64"),
+    ],
+)
+def test_a_state_that_does_not_fit_its_parameters_is_refused_before_anything_changes(like, kind, message):
+    _, optimizer = _updated(ba.Adam, "float64")
+    before = optimizer.state_dict()
+    with pytest.raises(kind, match=message):
+        optimizer.load_state_dict(before, like=like)
+    large = optimizer.state_dict()
+    large["kept"]["a"][1][0] = 1e300
+    with pytest.raises(ValueError, match=r"state_dict\['kept'\]\['a'\] holds 1e\+300, which float32 cannot hold"):
+        optimizer.load_state_dict(large, like={"a": np.ones(3, "f"), "b": np.ones(2, "f")})
+    after = optimizer.state_dict()
+    assert before["updates"] == after["updates"]
+    assert all(
+        np.array_equal(x, y) for name in "ab" for x, y in zip(before["kept"][name], after["kept"][name], strict=True)
+    )

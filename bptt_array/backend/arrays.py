@@ -83,6 +83,11 @@ def repeats_itself(array: Any) -> bool:
     return any(step == 0 and size > 1 for step, size in zip(strides, array.shape, strict=False))
 
 
+def is_writeable(array: Any) -> bool:
+    """Whether numbers can be written to it, each to a place of its own."""
+    return bool(array_api_compat.is_writeable_array(array)) and not repeats_itself(array)
+
+
 def is_plain(array: Any) -> bool:
     """Whether it computes as arrays do: without a mask, and without a matrix' rules."""
     return not isinstance(array, (np.ma.MaskedArray, np.matrix))

@@ -9,7 +9,7 @@ import array_api_compat
 import array_api_compat.numpy
 import numpy as np
 
-from .portable import Array, Backend, Elementwise
+from .portable import Array, Backend, Elementwise, place
 
 
 class NumpyElementwise(Elementwise):
@@ -52,6 +52,7 @@ def _rows_apart(shape: tuple[int, ...], dtype: Any) -> Array:
 _BLOCK_BYTES = 1 << 18
 
 
+@place
 class NumpyBackend(Backend):
     """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop."""
 
@@ -61,7 +62,10 @@ class NumpyBackend(Backend):
 
     def __init__(self) -> None:
         super().__init__(array_api_compat.numpy)
-        self.elementwise = NumpyElementwise(self.xp)
+        vars(self)["elementwise"] = NumpyElementwise(self.xp)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NumpyBackend, (), self.settings
 
     @property
     def name(self) -> str:

@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from .portable import Array, Backend, CudaDevice, Elementwise
+from .portable import Array, Backend, CudaDevice, Elementwise, place
 
 
+@place
 class CupyBackend(Backend):
     """CuPy on one CUDA device."""
+
+    cupy: Any
+    gemm: Any
+    _index: int
+    _fused: dict[Any, Callable[..., None]]
+    _one_minus_square: Any
 
     #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
     segment_bytes = 1 << 26
@@ -29,7 +36,7 @@ class CupyBackend(Backend):
 
         self.cupy = cupy
         self._index = index
-        self._fused: dict[Any, Callable[..., None]] = {}
+        self._fused = {}
         with self.active():
             super().__init__(array_api_compat.cupy)
             self.gemm = self._find_gemm()
@@ -51,6 +58,9 @@ class CupyBackend(Backend):
             return gemm
         except (ImportError, AttributeError, TypeError, AssertionError, ValueError):
             return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CupyBackend, (self._index,), self.settings
 
     @property
     def name(self) -> str:

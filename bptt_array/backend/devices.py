@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import importlib.util
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any
 
 import array_api_compat
 import array_api_compat.numpy
+import numpy as np
 
 from ..checks import said
 from .cpu import NumpyBackend
@@ -82,6 +84,28 @@ def resolve(device: str | Backend) -> Backend:
             f"device={said(device)} does not exist: CuPy finds {count} of them, cuda:0 to cuda:{count - 1}"
         )
     return _cupy_backend(int(index or 0))
+
+
+def _reduced(backend: Any) -> tuple[Any, ...]:
+    """How a backend of a ``device`` argument is pickled: by its name, so that there is one of each in every process."""
+    own = _numpy_backend() if isinstance(backend, NumpyBackend) else _cupy_backend(int(backend.name[5:]))
+    return (resolve, (backend.name,)) if backend is own else backend.__reduce__()
+
+
+for _kind in (NumpyBackend, CupyBackend):
+    copyreg.pickle(_kind, _reduced)
+
+
+def packed(array: Array) -> tuple[Backend, np.ndarray[Any, Any]]:
+    """An array as it can be pickled, of any namespace and device: where it is, and its numbers on the host."""
+    backend = backend_of(array)
+    return backend, backend.to_host(array)
+
+
+def unpacked(backend: Backend, host: np.ndarray[Any, Any]) -> Array:
+    """What was :func:`packed`, where it was."""
+    with backend.active():
+        return backend.from_host(host)
 
 
 def backend_of(array: Array) -> Backend:

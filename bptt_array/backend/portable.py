@@ -10,7 +10,9 @@ They rely on basic slices (and reshapes of contiguous arrays) being views. That 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import array_api_compat
 import array_api_compat.numpy
 import numpy as np
 
+from ..checks import Settings, check_count, check_flag, only_settings
 from .host import host_copy
 from .namespaces import dtypes_of, namespace_of
 
@@ -62,6 +65,37 @@ class CudaDevice(NamedTuple):
     has_nccl: bool
 
 
+def _of_module(kind: type[Backend], namespace: str, device: Any) -> Backend:
+    """A backend that was pickled."""
+    return kind(importlib.import_module(namespace), device)
+
+
+def _flag(name: str, value: Any) -> bool:
+    check_flag(name, value)
+    return bool(value)
+
+
+#: What may be set on a backend, with its check: choices of speed and memory, no result depends on them.
+_SETTINGS: Settings = {
+    "segment_bytes": check_count,
+    "keeps_arrays": _flag,
+    "temporaries": _flag,
+    "one_thread_multiply_adds": lambda name, value: None if value is None else check_count(name, value),
+}
+
+
+#: Of a class of backends: nothing else can be set, since it is a place and does not move.
+place = only_settings(
+    _SETTINGS,
+    f"expected one of {', '.join(_SETTINGS)}",
+    dict.fromkeys(
+        ("xp", "device", "name"),
+        "a backend is one place; make another, ba.Backend(xp, device), and move the network there, rnn.to(backend)",
+    ),
+)
+
+
+@place
 class Backend:
     """A mutable Array API namespace and one of its devices; the portable form of every primitive.
 
@@ -87,12 +121,25 @@ class Backend:
     ValueError
         If it has no such device.
 
+    Notes
+    -----
+    Two backends are equal where they are the same place. One that is pickled is made anew by the process that reads it,
+    which needs the namespace and the device. What can be set (``segment_bytes`` and the like) changes speed and memory,
+    and no result.
+
     Examples
     --------
     >>> import numpy, bptt_array as ba
     >>> ba.RNN(input_size=3, hidden_size=4, device=ba.Backend(numpy)).backend
     Backend('array_api_compat.numpy', device='cpu')
     """
+
+    xp: Any
+    device: Any
+    integer: Any
+    elementwise: Elementwise
+    _dtypes: Mapping[str, Any]
+    _zeros: dict[str, Array]
 
     #: States of one segment should fit in this many bytes: about what stays in a core's cache.
     segment_bytes = 1 << 22
@@ -108,10 +155,40 @@ class Backend:
         self._dtypes = dtypes_of(self.xp, self.device)
         self.integer = self._dtypes["int64" if "int64" in self._dtypes else "int32"]
         self.elementwise = Elementwise(self.xp)
-        self._zeros: dict[str, Array] = {}
+        self._zeros = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
         return self  # a place, not a value: a copied network lives in the same one
+
+    def __copy__(self) -> Backend:
+        """The same place, with settings of its own."""
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same place: of the same kind, with the same namespace and device."""
+        if type(self) is not type(other):
+            return NotImplemented
+        assert isinstance(other, Backend)
+        return self.xp is other.xp and bool(self.device == other.device)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        name = getattr(self.xp, "__name__", None)
+        if sys.modules.get(name or "") is not self.xp:
+            raise TypeError(
+                f"{self!r} cannot be pickled: its namespace is no module that another process could import; move to "
+                "the CPU first, rnn.to('cpu')"
+            )
+        return _of_module, (type(self), name, self.device), self.settings
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was set on this one, and differs from its class."""
+        return {name: value for name, value in vars(self).items() if name in _SETTINGS}
 
     def __repr__(self) -> str:
         return f"Backend({self.xp.__name__!r}, device={str(self.device)!r})"

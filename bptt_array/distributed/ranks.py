@@ -14,7 +14,7 @@ from ..backend.arrays import dtype_name
 from ..backend.devices import backend_of
 from ..backend.portable import Array, Backend
 from ..bptt.state import Gradients, State
-from ..checks import check_count, check_flag, check_option, said
+from ..checks import check_count, check_flag, check_option, only_settings, said
 from . import transports
 from .transports import Buffers, RanksError, Transport
 from .world import all_processes, launched, library
@@ -44,6 +44,14 @@ class Reduced(NamedTuple):
     flags: Array
 
 
+_AS_MADE = only_settings(
+    {},
+    "ranks and their transport stay as they were made; make another, distributed.Communicator(comm, transport=…)",
+    {},
+)
+
+
+@_AS_MADE
 class OneProcess:
     """A process by itself: what a :class:`Communicator` is where there is no other rank, and no MPI.
 
@@ -107,7 +115,7 @@ class OneProcess:
     def sum(self, arrays: Arrays) -> dict[str, Array]:
         """Every array summed over all ranks, as arrays of their own: one message for each dtype.
 
-        Bools are counted, as int64; sums are in the byte order of this machine.
+        Bools are counted, as int64 (or the widest integer of the device); sums are in the byte order of this machine.
 
         Raises
         ------
@@ -146,6 +154,7 @@ class OneProcess:
         return array
 
 
+@_AS_MADE
 class Communicator(OneProcess):
     """The ranks of an MPI communicator.
 
@@ -165,14 +174,18 @@ class Communicator(OneProcess):
         Without mpi4py, or an MPI.
     """
 
+    transport: str
+    comm: Any
+    _agreed: dict[Any, tuple[Transport, float]]
+    _transports: dict[tuple[str, str], Transport]
+    _buffers: Buffers
+
     def __init__(self, comm: Any = None, transport: str = "auto") -> None:
         check_option("transport", transport, ("auto", *transports.NAMES))
         self.transport = transport
         self.comm = all_processes() if comm is None else comm
-        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self._agreed: dict[Any, tuple[Transport, float]] = {}
-        self._transports: dict[tuple[str, str], Transport] = {}
-        self._buffers = Buffers()
+        vars(self).update(rank=self.comm.Get_rank(), size=self.comm.Get_size())
+        self._agreed, self._transports, self._buffers = {}, {}, Buffers()
 
     def _all_reduce(self, grads: Gradients, loss: Array | None, *, flag: bool) -> Reduced:
         arrays = _by_name(grads.params if loss is None else {**grads.params, "loss": loss})

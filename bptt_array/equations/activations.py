@@ -34,6 +34,9 @@ class Activation:
     derivative_: Callable[[Backend, Array, Array], None] | None
     vjp: Callable[[Backend, Array, Array], Array]
 
+    def __reduce__(self) -> str:
+        return self.name  # a name of this file: another process, and a copy, has the one that is there
+
     def value_(self, backend: Backend, z: Array) -> None:
         """In place: z becomes f(z)."""
         self.bound(backend)(z)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ..backend.portable import Array, Backend, Elementwise
+from ..checks import only_settings
 from .state_product import StateProduct
 
 Params = Mapping[str, Array]
@@ -176,6 +177,12 @@ class Cell:
         which is then summed.
         """
         return {}
+
+
+_SHARED = "all networks share this cell; make a class of your own from it, and give the network an object of that"
+
+#: Of a class of the library, whose cells every network with ``cell="lstm"`` and the like shares: nothing can be set.
+shared = only_settings({}, _SHARED, {})
 
 
 def each(a: Array, count: int) -> tuple[Array, ...]:

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from ..backend.portable import Array, Backend
 from .activations import Activation
-from .cell import Cell, Params, Step, Tape
+from .cell import Cell, Params, Step, Tape, shared
 from .state_product import StateProduct
 
 
+@shared
 class Elman(Cell):
     """The cell of (1.1), with f tanh or ReLU; ``product.adding()`` is the product with ``W_hh``, see :class:`Cell`."""
 
+    f: Activation
     in_place = True
     diagonal = True
 
     def __init__(self, f: Activation) -> None:
-        self.f, self.name = f, f.name
-        self.activations = {"h": (f.name, None)}
+        self.f = f
+        vars(self).update(name=f.name, activations={"h": (f.name, None)})  # nobody sets them after this
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         f_, add_product = self.f.bound(backend), product.adding()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from ..backend.portable import Array, Backend, Elementwise
-from .cell import Cell, Params, Step, Tape, each, multiply
+from .cell import Cell, Params, Step, Tape, each, multiply, shared
 from .state_product import StateProduct
 
 
+@shared
 class GRU(Cell):
     """Gated recurrent unit, with the gates r, z, n of PyTorch in that order, and its formulas.
 

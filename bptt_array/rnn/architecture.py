@@ -133,8 +133,12 @@ class Architecture:
 
     def single(self, k: int) -> Architecture:
         """That of member k of an ensemble: a network of its own."""
+        return replace(self, members=None, seed=self.seed + k)
+
+    def changed(self, **options: Any) -> Architecture:
+        """The same with other options, which are checked."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Architecture(**values | {"members": None, "seed": self.seed + k})
+        return Architecture.checked(**values | options)
 
     # ---- parameters -----------------------------------------------------------------------------------
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, NoReturn
+
 from ..backend.portable import Array
 from ..bptt.passes import BoundNetwork, run_backward
 from ..bptt.state import Gradients, State
@@ -25,6 +28,17 @@ class BackwardFunction:
         self._unrolled = unrolled
         self._y_shape = y_shape
         self._backward = backward
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BackwardFunction:
+        memo[id(self)] = function = BackwardFunction.__new__(BackwardFunction)
+        vars(function).update(copy.deepcopy(vars(self), memo))
+        return function
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a BackwardFunction cannot be pickled: it holds the states and the bound steps of one call. Pickle the "
+            "Gradients that it returns, or the network and x, and call rnn.forward(x) there"
+        )
 
     def __call__(self, dy: Array | None = None, dstate: State | None = None, *, input_grad: bool = False) -> Gradients:
         """Gradients of every parameter, of the initial state, and with ``input_grad`` of ``x``.

@@ -55,12 +55,15 @@ class Calls:
     workspace : Workspace
     """
 
-    def __init__(self, architecture: Architecture, backend: Backend) -> None:
+    def __init__(self, architecture: Architecture, backend: Backend, workspace: Workspace | None = None) -> None:
         self.architecture = architecture
         self.backend = backend
         self.layout = TimeFirst() if architecture.time_major else BatchFirst(backend)
-        self.workspace = Workspace()
+        self.workspace = Workspace() if workspace is None else workspace
         self._bound: tuple[dict[str, Array], passes.BoundNetwork | None] = {}, None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Calls, (self.architecture, self.backend)  # all else is made as calls need it
 
     def outward(self, y: Array) -> Array:
         """Outputs as the caller has them."""

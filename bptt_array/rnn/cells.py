@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 from ..checks import check_option
@@ -13,6 +14,15 @@ from ..equations.lstm import LSTM
 
 #: By name.
 CELLS: dict[str, Cell] = {name: Elman(f) for name, f in CELL_ACTIVATIONS.items()} | {"lstm": LSTM(), "gru": GRU()}
+
+
+def _reduced(cell: Cell) -> Any:
+    """How a cell is pickled: those of the library by name, so that there is one of each in every process."""
+    return (check_cell, (cell.name,)) if CELLS.get(cell.name) is cell else cell.__reduce_ex__(4)
+
+
+for _kind in {type(cell) for cell in CELLS.values()}:
+    copyreg.pickle(_kind, _reduced)
 
 
 def check_cell(cell: Any) -> Cell:

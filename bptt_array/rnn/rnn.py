@@ -6,6 +6,7 @@ ensemble, G gates of a cell. Arrays are time-major, unless a network is told tha
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend.arrays import is_integer
+from ..backend.arrays import check_plain, is_integer, is_writeable
 from ..backend.devices import resolve
 from ..backend.portable import Array, Backend
 from ..bptt import passes
 from ..bptt.state import Gradients, State
-from ..checks import check_count, check_flag, check_number, check_option, check_path, said
+from ..bptt.workspace import Workspace
+from ..checks import check_count, check_flag, check_number, check_option, check_path, only_settings, said
 from ..equations.cell import Cell
 from ..equations.losses import LOSSES, UserLoss
 from ..schedules import plans
@@ -38,6 +40,51 @@ from .initializers import INITIALIZERS
 from .memory import Workload, plan_for
 
 
+def _option(name: str) -> property:
+    """An option that no parameter depends on: it may be set, and calls from then on go by it."""
+
+    def of(rnn: RNN) -> Any:
+        return getattr(rnn.architecture, name)
+
+    def change(rnn: RNN, value: Any) -> None:
+        calls = rnn.calls
+        rnn._be(calls.architecture.changed(**{name: value}), calls.backend, calls.workspace)
+
+    return property(of, change)
+
+
+def _dictionary(name: str, value: Any) -> Any:
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise TypeError(f"{name} is a {kind}; expected a dictionary of arrays, such as another network's rnn.params")
+    return value
+
+
+_OPTIONS = ("dropout", "recurrent_dropout", "output", "readout", "time_major", "seed")
+_BUILD = "build another network, ba.RNN(**rnn.config | {%r: …}, device=rnn.backend)"
+_SAME_SHAPES = f"{_BUILD}.load_params(rnn.params)"
+_AS_BUILT = (
+    "input_size",
+    "hidden_size",
+    "output_size",
+    "num_layers",
+    "bidirectional",
+    "members",
+    "init",
+    "forget_bias",
+)
+
+
+@only_settings(
+    {"params": _dictionary, **dict.fromkeys(_OPTIONS)},
+    f"expected params or one of the options {', '.join(_OPTIONS)}",
+    {name: f"the parameters were made for it; {_BUILD % name}" for name in _AS_BUILT}
+    | {name: f"the parameters were made for it; {_SAME_SHAPES % name}" for name in ("cell", "dtype")}
+    | dict.fromkeys(("backend", "device"), "move the network, rnn.to(device)")
+    | dict.fromkeys(
+        ("architecture", "config", "calls"), "it follows from the options; set them, or build another network"
+    ),
+)
 class RNN:
     """A recurrent network, trained by backpropagation through time.
 
@@ -100,6 +147,9 @@ class RNN:
         (G*H, D*H)`` and so on; ``"W_hy" (O, D*H)``, ``"b_y" (O,)``. Those of layers have a first axis of 2 for the
         directions where there are two, and all have one of E, before it, in an ensemble.
 
+    dropout, recurrent_dropout, output, readout, time_major, seed
+        The options, which may be set: calls from then on go by them. Setting another one is an error, since parameters
+        were made for it, and so is any other name.
     calls : Calls
         For the package itself: what a call works on, see :mod:`bptt_array.rnn.calls`.
 
@@ -107,6 +157,13 @@ class RNN:
     ------
     ValueError, TypeError
         For an option that is unknown, out of range, or of the wrong type.
+    AttributeError
+        Where an attribute is set that cannot be; the message says what to do.
+
+    Notes
+    -----
+    A network can be pickled, on any device, also for other processes (a cell of your own if they can import its
+    class): it comes back the same to the bit, where it was. :meth:`save` is for files that are kept, or are another's.
 
     Examples
     --------
@@ -162,7 +219,7 @@ class RNN:
             dtype=dtype,
             seed=seed,
         )
-        self.calls = Calls(architecture, resolve(device))
+        self._be(architecture, resolve(device))
         check_option("init", init, INITIALIZERS)
         forget_bias = check_number("forget_bias", forget_bias, least=-np.inf)
         if forget_bias and architecture.cell.forget_gate is None:
@@ -175,9 +232,13 @@ class RNN:
     def _with(cls, architecture: Architecture, params: Mapping[str, np.ndarray[Any, Any]], backend: Backend) -> RNN:
         """A network with given parameters, on the host."""
         rnn = cls.__new__(cls)
-        rnn.calls = Calls(architecture, backend)
+        rnn._be(architecture, backend)
         rnn.params = rnn._on(backend, params)
         return rnn
+
+    def _be(self, architecture: Architecture, backend: Backend, workspace: Workspace | None = None) -> None:
+        """Take these options and this place from now on."""
+        vars(self)["calls"] = Calls(architecture, backend, workspace)
 
     # ---- what a network is ----------------------------------------------------------------------------
 
@@ -196,6 +257,7 @@ class RNN:
         """The arguments that build a network of the same shape; of a cell of your own the name."""
         return self.architecture.config
 
+    calls: Calls
     input_size = property(lambda self: self.architecture.input_size)
     hidden_size = property(lambda self: self.architecture.hidden_size)
     output_size = property(lambda self: self.architecture.output_size)
@@ -203,10 +265,13 @@ class RNN:
     num_layers = property(lambda self: self.architecture.num_layers)
     bidirectional = property(lambda self: self.architecture.bidirectional)
     members = property(lambda self: self.architecture.members)
-    output = property(lambda self: self.architecture.output)
-    readout = property(lambda self: self.architecture.readout)
     dtype = property(lambda self: self.architecture.dtype)
-    seed = property(lambda self: self.architecture.seed)
+    dropout = _option("dropout")
+    recurrent_dropout = _option("recurrent_dropout")
+    output = _option("output")
+    readout = _option("readout")
+    time_major = _option("time_major")
+    seed = _option("seed")
 
     def __repr__(self) -> str:
         defaults = Architecture(self.input_size, self.hidden_size).config
@@ -221,8 +286,97 @@ class RNN:
             raise ValueError("this RNN is no ensemble; build it with members=E, or use it as it is")
         if check_count("k", k, least=0) >= self.members:
             raise ValueError(f"k={said(k)}; expected 0 to {self.members - 1}: this RNN has members={self.members}")
+        self.calls.check_params(self.params)
         values = {name: self.backend.to_host(value[k, ...]) for name, value in self.params.items()}
         return self._with(self.architecture.single(k), values, self.backend)
+
+    def copy(self) -> RNN:
+        """A network of its own on the same device, with copies of the parameters.
+
+        What happens to one of the two is none of the other's: a snapshot to :meth:`load_params` from.
+
+        Examples
+        --------
+        >>> import numpy as np, bptt_array as ba
+        >>> rnn = ba.RNN(input_size=3, hidden_size=8, output_size=2)
+        >>> best = rnn.copy()
+        >>> rnn.params["b_y"] += 1  # in place, as optimizers do
+        >>> float(rnn.load_params(best.params).params["b_y"][0] - best.params["b_y"][0])
+        0.0
+        """
+        return copy.deepcopy(self)
+
+    def load_params(self, params: Mapping[str, Any]) -> RNN:
+        """Take the values of other parameters, in place; returns the network.
+
+        The arrays of :attr:`params` stay the same objects, unless one cannot be written to: that one is replaced.
+
+        Parameters
+        ----------
+        params : mapping of str to array
+            The names and shapes of :attr:`params`, of any device and real dtype: they are copied, and rounded to this
+            network's dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If names or shapes are others, or a number is too large for this dtype; nothing is changed then.
+        """
+        if not isinstance(params, Mapping):
+            raise TypeError(f"params is a {type(params).__name__}; expected a dictionary of arrays, such as rnn.params")
+        shapes, own, backend = self.architecture.shapes, self.params, self.backend
+        if set(params) != set(shapes):
+            raise ValueError(f"params has keys {sorted(map(str, params))}; expected {sorted(shapes)}")
+        values = {name: self._value(f"params[{name!r}]", params[name], shape) for name, shape in shapes.items()}
+        with backend.active():
+            for name, value in values.items():
+                array: Any = own.get(name)
+                fits = backend.owns(array) and tuple(array.shape) == shapes[name] and array.dtype == value.dtype
+                if fits and is_writeable(array):
+                    array[...] = value
+                else:
+                    own[name] = value
+        return self
+
+    def _value(self, name: str, array: Any, shape: tuple[int, ...]) -> Array:
+        """A copy on this network's device and in its dtype."""
+        backend = self.backend
+        with backend.active():
+            if not (backend.owns(array) and array.dtype == backend.dtype(self.dtype)):
+                array = backend.from_host(as_floats(name, real_numbers(name, array), self.dtype))
+            else:
+                check_plain(name, array)
+                array = backend.copy(array)
+        if tuple(array.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {shape}")
+        return array
+
+    def __copy__(self) -> RNN:
+        """One that shares the parameters."""
+        rnn = type(self).__new__(type(self))
+        vars(rnn).update(vars(self))
+        return rnn
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RNN:
+        memo[id(self)] = rnn = type(self).__new__(type(self))
+        rnn._be(copy.deepcopy(self.architecture, memo), self.backend)
+        others = {name: value for name, value in vars(self).items() if name != "calls"}
+        vars(rnn).update(copy.deepcopy(others, memo))
+        return rnn
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the parameters on the host, so that every device can be pickled."""
+        self.calls.check_params(self.params)
+        params = {name: self.backend.to_host(value) for name, value in self.params.items()}
+        others = {name: value for name, value in vars(self).items() if name != "calls"}
+        return others | {"architecture": self.architecture, "backend": self.backend, "params": params}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        others = dict(state)
+        params = others.pop("params")
+        self._be(others.pop("architecture"), others.pop("backend"))
+        self.params = self._on(self.backend, params)
+        vars(self).update(others)
 
     def _on(self, backend: Backend, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Array]:
         """Parameters from the host, in the order of the architecture, whatever order they come in."""
@@ -264,17 +418,24 @@ class RNN:
             return host if backend.owns(host) else backend.from_host(host)
 
     def to(self, device: str | Backend) -> RNN:
-        """Move the parameters to a device, in place; returns the network."""
+        """Move the parameters to a device, in place; returns the network.
+
+        What an optimizer keeps for them moves with its own ``optimizer.to(device)``.
+        """
         backend = resolve(device)
         if backend is not self.backend:
+            self.calls.check_params(self.params)
             values = {name: self.backend.to_host(value) for name, value in self.params.items()}
             params = self._on(backend, values)
-            self.calls = Calls(self.architecture, backend)
+            self._be(self.architecture, backend)
             self.params = params
         return self
 
-    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write weights and configuration to a safetensors file, atomically; ``metadata`` goes along.
+
+        ``metadata`` is a dictionary of what JSON holds: strings, numbers, lists, dictionaries and so on. NumPy's
+        numbers come back as Python's, tuples as lists.
 
         Of a cell of your own only the name is written: give the cell itself to :meth:`load`.
         """
@@ -293,7 +454,7 @@ class RNN:
     @classmethod
     def load_with_metadata(
         cls, path: str | os.PathLike[str], device: str | Backend = "cpu", *, cell: Cell | None = None
-    ) -> tuple[RNN, dict[str, str]]:
+    ) -> tuple[RNN, dict[str, Any]]:
         """The network that :meth:`save` wrote, on any device, and the metadata that went along.
 
         Parameters

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from ..checks import MOST, check_count, check_flag
+from ..checks import MOST, check_count, check_flag, only_settings
 from . import sizes
 from .chunks import best_chunks
 from .instructions import (
@@ -83,6 +83,7 @@ class Costs(NamedTuple):
 NOTHING = Costs()
 
 
+@only_settings({}, "a plan is as it was made; make another, rnn.plan(…)", {})
 @dataclass(frozen=True)
 class Plan:
     """A schedule and what it costs; ``print(plan)`` says it in words.

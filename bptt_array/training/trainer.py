@@ -522,8 +522,8 @@ class Trainer:
         check_fits(checkpoint, self.rnn.architecture, self.options)
         from_host, backend = self.rnn.backend.from_host, self.rnn.backend
         with backend.active():
-            kept = {name: [from_host(array) for array in arrays] for name, arrays in checkpoint.kept.items()}
-            self.optimizer.load_state_dict({"updates": checkpoint.updates, "kept": kept})
+            kept = {name: list(arrays) for name, arrays in checkpoint.kept.items()}
+            self.optimizer.load_state_dict({"updates": checkpoint.updates, "kept": kept}, like=self.rnn.params)
             self.rnn.params.update({name: from_host(value) for name, value in checkpoint.params.items()})
             state = {name: from_host(array[..., self.rows, :]) for name, array in checkpoint.state.items()}
         self.state = State(**state) if state else None
