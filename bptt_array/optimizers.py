@@ -103,12 +103,18 @@ def _checked_state(state_dict: Any, slots: int) -> tuple[dict[str, int], dict[st
     return {name: int(count) for name, count in updates.items()}, {name: list(arrays) for name, arrays in kept.items()}
 
 
+def _copied(array: Array) -> Array:
+    """A copy where the array is, whatever device is the current one."""
+    backend = backend_of(array)
+    with backend.active():
+        return backend.copy(array)
+
+
 def _moved(name: str, kept: Array, backend: Backend, dtype: str) -> Array:
     """A copy of what is kept for a parameter, on a device and in a dtype."""
     own = backend_of(kept)
     if own == backend and dtype_name(kept) == dtype:
-        with backend.active():
-            return backend.copy(kept)
+        return _copied(kept)
     host = own.to_host(kept)
     with np.errstate(over="ignore"):
         rounded = host.astype(dtype, copy=False)
@@ -160,7 +166,7 @@ class _Optimizer(ABC):
         """
         return {
             "updates": dict(self._updates),
-            "kept": {name: [backend_of(a).copy(a) for a in kept] for name, kept in self._kept.items()},
+            "kept": {name: [_copied(a) for a in kept] for name, kept in self._kept.items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], like: Arrays | None = None) -> None:
@@ -181,7 +187,7 @@ class _Optimizer(ABC):
         """
         updates, kept = _checked_state(state_dict, self.slots)
         if like is None:
-            moved = {name: [backend_of(a).copy(a) for a in arrays] for name, arrays in kept.items()}
+            moved = {name: [_copied(a) for a in arrays] for name, arrays in kept.items()}
         else:
             _check_arrays("like", like)
             if missing := sorted(set(kept) - set(like)):

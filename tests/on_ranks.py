@@ -125,6 +125,9 @@ def broadcasting(ranks):
     for params in (loaded.params, shuffled):
         ranks.broadcast(params)
         assert all(np.array_equal(params[name], value) for name, value in expected.params.items())
+    sent = ranks.comm.bcast((loaded, ba.Adam()) if ranks.rank == 0 else None)  # a network, and not its parameters alone
+    assert sent[0].architecture == expected.architecture
+    ranks.check_equal(sent[0].params)
     mine = np.full(3, ranks.rank, ">f4"), np.full((), ranks.rank, ">i8"), np.array([ranks.rank == 0, True])
     foreign = dict(zip("abc", mine, strict=True))
     ranks.broadcast(foreign, last)  # into arrays of any byte order, and of bools

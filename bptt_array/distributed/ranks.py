@@ -123,7 +123,9 @@ class OneProcess:
             On all ranks, where names, shapes or dtypes are not the same on all.
         """
         _check_arrays("arrays", arrays)
-        return {name: backend_of(array).copy(_summable(array)) for name, array in arrays.items()}
+        backend = backend_of(next(iter(arrays.values())))
+        with backend.active():
+            return {name: backend.copy(_summable(array)) for name, array in arrays.items()}
 
     def broadcast(self, params: Arrays, root: int = 0) -> None:
         """Give all ranks the parameters of one of them, in place: one message for each dtype.
