@@ -979,6 +979,65 @@ def optimizers(draw):
     return Call(optimizer.update, arguments, state=state)
 
 
+@st.composite
+def loadings(draw):
+    """``RNN.load_params``, and what an optimizer loads or moves."""
+    which = draw(st.integers(0, 2))
+    if which == 0:
+        rnn = draw(networks).copy()
+        right = {name: rnn.backend.to_host(value) for name, value in rnn.params.items()}
+        name = draw(st.sampled_from(list(right)))
+        wrong = [anything, st.just(dict(reversed(right.items()))), st.sampled_from([{}, list(right), right | {1: 2}])]
+        wrong.append(arrays_like(right[name], rnn).map(lambda value: right | {name: value}))
+        check = lambda loaded: loaded.calls.check_params(loaded.params)  # noqa: E731
+        return Call(rnn.load_params, {"params": draw(st.just(right) | st.one_of(wrong))}, check, weights_of(rnn))
+    optimizer = draw(st.sampled_from([ba.Adam(), ba.SGD(0.1, 0.9), ba.SGD(0.1)]))
+    params = _grads(draw)
+    optimizer.update(params, {name: np.ones_like(value) for name, value in params.items()})
+
+    def state():
+        arrays = {name: [array.tobytes() for array in arrays] for name, arrays in optimizer._kept.items()}
+        return dict(optimizer._updates), arrays
+
+    if which == 1:
+        return Call(optimizer.to, {"device": draw(devices | st.just("cpu"))}, state=state)
+    like = {name: value.astype(draw(st.sampled_from(["float32", "float64"]))) for name, value in params.items()}
+    right = optimizer.state_dict()
+    wrong = {
+        "state_dict": anything
+        | st.sampled_from([{}, right | {"kept": {}}, right | {"more": 1}, {"updates": 1, "kept": 2}]),
+        "like": dicts_like(like) | st.none(),
+    }
+    return Call(optimizer.load_state_dict, draw(nearly({"state_dict": right, "like": like}, wrong)), state=state)
+
+
+@st.composite
+def settings_of(draw):
+    """Attributes that are set."""
+    kinds = {
+        "dropout": reals,
+        "recurrent_dropout": reals,
+        "output": one_of("softmax", "tanh", "elu"),
+        "readout": one_of("last", "every", "first"),
+        "time_major": flags,
+        "seed": counts,
+        "params": anything,
+        "hidden_size": sizes,
+        "cell": one_of("tanh", "gru"),
+        "segments": anything,
+    }
+    of_adam = {"lr": reals, "beta1": reals, "beta2": reals, "eps": reals, "betas": anything}
+    made, values = (ba.Adam(), of_adam) if draw(st.booleans()) else (draw(networks).copy(), kinds)
+    name = draw(st.sampled_from(list(values)))
+    before = lambda: made.config if isinstance(made, ba.RNN) else dict(vars(made))  # noqa: E731
+
+    def set_it(**arguments):
+        setattr(made, *arguments.popitem())
+
+    errors = (ValueError, TypeError, AttributeError)
+    return Call(set_it, {name: draw(values[name])}, state=before, may_raise=errors)
+
+
 def _square_sum(arrays):
     return sum(float(np.sum(a * a)) for a in arrays.values())
 
@@ -1245,6 +1304,8 @@ ENTRIES = {
     "moves": (moves(), 7),
     "norms": (norms(), 6),
     "optimizers": (optimizers(), 7),
+    "loadings": (loadings(), 4),
+    "settings": (settings_of(), 3),
     "check_gradients": (gradient_checks(), 5),
     "parity": (parities(), 1),
     "state_dict": (state_dicts(), 6),
