@@ -1,6 +1,8 @@
 """Advice in an error is followed, to the letter, and leads to the end."""
 
+import ast
 import re
+from pathlib import Path
 
 import array_api_strict
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from conftest import needs_torch
 
 import bptt_array as ba
-from bptt_array import diagnostics, schedules
+from bptt_array import cli, diagnostics, schedules
 from bptt_array.distributed import communicator
 from bptt_array.plots import plot_loss_gradients
 from bptt_array.training import text
@@ -149,6 +151,7 @@ def params(network, change):
     return network(X)
 
 
+MIXED = rnn().to_torch_state_dict() | {"readout.bias": np.zeros(O)}
 BUILDS = [
     (lambda: ba.RNN(I, H, output="softmax"), r"give output_size as well, or leave output='identity'", lambda: (ba.RNN(I, H, O, output="softmax"), ba.RNN(I, H, output="identity"))),
     (lambda: rnn(dropout=0.1), r"give num_layers=2 or more, or use recurrent_dropout", lambda: (rnn(dropout=0.1, num_layers=2), rnn(recurrent_dropout=0.1))),
@@ -167,6 +170,8 @@ BUILDS = [
     (lambda: sample(ba.RNN(2, H, 2, output="softmax"), text.Vocabulary("ab"), length=3, member=0), r"no ensemble; leave it out", lambda: sample(ba.RNN(2, H, 2, output="softmax"), text.Vocabulary("ab"), length=3)),
     (lambda: plot_loss_gradients(diagnostics.gradient_flow(rnn(), X, Y, at=[])), r"expected one with per_loss, see gradient_flow's at", lambda: plot_loss_gradients(diagnostics.gradient_flow(rnn(), X, Y, at=[1, 4]))),
     (lambda: communicator().all_reduce(rnn().params), r"to add up other arrays use sum\)", lambda: communicator().sum(rnn().params)),
+    (lambda: communicator().all_reduce(ba.Gradients({"loss": ONES}, ba.State(None))), r"as the loss itself is called; rename it", lambda: communicator().all_reduce(ba.Gradients({"losses": ONES}, ba.State(None)))),
+    (lambda: ba.RNN.from_torch_state_dict(MIXED), r"expected one dtype: use module\.float\(\) or module\.double\(\)", lambda: [ba.RNN.from_torch_state_dict({name: value.astype(dtype) for name, value in MIXED.items()}) for dtype in ("float32", "float64")]),
     (lambda: ba.RNN.from_torch_state_dict(list(rnn().to_torch_state_dict())), r"expected a mapping", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict())),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn"), r"has no dot at its end; expected 'rnn\.', or '' for no name", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn.")),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm.")), r"say with recurrent_prefix='lstm\.'", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm."), recurrent_prefix="lstm.")),
@@ -179,6 +184,105 @@ def test_what_an_error_of_building_something_advises_works(wrong, message, advic
     with pytest.raises((TypeError, ValueError), match=message):
         wrong()
     advice()
+
+
+#: Advice that rows cannot follow: what it says, and where it is followed or why it cannot be.
+ELSEWHERE = {
+    r"pass …\.detach\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",
+    r"use lengths\.tolist\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",
+    r"use module\.cpu\(\)\.float\(\) or module\.cpu\(\)\.double\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",
+    "not in the library; give it: cell=": "test_a_file_with_a_cell_of_ones_own_is_loaded_as_the_error_says",
+    "the folder does not exist; make it first": "test_a_folder_is_made_first_as_the_error_says",
+    "clip the gradients to a smaller norm": "test_training_that_diverged_goes_well_with_a_smaller_learning_rate_or_norm",
+    "or use device='cpu'": "row with device='cuda:99', where there is no CUDA",
+    r"use NumPy 2\.1 or later": "test_namespaces.py: a memory that the host cannot read, on each NumPy",
+    "cannot be used with xp=.*; leave it out": "test_namespaces.py: a device that a namespace has not",
+    "use NumPy, CuPy, torch or array_api_strict": "test_namespaces.py: they are backends there",
+    "use dtype='float32', or another device": "test_namespaces.py: a network in float64",
+    "is for CUDA devices, but .*; leave it out": "needs several processes: test_jobs.py",
+    "is for several processes, .*; leave it out": "test_flags_are_left_out_as_the_error_says",
+    "use the mpiexec of that one": "needs a second MPI",
+    "broadcast them at the start": "needs several processes: test_distributed.py",
+    "use 'auto' or 'host'": "needs several processes: test_distributed.py",
+    "use a smaller --hidden or --batch": "needs a machine without memory: test_jobs.py",
+    "give the text: --resume RUN FILE": "test_runs.py",
+    "leave it out with --resume": "test_flags_are_left_out_as_the_error_says",
+    "is what the model of init_from decides; leave it out": "test_flags_are_left_out_as_the_error_says",
+    "is in use by another run, .*; wait for its end": "test_runs.py",
+    "begin with smaller parameters": "of parameters that are no numbers",
+    "train again with a smaller --lr": "as for a run that diverged",
+    "in which the language reference is: give the FILE": "needs a Python without it: test_any_command.py",
+    "pass nothing on": "no advice: of units without a slope",
+    "one optimizer per model and device": "test_any_input.py",
+}
+
+ADVICE = re.compile(
+    r"(?:^|[;:,(] |\bor )(?:for \w+ )?(use|give|leave|pass|build|put|say|make|fill|clip|divide|copy|rename|wait|begin with|train again|broadcast) "
+)
+
+
+def advice_in(file):
+    """Of a file of the package, the texts that tell somebody to do something: in pieces, between which values are put.
+
+    Docstrings and the help of flags are none.
+    """
+    tree, skipped = ast.parse(file.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped |= set(map(id, node.values))
+        elif isinstance(node, ast.Expr):
+            skipped.add(id(node.value))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_option":
+            skipped |= set(map(id, ast.walk(node)))
+    for node in ast.walk(tree):
+        pieces = [""]
+        for part in node.values if isinstance(node, ast.JoinedStr) else [node]:
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                pieces[-1] += part.value
+            else:
+                pieces.append("")
+        if id(node) not in skipped and any(map(ADVICE.search, pieces)):
+            yield pieces
+
+
+def said(wrong, *given):
+    with pytest.raises((TypeError, ValueError)) as failed:
+        wrong(*given)
+    return str(failed.value)
+
+
+def test_no_error_of_the_package_has_advice_that_is_not_followed_here():
+    heard = [said(wrong, build()) for build, wrong, *_ in CALLS] + [said(wrong) for wrong, *_ in BUILDS]
+    elsewhere, package, unheard = re.compile("|".join(ELSEWHERE)), Path(ba.__file__).parent, []
+    found = [(file, pieces) for file in sorted(package.rglob("*.py")) for pieces in advice_in(file)]
+    for file, pieces in found:
+        message = re.compile("(?s:.*)".join(map(re.escape, pieces)))
+        if not any(map(message.search, heard)) and not elsewhere.search("…".join(pieces)):
+            unheard.append(f"{file.relative_to(package)}: {'…'.join(pieces)}")
+    assert len(found) > 50
+    assert unheard == []  # each wants a row, or to be named in ELSEWHERE
+
+
+def test_a_folder_is_made_first_as_the_error_says(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"the folder does not exist; make it first"):
+        rnn().save(tmp_path / "models" / "first")
+    (tmp_path / "models").mkdir()
+    rnn().save(tmp_path / "models" / "first")
+
+
+def test_flags_are_left_out_as_the_error_says(tmp_path, capsys):
+    file, run = tmp_path / "text.txt", str(tmp_path / "run")
+    file.write_text("to be or not to be\n" * 50)
+    small = ["--seq-len", "8", "--batch", "4", "--steps", "4"]
+    begun = ["train", str(file), "--hidden", "8", *small, "--out", run]
+    for command, flag in (
+        (begun, ["--transport", "host"]),
+        (["train", "--resume", run], ["--hidden", "9"]),
+        (["train", str(file), "--init-from", run, *small, "--out", str(tmp_path / "more")], ["--hidden", "9"]),
+    ):
+        assert cli.main([*command, *flag]) == 2
+        assert "leave it out" in capsys.readouterr().err
+        assert cli.main(command) == 0
 
 
 def test_a_file_with_a_cell_of_ones_own_is_loaded_as_the_error_says(tmp_path):
