@@ -13,6 +13,9 @@ _READABLE = (1, 3, 11, 13)
 
 def host_copy(array: Any) -> np.ndarray[Any, Any]:
     """A NumPy copy of an array; of half-precision floats that NumPy does not know, in float32."""
+    if array_api_compat.is_cupy_array(array):
+        host: np.ndarray[Any, Any] = array.get()
+        return host
     if array_api_compat.is_jax_array(array) or not hasattr(array, "__dlpack_device__"):
         return np.array(array)
     xp = array_api_compat.array_namespace(array)

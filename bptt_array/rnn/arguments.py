@@ -215,7 +215,8 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
     array = host_array("lengths", lengths, f"N={N} integers")
     check_shape("lengths", array, (N,), "(N,)")
     if array.dtype.kind not in "iu" and N:  # an empty list has floats
-        way = ": use np.asarray(lengths, dtype=int)" if array.dtype.kind in "fb" else ""
+        whole = array.dtype.kind in "fb" and np.array_equal(array, np.trunc(array))
+        way = ": use np.asarray(lengths, dtype=int)" if whole else ""
         raise TypeError(f"lengths has dtype {array.dtype}; expected integers{way}")
     wrong = np.flatnonzero((array < 0) | (array > T))
     if wrong.size:
