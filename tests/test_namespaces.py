@@ -12,6 +12,8 @@ import bptt_array as ba
 from bptt_array import diagnostics
 from bptt_array.backend import namespaces
 from bptt_array.backend.arrays import on_host
+from bptt_array.training.options import Options
+from bptt_array.training.trainer import Trainer
 
 OTHERS = r"use NumPy, CuPy, torch or array_api_strict$"
 Array = type(array_api_strict.ones(1))
@@ -200,6 +202,21 @@ def test_a_network_in_float64_on_a_device_without_it_says_so(tmp_path):
             build()
     assert ba.RNN(3, 4, dtype="float32", device=no_x64()).dtype == "float32"
     assert ba.RNN.load(tmp_path / "model").dtype == "float64"
+
+
+def test_without_int64_a_loss_of_ones_own_and_training_get_their_integers_too():
+    rnn, x, found = ba.RNN(3, 4, 2, device=no_x64()), np.ones((5, 2, 3), "float32"), []
+
+    def loss(y, target):
+        found.append(target.dtype)
+        return y[..., 0], y
+
+    rnn.loss(x, np.zeros((5, 2), "int64"), loss)
+    assert set(found) == {array_api_strict.int32}
+    options = Options(hidden=8, seq_len=8, batch=4, steps=4, layers=2, dropout=0.2, members=2)
+    trainer = Trainer("to be or not to be\n" * 60, options, no_x64())
+    trainer.run()
+    assert np.isfinite(trainer.metrics[-1].loss)
 
 
 def test_diagnostics_count_on_a_device_without_int64():

@@ -58,7 +58,7 @@ def check_target(
         ways = {"integers": axes_of_classes, "classes": axes_of_classes[:1]}
     check_place("target", target, backend, architecture.dtype, host=True, **ways)
     if callable(loss):
-        if not (backend.owns(target) or backend.has_dtype(dtype_name(target))):
+        if not (backend.owns(target) or is_integer(target) or backend.has_dtype(dtype_name(target))):
             raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
         return _check_target_of_callers_loss(target, y_shape, architecture)
     known = LOSSES[loss]
