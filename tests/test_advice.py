@@ -172,6 +172,7 @@ BUILDS = [
     (lambda: communicator().all_reduce(rnn().params), r"to add up other arrays use sum\)", lambda: communicator().sum(rnn().params)),
     (lambda: communicator().all_reduce(ba.Gradients({"loss": ONES}, ba.State(None))), r"as the loss itself is called; rename it", lambda: communicator().all_reduce(ba.Gradients({"losses": ONES}, ba.State(None)))),
     (lambda: ba.RNN.from_torch_state_dict(MIXED), r"expected one dtype: use module\.float\(\) or module\.double\(\)", lambda: [ba.RNN.from_torch_state_dict({name: value.astype(dtype) for name, value in MIXED.items()}) for dtype in ("float32", "float64")]),
+    (lambda: text.Vocabulary("ab" * 50 + "\0"), r"has a NUL \(character 100\); leave it out: no text has any", lambda: text.Vocabulary("ab" * 50)),
     (lambda: ba.RNN.from_torch_state_dict(list(rnn().to_torch_state_dict())), r"expected a mapping", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict())),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn"), r"has no dot at its end; expected 'rnn\.', or '' for no name", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn.")),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm.")), r"say with recurrent_prefix='lstm\.'", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm."), recurrent_prefix="lstm.")),
@@ -213,7 +214,9 @@ ELSEWHERE = {
     "train again with a smaller --lr": "as for a run that diverged",
     "in which the language reference is: give the FILE": "needs a Python without it: test_any_command.py",
     "pass nothing on": "no advice: of units without a slope",
-    "one optimizer per model and device": "test_any_input.py",
+    "make another|set them, or build another network|build another network, ba.RNN|make a class of your own|make a new opt": "test_attributes.py",
+    "make that a plain weight of the same values first|network of one layer: rename them": "test_torch.py",
+    "came from standard input, .*; give it again": "test_training.py",
 }
 
 ADVICE = re.compile(
