@@ -172,7 +172,7 @@ BUILDS = [
     (lambda: communicator().all_reduce(rnn().params), r"to add up other arrays use sum\)", lambda: communicator().sum(rnn().params)),
     (lambda: communicator().all_reduce(ba.Gradients({"loss": ONES}, ba.State(None))), r"as the loss itself is called; rename it", lambda: communicator().all_reduce(ba.Gradients({"losses": ONES}, ba.State(None)))),
     (lambda: ba.RNN.from_torch_state_dict(MIXED), r"expected one dtype: use module\.float\(\) or module\.double\(\)", lambda: [ba.RNN.from_torch_state_dict({name: value.astype(dtype) for name, value in MIXED.items()}) for dtype in ("float32", "float64")]),
-    (lambda: text.Vocabulary("ab" * 50 + "\0"), r"has a NUL \(character 100\); leave it out: no text has any", lambda: text.Vocabulary("ab" * 50)),
+    (lambda: text.Text.of("ab" * 50 + "\0"), r"has a NUL \(character 100\); leave it out: no text has any", lambda: text.Text.of("ab" * 50)),
     (lambda: ba.RNN.from_torch_state_dict(list(rnn().to_torch_state_dict())), r"expected a mapping", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict())),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn"), r"has no dot at its end; expected 'rnn\.', or '' for no name", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn.")),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm.")), r"say with recurrent_prefix='lstm\.'", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm."), recurrent_prefix="lstm.")),
