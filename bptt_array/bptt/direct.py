@@ -10,16 +10,34 @@ from __future__ import annotations
 from ..backend.portable import Array, Backend
 from ..equations.losses import Objective
 from ..equations.readout import Readout
+from ..equations.sums import Sums
 from .batch import Batch
 from .padding import Feed, Padding
 
 
-class LossAtEveryStep:
+class _SumOfLosses:
+    """A loss that adds up over the segments."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._nothing = batch.no_loss
+        self._losses = Sums()
+
+    @property
+    def loss(self) -> Array:
+        """Of the segments so far, 0-d or (E,)."""
+        return self._losses.totals().get("loss", self._nothing)
+
+    def _add(self, loss: Array) -> None:
+        self._losses.add("loss", loss)
+
+
+class LossAtEveryStep(_SumOfLosses):
     """``L = sum_t L_t`` over all valid steps; :attr:`loss` adds up over the segments."""
 
     def __init__(
-        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: dict[str, Array]
+        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums
     ) -> None:
+        super().__init__(batch)
         backend, padding = objective.readout.backend, batch.padding
         self.objective = objective
         self.batch = batch
@@ -28,12 +46,11 @@ class LossAtEveryStep:
         self.target = Feed(backend, target, padding, features=features)
         self.weights = None if weights is None else Feed(backend, weights, padding, features=False)
         self.grads = grads
-        self.loss = batch.no_loss
 
     def add_loss(self, start: int, stop: int, h: Array, last: Array) -> Array:
         """Add the loss of a segment to :attr:`loss`; returns ``dv (S, [E,] N, O)``."""
         loss, dv = self.objective(h, self.target(start, stop), self._weights(start, stop, h))
-        self.loss = self.loss + loss
+        self._add(loss)
         return dv
 
     def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
@@ -50,12 +67,13 @@ class LossAtEveryStep:
         return valid if self.batch.members is None else valid[:, None, :]
 
 
-class LossAtLastStep:
+class LossAtLastStep(_SumOfLosses):
     """A loss of the last valid step of every sequence, in the segment in which that step is."""
 
     def __init__(
-        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: dict[str, Array]
+        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums
     ) -> None:
+        super().__init__(batch)
         backend = objective.readout.backend
         self.objective = objective
         features = target.ndim > 1 + (batch.members is not None)
@@ -66,7 +84,6 @@ class LossAtLastStep:
         if self.padding is not None:  # a sequence of length 0 has no output: its target may be anything
             self.target = self.padding.zeroed_if_empty(self.target, features=features)
         self.grads = grads
-        self.loss = batch.no_loss
 
     def add_loss(self, start: int, stop: int, h: Array, last: Array) -> tuple[Array, Array] | None:
         """Add the loss of the sequences that end in a segment; returns their ``h`` and ``dv ([E,] N, O)``."""
@@ -79,7 +96,7 @@ class LossAtLastStep:
         elif stop != self.T:
             return None
         loss, dv = self.objective(last, self.target, weights)
-        self.loss = self.loss + loss
+        self._add(loss)
         return last, dv
 
     def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> Array | None:
@@ -106,7 +123,7 @@ def loss_head(
     target: Array,
     weights: Array | None,
     batch: Batch,
-    grads: dict[str, Array],
+    grads: Sums,
 ) -> LossAtEveryStep | LossAtLastStep:
     """The loss for a readout of ``"every"`` step or of the ``"last"``; ``grads`` are the readout's."""
     head = LossAtEveryStep if mode == "every" else LossAtLastStep
@@ -116,7 +133,7 @@ def loss_head(
 class GivenAtEveryStep:
     """A gradient ``dy`` of the outputs of every step, from the caller."""
 
-    def __init__(self, readout: Readout, dy: Feed, grads: dict[str, Array]) -> None:
+    def __init__(self, readout: Readout, dy: Feed, grads: Sums) -> None:
         self.readout = readout
         self.dy = dy
         self.grads = grads
@@ -139,7 +156,7 @@ def output_gradient(readout: Readout, h: Array, dy: Array) -> Array:
 
 
 def last_state_gradient(
-    backend: Backend, readout: Readout, h: Array, dy: Array, padding: Padding | None, grads: dict[str, Array]
+    backend: Backend, readout: Readout, h: Array, dy: Array, padding: Padding | None, grads: Sums
 ) -> Array:
     """The gradient of the last states ``h ([E,] N, H)`` from ``dy ([E,] N, O)`` of a readout of the last step."""
     if padding is not None:

@@ -17,7 +17,7 @@ from ..equations.cell import Cell, Tape
 from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
 from ..equations.state_product import StateProduct
-from ..equations.sums import add_to, add_weight_sums, bias_sum, flat
+from ..equations.sums import Sums, add_bias_sum, add_weight_sums, flat
 from ..schedules.chunks import best_chunks
 from . import chunk_times
 from .padding import Padding
@@ -200,8 +200,6 @@ class LayerBackward:
 
     Attributes
     ----------
-    grads : dict
-        Of the layer's parameters: the sums of §3.2-3.4, added up over the segments.
     d_initial : tuple of (..., N, H)
         Gradients of the initial states, once the first segment has run backward; added up if it does so more than once.
     """
@@ -211,7 +209,7 @@ class LayerBackward:
         self.forward = forward
         self.d_last = d_last
         self.backward = backward if layer.cell.diagonal else "sequential"
-        self.grads: dict[str, Array] = {}
+        self._sums = Sums()
         self.d_initial: States | None = None
         self._dstates: States = ()
         self._carried: States | None = None  # what the segment after the one at hand hands to the states before it
@@ -296,7 +294,7 @@ class LayerBackward:
             stacked = ndim > 2  # the rows are a copy
             return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
 
-        add_weight_sums(backend, self.grads, rows, h_before, x, of_input)
+        add_weight_sums(backend, self._sums, rows, h_before, x, of_input)
 
     def _sum_up_own(self, own: dict[str, Array]) -> None:
         """Gradients of every step, of the cell's own parameters."""
@@ -306,7 +304,12 @@ class LayerBackward:
             names = sorted(expected)
             raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {names}")
         for name, grad in own.items():
-            add_to(self.grads, name, bias_sum(backend, flat(backend, grad, params["W_hh"].ndim)))
+            add_bias_sum(backend, self._sums, name, flat(backend, grad, params["W_hh"].ndim))
+
+    @property
+    def grads(self) -> dict[str, Array]:
+        """Of the layer's parameters: the sums of §3.2-3.4, over the segments that have run backward."""
+        return self._sums.totals()
 
     @property
     def total(self) -> States:

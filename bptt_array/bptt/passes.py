@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..backend.portable import Array, Backend
 from ..equations.losses import Objective
 from ..equations.readout import Readout
+from ..equations.sums import Sums
 from ..schedules.instructions import Backward, Forget, Forward, Remember, Restore, Segments, full, longest_segment
 from ..schedules.plans import Plan
 from .batch import Batch, States, as_state, without
@@ -87,7 +88,7 @@ def run_backward(
     """Full BPTT from gradients of the outputs and of the last states of every layer."""
     backend, _, readout, mode, _ = network
     batch = unrolled.batch
-    readout_grads: dict[str, Array] = {}
+    readout_grads = Sums()
     direct: DirectPart = nothing_direct
     if dy is not None and mode == "every":
         direct = GivenAtEveryStep(readout, Feed(backend, dy, batch.padding, features=True), readout_grads)
@@ -108,7 +109,7 @@ def run_loss(
 ) -> tuple[Array, State]:
     """Loss and last state; no segment is kept."""
     arrays = Loan(network.backend, network.workspace)
-    head = loss_head(network.mode, objective, *targets, batch, {})
+    head = loss_head(network.mode, objective, *targets, batch, Sums())
     length = network.segment_length(batch)
     unrolled = Unrolled(network.backend, network.stack, batch, length, arrays, dropout, keep=False)
     for start, stop in Segments(0, batch.T, length):
@@ -134,7 +135,7 @@ def run_loss_and_grad(
 ) -> tuple[Array, Gradients, State]:
     """Loss, gradients and last state, as planned."""
     arrays = Loan(network.backend, network.workspace, plan.memory)
-    readout_grads: dict[str, Array] = {}
+    readout_grads = Sums()
     head = loss_head(network.mode, objective, *targets, batch, readout_grads)
     unrolled = Unrolled(network.backend, network.stack, batch, plan.longest, arrays, dropout)
     dx = network.empty_dx(batch) if input_grad else None
@@ -161,12 +162,13 @@ def run_loss_and_grad(
 
 
 def _gradients(
-    network: BoundNetwork, sweep: BackwardPass, readout_grads: dict[str, Array], steps: int | None = None
+    network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, steps: int | None = None
 ) -> Gradients:
     readout, params = network.readout, sweep.grads
     if readout.W_hy is not None:  # zero where no output has a gradient
+        totals = readout_grads.totals()
         for name in ("W_hy", "b_y"):
-            grad = readout_grads.get(name)
+            grad = totals.get(name)
             params[name] = network.backend.xp.zeros_like(getattr(readout, name)) if grad is None else grad
     reset, d_initial = sweep.unrolled.batch.reset, sweep.d_initial
     if reset is not None:  # what the state was there does not matter

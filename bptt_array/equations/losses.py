@@ -144,8 +144,11 @@ class Objective:
 
     def _sum(self, loss: Array) -> Array:
         """Over steps and sequences: ``([S,] [E,] N)``."""
-        axes = None if self.members is None else (-1,) if loss.ndim == 2 else (0, -1)
-        return self.readout.backend.xp.sum(loss, axis=axes)
+        xp = self.readout.backend.xp
+        if self.members is None:
+            return xp.sum(loss)
+        # In one piece, which NumPy adds up in pairs; over a leading axis it adds one to the other.
+        return xp.sum(xp.reshape(xp.moveaxis(loss, -2, 0), (self.members, -1)), axis=-1)
 
     def _per_step(self, h: Array, target: Array) -> tuple[Array, Array]:
         backend = self.readout.backend

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..backend.portable import Array, Backend
 from .activations import Activation
-from .sums import add_to, bias_sum, flat, weight_sum
+from .sums import Sums, add_bias_sum, add_weight_sum, flat
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Readout:
         self.g.value_(self.backend, y)
         return y
 
-    def backward_(self, dh: Array, dv: Array, h: Array, grads: dict[str, Array]) -> None:
+    def backward_(self, dh: Array, dv: Array, h: Array, grads: Sums) -> None:
         """``dh <- W_hy^T dv`` (3.2); adds ``sum dv h^T`` and ``sum dv`` to the gradients of the parameters."""
         if self.W_hy is None:
             dh[...] = dv
@@ -61,5 +61,5 @@ class Readout:
         rows = flat(backend, dv, ndim)
         if ndim == 2:
             backend.matmul_(flat(backend, dh, 2), rows, self.W_hy)
-        add_to(grads, "W_hy", weight_sum(backend, rows, h))
-        add_to(grads, "b_y", bias_sum(backend, rows))
+        add_weight_sum(backend, grads, "W_hy", rows, h)
+        add_bias_sum(backend, grads, "b_y", rows)
