@@ -4,7 +4,7 @@ Each is one matrix product over a whole segment. Its factors are rows, ``(..., S
 sequences, one below the other (:func:`flat`).
 
 A sum of n terms that is formed one after the other has a relative error of up to ``n eps / 2``, and equal terms come
-near that: in float32, 1 % for a million. So long ones are sums of sums, here (:func:`_in_blocks`) and from segment to
+near that: in float32, 1 % for a million. So long ones are sums of sums, here (:func:`add_weight_sum`) and from segment to
 segment (:class:`Sums`): no number is rounded more than a few hundred times, however many steps there are.
 """
 
@@ -17,8 +17,8 @@ from ..backend.portable import Array, Backend
 
 #: How many parts are added up one after the other before they count as one.
 PARTS = 64
-#: Rows of a product that are added up one after the other, where it has more than :func:`_rows_of_one_product`.
-BLOCK = 256
+#: Rows of a product that are added up one after the other, and those of a block of one that has more.
+ROWS, ROWS_IF_LARGE, BLOCK = 512, 8192, 256
 #: Numbers of the products of blocks that there are at once.
 NUMBERS = 1 << 16
 
@@ -91,41 +91,46 @@ def add_weight_sums(
 
 def add_weight_sum(backend: Backend, sums: Sums, name: str, dz: Array, a: Array) -> None:
     """Add ``sum_t dz_t a_t^T``, ``(..., G*H, F)``, of rows ``dz (..., S*N, G*H)`` and ``a (S, ..., N, F)``."""
-    for part in _in_blocks(backend, dz, flat(backend, a, dz.ndim)):
-        sums.add(name, part)
+    a = flat(backend, a, dz.ndim)
+    M, F = dz.shape[-1], a.shape[-1]
+    # The BLAS of a CPU adds up a large product, but not a small one, in blocks of a few hundred rows by itself.
+    large = backend.name == "cpu" and min(M, F) >= 16 and M * F >= 1024
+    if _is_short(backend, dz, ROWS_IF_LARGE if large else ROWS):
+        sums.add(name, backend.xp.matmul(dz.mT, a))
+        return
+    for dz_blocks, a_blocks in zip(*(_blocks(backend, rows, M * F) for rows in (dz, a)), strict=True):
+        sums.add(name, backend.xp.sum(backend.xp.matmul(dz_blocks.mT, a_blocks), axis=-3))
 
 
 def add_bias_sum(backend: Backend, sums: Sums, name: str, dz: Array) -> None:
     """Add ``sum_t dz_t``, ``(..., G*H)``, of rows: a product with ones (faster than a sum over leading axes)."""
-    ones = backend.ones((dz.shape[-2], 1), dz.dtype)
-    for part in _in_blocks(backend, ones, dz):
-        sums.add(name, part[..., 0, :])
-
-
-def _in_blocks(backend: Backend, a: Array, b: Array) -> Iterator[Array]:
-    """Parts of ``a^T b (..., M, F)``, of rows ``a (..., K, M)`` and ``b (..., K, F)``: one where K is not large.
-
-    Products of blocks of rows, each added up by itself, as many of them in one call as are small together.
-    """
-    xp, K = backend.xp, b.shape[-2]
-    if K <= _rows_of_one_product(backend, b.dtype):
-        yield xp.matmul(a.mT, b)
+    xp = backend.xp
+    if _is_short(backend, dz, ROWS):
+        sums.add(name, xp.matmul(backend.ones((1, dz.shape[-2]), dz.dtype), dz)[..., 0, :])
         return
-    at_once = min(PARTS, max(1, NUMBERS // (a.shape[-1] * math.prod(b.shape[:-2]) * b.shape[-1])))
+    for blocks in _blocks(backend, dz, dz.shape[-1]):
+        ones = backend.ones((1, blocks.shape[-2]), dz.dtype)
+        sums.add(name, xp.sum(xp.matmul(ones, blocks), axis=-3)[..., 0, :])
+
+
+def _is_short(backend: Backend, rows: Array, limit: int) -> bool:
+    """Whether so many rows may be added up one after the other; in float64 any number."""
+    return rows.shape[-2] <= limit or float(backend.xp.finfo(rows.dtype).eps) < 1e-12
+
+
+def _blocks(backend: Backend, rows: Array, numbers: int) -> Iterator[Array]:
+    """``rows (..., K, F)`` as blocks ``(..., B, rows, F)``, views; of each there will be so many ``numbers``.
+
+    B of them at once, at most 64: as many as are small together. What is left over comes as a block of its own.
+    """
+    *lead, K, F = rows.shape
+    at_once = min(PARTS, max(1, NUMBERS // (math.prod(lead) * numbers)))
     whole = K - K % BLOCK
     for start in range(0, whole, at_once * BLOCK):
-        stop = min(whole, start + at_once * BLOCK)
-        blocks = [
-            xp.reshape(rows[..., start:stop, :], (*rows.shape[:-2], -1, BLOCK, rows.shape[-1])) for rows in (a, b)
-        ]
-        yield xp.sum(xp.matmul(blocks[0].mT, blocks[1]), axis=-3)
+        part = rows[..., start : min(whole, start + at_once * BLOCK), :]
+        yield backend.xp.reshape(part, (*lead, -1, BLOCK, F))
     if whole < K:
-        yield xp.matmul(a[..., whole:, :].mT, b[..., whole:, :])
-
-
-def _rows_of_one_product(backend: Backend, dtype: object) -> int:
-    """2048 in float32; in float64 a product of any length is exact enough."""
-    return int(2**-12 / float(backend.xp.finfo(dtype).eps))
+        yield rows[..., None, whole:, :]
 
 
 def flat(backend: Backend, a: Array, weight_ndim: int) -> Array:
