@@ -275,8 +275,8 @@ def _adam(ops: Elementwise) -> Callable[..., None]:
     ) -> None:
         m *= beta1
         m += one_minus_beta1 * grad
-        squared = grad * grad
-        squared *= one_minus_beta2
+        squared = one_minus_beta2 * grad  # not grad * grad first, which overflows for smaller ones
+        squared *= grad
         v *= beta2
         v += squared
         step = ops.xp.sqrt(v)
@@ -426,6 +426,16 @@ def largest_entries(grads: Arrays, members: int | None = None) -> dict[str, Arra
         return _largest(_rows(grads, members))
 
 
+def _widest(xp: Any, arrays: Mapping[str, Array]) -> Any:
+    """The dtype that holds the numbers of all arrays, in whatever order they come."""
+    first, *others = {array.dtype for array in arrays.values()}
+    return xp.result_type(first, *others) if others else first
+
+
+def _as(xp: Any, dtype: Any, array: Array) -> Array:
+    return array if array.dtype == dtype else xp.astype(array, dtype)
+
+
 def _largest(rows: Mapping[str, Array]) -> dict[str, Array]:
     found = {}
     for name, row in rows.items():
@@ -439,19 +449,20 @@ def _scaled_norm(
 ) -> tuple[Array, Array]:
     """``(scale, root)``, 0-d or ``(E,)``, with norm = scale * root; squares of gradients / scale do not overflow.
 
-    ``scale`` is the largest entry, and at least ``least`` (the smallest normal number, if left out).
+    ``scale`` is the largest entry, and at least ``least`` (the smallest normal number, if left out). Both are of the
+    widest dtype that there is.
     """
-    first, *others = largest_of.values()
-    xp = backend_of(first).xp
-    limits = xp.finfo(first.dtype)
-    largest = first
+    xp = backend_of(next(iter(rows.values()))).xp
+    dtype = _widest(xp, rows)
+    limits = xp.finfo(dtype)
+    largest, *others = (_as(xp, dtype, entry) for entry in largest_of.values())
     for entry in others:
         largest = xp.maximum(largest, entry)
     least = float(limits.smallest_normal) if least is None else least
     scale = xp.minimum(xp.maximum(largest, xp.full_like(largest, least)), xp.full_like(largest, float(limits.max)))
     total = xp.zeros_like(scale)
-    for row in rows.values():
-        part = row / _beside(scale, row.ndim)
+    for _, row in sorted(rows.items()):  # the same to the last bit in whatever order gradients come
+        part = _as(xp, dtype, row) / _beside(scale, row.ndim)
         total = total + xp.vecdot(part, part)
     return scale, xp.sqrt(total)
 
@@ -470,6 +481,7 @@ def global_norm(grads: Arrays, members: int | None = None) -> Array:
     Returns
     -------
     norm : 0-d; of an ensemble (E,), of every member's gradients by themselves
+        Of float64 if any gradient is.
     """
     members = _check_clipped(grads, members)
     with backend_of(next(iter(grads.values()))).active():
@@ -512,15 +524,19 @@ def clip_by_global_norm(
     backend = backend_of(next(iter(grads.values())))
     with backend.active():
         rows = _rows(grads, members)
-        limits = backend.xp.finfo(next(iter(grads.values())).dtype)
+        xp, dtype = backend.xp, _widest(backend.xp, grads)
+        limits = xp.finfo(dtype)
         max_norm = max(min(max_norm, float(limits.max)), float(limits.smallest_normal))
         largest = _largest(rows) if largest is None else largest
         scale, root = _scaled_norm(rows, largest, least=min(1.0, max_norm))  # such that bound does not overflow
         bound = max_norm / scale
         # max_norm / max(norm, max_norm), both divided by the scale; exactly 1 where nothing is to be clipped
-        factor = bound / backend.xp.maximum(root, bound)
-        # of each gradient's own dtype
-        return {
-            name: grad * _beside(backend.xp.astype(factor, grad.dtype, copy=False), grad.ndim)
-            for name, grad in grads.items()
-        }
+        factor = bound / xp.maximum(root, bound)
+
+        def scaled(grad: Array) -> Array:
+            if grad.dtype == dtype:
+                return grad * _beside(factor, grad.ndim)
+            # In the dtype of the factor, which may be too small a number for that of the gradient.
+            return xp.astype(xp.astype(grad, dtype) * _beside(factor, grad.ndim), grad.dtype)
+
+        return {name: scaled(grad) for name, grad in grads.items()}

@@ -171,15 +171,46 @@ def test_outputs_and_their_gradients_do_not_depend_on_the_layout(case, make_back
         assert same(backend.to_host(grads.x), after_sequences(backend.to_host(expected.x)))
 
 
-@pytest.mark.parametrize("loss", [own_loss, own_loss_of_numbers])
-def test_a_target_that_can_be_read_in_two_ways_is_read_as_it_is_with_time_first(loss):
-    """(2, 2, 2) as (E, N, T) or as (N, T, K): integers are one number per step, others have features."""
+@pytest.mark.parametrize("time_major", [True, False])
+@pytest.mark.parametrize("readout", ["every", "last"])
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_a_target_that_can_be_read_in_two_ways_is_refused_and_both_ways_out_work(time_major, readout, dtype):
+    """E = N: (T, E, N) may be (T, N, F), (E, N) may be (N, F), and with T = N too (E, N, T) may be (N, T, F)."""
     rng = np.random.default_rng(0)
-    x, target = rng.standard_normal((2, 2, I)).astype("float32"), rng.integers(0, 9, (2, 2, 2))
-    target = target.astype("float32") if loss is own_loss else target
+    x = rng.standard_normal((2, 2, I)).astype("float32")
+    target = rng.integers(0, 9, (2, 2, 2) if readout == "every" else (2, 2)).astype(dtype)
+    rnn = ba.RNN(I, H, 2, members=2, time_major=time_major, readout=readout)
+
+    def of_features(y, target):
+        return own_loss(y, target.astype(y.dtype))
+
+    with pytest.raises(ValueError, match="a number for every member, or one without E and with features F") as caught:
+        rnn.loss(x, target, of_features)
+    [shared] = re.findall(r"broadcast_to\(target\[(.*)\], (.*)\)$", str(caught.value))
+    of_every_member = target[..., None]
+    shared = np.broadcast_to(eval(f"target[{shared[0]}]"), eval(shared[1]))
+    for full, of_member in ((of_every_member, lambda k: member_of(of_every_member, k)), (shared, lambda k: target)):
+        losses, _ = rnn.loss(x, full, of_features)
+        alone = [rnn.member(k).loss(x, of_member(k), of_features)[0] for k in range(2)]
+        assert losses == pytest.approx(alone, rel=1e-5)
+
+    def member_axis_at(array):
+        return -3 if time_major or readout == "last" else 0
+
+    def member_of(array, k):
+        return np.take(array, k, axis=member_axis_at(array))
+
+
+@pytest.mark.parametrize("loss", [own_loss, own_loss_of_numbers])
+def test_sizes_that_leave_no_doubt_are_read_as_they_are_with_time_first(loss):
+    """E = N = F and another T: (E, N, T) is no (N, T, F), although (T, E, N) may be (T, N, F)."""
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((3, 2, I)).astype("float32"), rng.integers(0, 9, (3, 2, 2)).astype("float32")
+    features = loss is own_loss
+    full = np.broadcast_to(target[:, None], (3, 2, 2, 2)) if features else target[..., None]
     first, after = (ba.RNN(I, H, 2, members=2, time_major=time_major) for time_major in (True, False))
-    expected, _ = first.loss(x, target, loss)
-    found, _ = after.loss(after_sequences(x), after_sequences(target, features=loss is own_loss), loss)
+    expected, _ = first.loss(x, full, own_loss if features else lambda y, t: own_loss_of_numbers(y, t[..., 0]))
+    found, _ = after.loss(after_sequences(x), after_sequences(target, features=features), loss)
     assert np.array_equal(found, expected)
 
 

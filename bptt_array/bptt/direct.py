@@ -34,9 +34,7 @@ class _SumOfLosses:
 class LossAtEveryStep(_SumOfLosses):
     """``L = sum_t L_t`` over all valid steps; :attr:`loss` adds up over the segments."""
 
-    def __init__(
-        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums
-    ) -> None:
+    def __init__(self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums) -> None:
         super().__init__(batch)
         backend, padding = objective.readout.backend, batch.padding
         self.objective = objective
@@ -70,9 +68,7 @@ class LossAtEveryStep(_SumOfLosses):
 class LossAtLastStep(_SumOfLosses):
     """A loss of the last valid step of every sequence, in the segment in which that step is."""
 
-    def __init__(
-        self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums
-    ) -> None:
+    def __init__(self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums) -> None:
         super().__init__(batch)
         backend = objective.readout.backend
         self.objective = objective

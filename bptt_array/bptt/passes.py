@@ -161,9 +161,7 @@ def run_loss_and_grad(
     return head.loss, _gradients(network, sweep, readout_grads, objective.steps), last_state
 
 
-def _gradients(
-    network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, steps: int | None = None
-) -> Gradients:
+def _gradients(network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, steps: int | None = None) -> Gradients:
     readout, params = network.readout, sweep.grads
     if readout.W_hy is not None:  # zero where no output has a gradient
         totals = readout_grads.totals()

@@ -82,8 +82,12 @@ def _softmax_(backend: Backend, z: Array) -> None:
 
 
 def _softmax_vjp(backend: Backend, y: Array, dy: Array) -> Array:
-    # (diag(y) - y y^T) dy = y * (dy - <y, dy>)
-    return y * (dy - backend.xp.sum(y * dy, axis=-1, keepdims=True))
+    # (diag(y) - y y^T) dy = y * (dy - <y, dy>); of halves, since the difference of two large numbers may overflow
+    dz = 0.5 * dy
+    dz -= 0.5 * backend.xp.sum(y * dy, axis=-1, keepdims=True)
+    dz *= y
+    dz += dz
+    return dz
 
 
 def _identity_(backend: Backend, z: Array) -> None:

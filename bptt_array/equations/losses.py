@@ -7,6 +7,7 @@ they never overflow, and ``dL/dv`` is a difference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,18 +19,30 @@ from .activations import sigmoid
 from .readout import Readout
 
 UserLoss = Callable[[Array, Array], tuple[Array, Array]]
+#: What the losses of steps are multiplied by: a number, or an array of one for each, ``(...)``.
+Factor = float | Array
 
 
-def squared_error(backend: Backend, y: Array, target: Array) -> tuple[Array, Array]:
-    """``L_t = 1/2 |y - target|^2`` and ``dL_t/dy = y - target``."""
-    dy = y - target
-    return 0.5 * backend.xp.vecdot(dy, dy), dy
+def squared_error(backend: Backend, y: Array, target: Array, factor: Factor = 1.0) -> tuple[Array, Array]:
+    """``factor L_t``, ``L_t = 1/2 |y - target|^2``, and ``dL_t/dy = y - target``.
+
+    The factor, of a mean or of weights, comes before the square, which may overflow without it.
+    """
+    dy, factor, xp = y - target, 0.5 * factor, backend.xp
+    if not isinstance(factor, float):
+        return xp.vecdot(dy * factor[..., None], dy), dy
+    root = 2.0 ** ((math.frexp(factor)[1] - 1) // 2)  # at most the root of the factor; it rounds nothing
+    dy *= root
+    loss = xp.vecdot(dy, dy) * (factor / root**2)
+    dy *= 1 / root
+    return loss, dy
 
 
-def cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:
-    """``L_t = -sum_k target_k log softmax(v)_k`` and its derivative in v.
+def cross_entropy(backend: Backend, v: Array, target: Array, factor: Factor = 1.0) -> tuple[Array, Array]:
+    """``factor L_t``, ``L_t = -sum_k target_k log softmax(v)_k``, and the derivative of L_t in v.
 
-    ``target`` holds class numbers ``(...)`` or probabilities ``(..., O)``; ``v`` is used up.
+    ``target`` holds class numbers ``(...)`` or probabilities ``(..., O)``; ``v`` is used up. A class that cannot be,
+    ``v_k = -inf``, costs nothing where its target is 0: ``0 log 0 = 0``.
     """
     xp = backend.xp
     v -= xp.max(v, axis=-1, keepdims=True)
@@ -38,24 +51,33 @@ def cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Arr
     p /= Z
     if target.ndim < v.ndim:  # -log softmax(v)_k = log Z - v_k, and its derivative p - one_hot(k)
         p -= backend.one_hot(target, v.shape[-1], v.dtype)
-        return (xp.log(Z) - xp.take_along_axis(v, target[..., None], axis=-1))[..., 0], p
+        return (xp.log(Z) - xp.take_along_axis(v, target[..., None], axis=-1))[..., 0] * factor, p
     mass = xp.sum(target, axis=-1, keepdims=True)  # 1 for probabilities; any mass has the right gradient
     p *= mass
     p -= target
-    return (mass * xp.log(Z))[..., 0] - xp.sum(target * v, axis=-1), p
+    v = xp.where(target == 0, xp.zeros_like(v), v)
+    v *= target
+    return ((mass * xp.log(Z))[..., 0] - xp.sum(v, axis=-1)) * factor, p
 
 
-def binary_cross_entropy(backend: Backend, v: Array, target: Array) -> tuple[Array, Array]:
-    """``L_t = -sum_k [target_k log s_k + (1 - target_k) log(1 - s_k)]``, ``s = sigmoid(v)``, and ``dL_t/dv``.
+def binary_cross_entropy(backend: Backend, v: Array, target: Array, factor: Factor = 1.0) -> tuple[Array, Array]:
+    """``factor L_t`` and ``dL_t/dv``, with ``s = sigmoid(v)``.
 
-    With softplus(v) = max(v, 0) + log(1 + exp(-|v|)) this is ``sum_k softplus(v_k) - target_k v_k``.
+    ``L_t = -sum_k [target_k log s_k + (1 - target_k) log(1 - s_k)]``: the sum of ``log(1 + exp(-|v_k|))`` and of
+    ``|v_k|`` times what the target has on the other side of 0, ``1 - target_k`` for positive v_k, else ``target_k``.
+    Nothing cancels in it, and ``0 log 0 = 0``.
     """
     xp = backend.xp
-    softplus = xp.log1p(xp.exp(-xp.abs(v))) + xp.maximum(v, xp.zeros_like(v))
     dv = backend.copy(v)
     sigmoid.value_(backend, dv)
     dv -= target
-    return xp.sum(softplus - target * v, axis=-1), dv
+    other_side = xp.where(v > 0, 1 - target, target)
+    v = xp.abs(v)
+    loss = xp.log1p(xp.exp(-v))
+    v = xp.where(other_side == 0, xp.zeros_like(v), v)
+    v *= other_side
+    loss += v
+    return xp.sum(loss, axis=-1) * factor, dv
 
 
 @dataclass(frozen=True)
@@ -64,8 +86,8 @@ class Loss:
 
     Attributes
     ----------
-    function : ``(backend, y, target) -> (L_t, dL_t/dy)``
-        With an ``output`` it is one of the pre-activation, ``(backend, v, target) -> (L_t, dL_t/dv)``.
+    function : ``(backend, y, target, factor) -> (factor L_t, dL_t/dy)``
+        With an ``output`` it is one of the pre-activation, ``(backend, v, target, factor) -> (factor L_t, dL_t/dv)``.
     arrays : int
         How many arrays of the shape of y there are at once while it is computed, for plans of memory.
     output : str or None
@@ -74,7 +96,7 @@ class Loss:
         Whether a target may hold class numbers.
     """
 
-    function: Callable[[Backend, Array, Array], tuple[Array, Array]]
+    function: Callable[[Backend, Array, Array, Factor], tuple[Array, Array]]
     arrays: int
     output: str | None = None
     takes_classes: bool = False
@@ -132,13 +154,16 @@ class Objective:
         Where a weight is zero, so is the loss, even if the target there is no number.
         """
         xp = self.readout.backend.xp
-        loss, dv = self._per_step(h, target)
         if weights is None:
+            # A power of two, which rounds nothing, before the sum: it does not overflow where the mean does not.
+            before = 1.0 if self.steps is None else 2.0 ** -self.steps.bit_length()
+            loss, dv = self._per_step(h, target, before)
             dv *= self.scale
-            return self._sum(loss) * self.scale, dv
+            return self._sum(loss) * (self.scale / before), dv
         counts = weights != 0
         weights = weights * self.scale
-        loss = xp.where(counts, loss, xp.zeros_like(loss)) * weights
+        loss, dv = self._per_step(h, target, weights)
+        loss = xp.where(counts, loss, xp.zeros_like(loss))
         dv = xp.where(counts[..., None], dv, xp.zeros_like(dv)) * weights[..., None]
         return self._sum(loss), dv
 
@@ -150,20 +175,21 @@ class Objective:
         # In one piece, which NumPy adds up in pairs; over a leading axis it adds one to the other.
         return xp.sum(xp.reshape(xp.moveaxis(loss, -2, 0), (self.members, -1)), axis=-1)
 
-    def _per_step(self, h: Array, target: Array) -> tuple[Array, Array]:
+    def _per_step(self, h: Array, target: Array, factor: Factor) -> tuple[Array, Array]:
+        """``factor L_t`` and ``dL_t/dv`` of every step."""
         backend = self.readout.backend
         if isinstance(self.loss, str) and LOSSES[self.loss].output is not None:
             v = self.readout.pre_activation(h)
-            return LOSSES[self.loss].function(backend, v, self._for_every_member(target, v))
+            return LOSSES[self.loss].function(backend, v, self._for_every_member(target, v), factor)
         y = self.readout(h)
         if isinstance(self.loss, str):
-            loss, dy = LOSSES[self.loss].function(backend, y, target)
+            loss, dy = LOSSES[self.loss].function(backend, y, target, factor)
         else:
             target = self._for_every_member(target, y)
             # Copies both ways: neither side may see the other write into its arrays.
             copy = partial(backend.xp.asarray, copy=True)
             loss, dy = _checked(backend, y, self.loss(copy(y), copy(target)))
-            dy = copy(dy)
+            loss, dy = loss * factor, copy(dy)
         return loss, self.readout.g.vjp(backend, y, dy)  # (3.2): g' * dL/dy
 
     def _for_every_member(self, target: Array, y: Array) -> Array:

@@ -4,8 +4,9 @@ Each is one matrix product over a whole segment. Its factors are rows, ``(..., S
 sequences, one below the other (:func:`flat`).
 
 A sum of n terms that is formed one after the other has a relative error of up to ``n eps / 2``, and equal terms come
-near that: in float32, 1 % for a million. So long ones are sums of sums, here (:func:`add_weight_sum`) and from segment to
-segment (:class:`Sums`): no number is rounded more than a few hundred times, however many steps there are.
+near that: in float32, 1 % for a million. So long ones are sums of sums, of the rows of a segment
+(:func:`add_weight_sum`) and from segment to segment (:class:`Sums`): no number is rounded more than a few hundred
+times, however many steps there are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..backend.portable import Array, Backend
 #: How many parts are added up one after the other before they count as one.
 PARTS = 64
 #: Rows of a product that are added up one after the other, and those of a block of one that has more.
-ROWS, ROWS_IF_LARGE, BLOCK = 512, 8192, 256
+ROWS, BLOCK = 512, 256
 #: Numbers of the products of blocks that there are at once.
 NUMBERS = 1 << 16
 
@@ -34,7 +35,10 @@ class Sums:
 
     def add(self, name: str, part: Array) -> None:
         """``sum += part``; the first part becomes the sum."""
-        levels = self._levels.setdefault(name, [])
+        levels = self._levels.get(name)
+        if levels is None:
+            self._levels[name] = [(1, part)]
+            return
         for k, (count, there) in enumerate(levels):
             if not count:
                 levels[k] = 1, part
@@ -92,10 +96,9 @@ def add_weight_sums(
 def add_weight_sum(backend: Backend, sums: Sums, name: str, dz: Array, a: Array) -> None:
     """Add ``sum_t dz_t a_t^T``, ``(..., G*H, F)``, of rows ``dz (..., S*N, G*H)`` and ``a (S, ..., N, F)``."""
     a = flat(backend, a, dz.ndim)
-    M, F = dz.shape[-1], a.shape[-1]
+    K, M, F = *dz.shape[-2:], a.shape[-1]
     # The BLAS of a CPU adds up a large product, but not a small one, in blocks of a few hundred rows by itself.
-    large = backend.name == "cpu" and min(M, F) >= 16 and M * F >= 1024
-    if _is_short(backend, dz, ROWS_IF_LARGE if large else ROWS):
+    if K <= ROWS or _is_short(backend, dz, 8192 if min(M, F) >= 16 and M * F >= 1024 else ROWS):
         sums.add(name, backend.xp.matmul(dz.mT, a))
         return
     for dz_blocks, a_blocks in zip(*(_blocks(backend, rows, M * F) for rows in (dz, a)), strict=True):
@@ -105,17 +108,18 @@ def add_weight_sum(backend: Backend, sums: Sums, name: str, dz: Array, a: Array)
 def add_bias_sum(backend: Backend, sums: Sums, name: str, dz: Array) -> None:
     """Add ``sum_t dz_t``, ``(..., G*H)``, of rows: a product with ones (faster than a sum over leading axes)."""
     xp = backend.xp
-    if _is_short(backend, dz, ROWS):
-        sums.add(name, xp.matmul(backend.ones((1, dz.shape[-2]), dz.dtype), dz)[..., 0, :])
+    K, F = dz.shape[-2:]
+    if K <= ROWS or _is_short(backend, dz, 2048 if F >= 16 else ROWS):
+        sums.add(name, xp.matmul(backend.ones((1, K), dz.dtype), dz)[..., 0, :])
         return
-    for blocks in _blocks(backend, dz, dz.shape[-1]):
+    for blocks in _blocks(backend, dz, F):
         ones = backend.ones((1, blocks.shape[-2]), dz.dtype)
         sums.add(name, xp.sum(xp.matmul(ones, blocks), axis=-3)[..., 0, :])
 
 
 def _is_short(backend: Backend, rows: Array, limit: int) -> bool:
-    """Whether so many rows may be added up one after the other; in float64 any number."""
-    return rows.shape[-2] <= limit or float(backend.xp.finfo(rows.dtype).eps) < 1e-12
+    """Whether so many rows may be one product: at most ``limit`` on NumPy; in float64 any number."""
+    return (backend.name == "cpu" and rows.shape[-2] <= limit) or float(backend.xp.finfo(rows.dtype).eps) < 1e-12
 
 
 def _blocks(backend: Backend, rows: Array, numbers: int) -> Iterator[Array]:

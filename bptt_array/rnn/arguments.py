@@ -241,7 +241,7 @@ def check_reset(reset: Any, N: int, backend: Backend) -> Any:
             f"reset has dtype {dtype_name(reset)}; expected bool: True for the sequences that begin anew{way}"
         )
     check_shape("reset", reset, (N,), "(N,)")
-    return reset if backend.owns(reset) else backend.from_host(reset)
+    return backend.copy(reset) if backend.owns(reset) else backend.from_host(reset)  # the backward pass reads it again
 
 
 def check_backward(backward: Any, cell: Cell) -> None:

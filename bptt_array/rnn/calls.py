@@ -6,6 +6,7 @@ This is the door to a network for the rest of the package: ``rnn.calls`` hands d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..backend.arrays import is_integer
@@ -102,10 +103,11 @@ class Calls:
         y_shape = architecture.outputs_shape(batch.T, batch.N)
         check_option("reduction", reduction, ("mean", "sum"))
         every = architecture.readout == "every"
+        features = None
         if every:
-            target = self.layout.inward_target(target, loss, y_shape)
+            target, features = self.layout.inward_target(target, loss, y_shape)
             weights = self.layout.inward(weights, features=False)
-        features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate)
+        features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate, features)
         if weights is not None:
             check_place("weights", weights, backend, architecture.dtype, host=True)
             check_float("weights", weights, architecture.dtype)
@@ -122,6 +124,14 @@ class Calls:
         check_flag("validate", validate)
         x = self.layout.inward_x(x)
         return make_batch(self.backend, self.architecture, x, state, lengths, reset, validate=validate, host=host)
+
+    def pre_activations(self, params: dict[str, Array], x: Any, state: Any) -> tuple[Array, State]:
+        """``v = W_hy h + b_y`` of every step, before the function of the outputs, and the final state."""
+        with self.backend.active(), self.layout.in_errors():
+            batch, network = self.batch(x, state, None, None, False, host=False), self.network(params)
+            plain = network._replace(readout=replace(network.readout, g=OUTPUT_ACTIVATIONS["identity"]))
+            v, unrolled = passes.run_forward(plain, batch, None, keep=False)
+            return self.outward(v), network.as_state(unrolled.last)
 
     def check_params(self, params: Mapping[str, Array]) -> None:
         """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""

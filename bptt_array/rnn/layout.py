@@ -16,7 +16,7 @@ import array_api_compat
 from ..backend.arrays import is_array, is_integer
 from ..backend.portable import Array, Backend
 from ..bptt.state import Gradients
-from .targets import has_features
+from .targets import may_have_features
 
 
 class TimeFirst:
@@ -28,8 +28,9 @@ class TimeFirst:
     def inward_x(self, x: Any) -> Any:
         return x
 
-    def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> Any:
-        return target
+    def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> tuple[Any, bool | None]:
+        """A target, and whether it has an axis of features, where that had to be found out."""
+        return target, None
 
     def outward(self, array: Array) -> Array:
         return array
@@ -58,17 +59,19 @@ class BatchFirst(TimeFirst):
         """Inputs, which have features unless they are tokens."""
         return self.inward(x, features=not (is_array(x) and is_integer(x)))
 
-    def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> Any:
-        """A target; ``y_shape`` is time first. Of one that may have features its sizes say whether it has."""
+    def inward_target(self, target: Any, loss: Any, y_shape: tuple[int, ...]) -> tuple[Any, bool | None]:
+        """``y_shape`` is time first. Of a target that may have features its sizes say whether it has."""
         if not is_array(target):
-            return target
-        features = not is_integer(target)
-        if callable(loss) or features:
-            T, *lead, _ = y_shape
-            fits = has_features(target, [(*lead, T), (lead[-1], T)])
-            # What does not fit is turned as well, or it might fit time first.
-            features = target.ndim > 2 if fits is None else fits
-        return self.inward(target, features=features)
+            return target, None
+        if is_integer(target) and not callable(loss):
+            return self.inward(target, features=False), None
+        T, *lead, _ = y_shape
+        fits = may_have_features(target, [(*lead, T), (lead[-1], T)])
+        if len(fits) == 1:
+            (features,) = fits
+            return self.inward(target, features=features), features
+        # What does not fit is turned as well, or it might fit time first; what fits both ways has axes of one size.
+        return self.inward(target, features=target.ndim > 2), None
 
     def outward(self, array: Array) -> Array:
         """``(T, ..., F)`` for the caller, in one piece."""

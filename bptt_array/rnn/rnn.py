@@ -679,7 +679,9 @@ class RNN:
         target : array
             ``"mse"``, ``"binary_cross_entropy"``: the shape and dtype of ``y``. ``"cross_entropy"``: class
             numbers ``(T, N)`` or probabilities ``(T, N, O)``; without T for ``readout="last"``. The members of an
-            ensemble may share it, without the axis E. For a loss of your own ``(T, N)`` or ``(T, N, F)``.
+            ensemble may share it, without the axis E. For a loss of your own ``(T, N)`` or ``(T, N, F)``, of an
+            ensemble also ``(T, E, N)`` or ``(T, E, N, F)``; where E = N the last one is expected, since ``(T, E, N)``
+            might be ``(T, N, F)``.
         loss : {"mse", "cross_entropy", "binary_cross_entropy"} or callable
             ``L_t``: ``1/2 |y - target|^2``; cross-entropies of a softmax or sigmoid output; or
             ``(y, target) -> (loss, dy)``, called per segment with ``y (S, N, O)``, that returns the loss of

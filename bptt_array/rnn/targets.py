@@ -42,10 +42,11 @@ def check_target(
     backend: Backend,
     lengths: np.ndarray[Any, Any] | None,
     validate: bool,
+    features: bool | None = None,
 ) -> bool:
     """A loss that goes with the output, and a target that the loss can compare with ``y``.
 
-    Returns whether the target has an axis of features.
+    Returns whether the target has an axis of features; ``features`` is that where it is known already.
     """
     output, axes = architecture.output, architecture.outputs_axes
     if not callable(loss):
@@ -60,7 +61,7 @@ def check_target(
     if callable(loss):
         if not (backend.owns(target) or is_integer(target) or backend.has_dtype(dtype_name(target))):
             raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
-        return _check_target_of_callers_loss(target, y_shape, architecture)
+        return _check_target_of_callers_loss(target, y_shape, architecture, features)
     known = LOSSES[loss]
     if known.output not in (None, output):
         raise ValueError(
@@ -108,27 +109,37 @@ def _refuse_classes(target: Any, loss: str, y_shape: tuple[int, ...], architectu
         )
 
 
-def _check_target_of_callers_loss(target: Any, y_shape: tuple[int, ...], architecture: Architecture) -> bool:
+def _check_target_of_callers_loss(
+    target: Any, y_shape: tuple[int, ...], architecture: Architecture, features: bool | None
+) -> bool:
     """``y.shape`` without its last axis and at most one axis more; without that of the members, if they share it."""
     leads = [y_shape[:-1]]
     if architecture.members is not None:
         leads.append((*y_shape[:-3], y_shape[-2]))
-    features = has_features(target, leads)
-    if features is None:
+    fits = may_have_features(target, leads)
+    if features is not None:
+        fits &= {features}
+    if not fits:
         raise ValueError(
             f"target has shape {tuple(target.shape)}; expected {' or '.join(map(str, leads))}, the steps and sequences "
             "of y, and at most one axis more"
         )
-    return features
+    if len(fits) == 1:
+        return fits.pop()
+    axes = architecture.outputs_axes.rpartition(",")[0]
+    at = "..., None, :, :" if architecture.time_major or architecture.readout == "last" else "None"
+    raise ValueError(
+        f"target has shape {tuple(target.shape)}, which may be {axes}), a number for every member, or one without E "
+        "and with features F, which members share, since there are as many members as sequences; expected all axes, "
+        f"{axes}, F): target[..., None] for the first, or for the second "
+        f"broadcast_to(target[{at}], {(*y_shape[:-1], target.shape[-1])})"
+    )
 
 
-def has_features(target: Any, leads: Iterable[tuple[int, ...]]) -> bool | None:
-    """Whether a target has an axis after one of ``leads``, its axes otherwise; None if neither fits.
+def may_have_features(target: Any, leads: Iterable[tuple[int, ...]]) -> set[bool]:
+    """Whether a target has an axis after one of ``leads``, its axes otherwise: all answers that its shape allows.
 
-    Where both readings fit, as with E = N = O, numbers have features and integers have none.
+    None if it fits neither way, both if it fits in both, as (T, E, N) does where E = N: that is for the caller to say.
     """
     shape = tuple(target.shape)
-    fits = {len(shape) > len(lead) for lead in leads if lead in (shape, shape[:-1])}
-    if not fits:
-        return None
-    return fits.pop() if len(fits) == 1 else not is_integer(target)
+    return {len(shape) > len(lead) for lead in leads if lead in (shape, shape[:-1])}

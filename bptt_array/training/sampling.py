@@ -34,8 +34,8 @@ def sample(
     length : int
         Characters to write.
     temperature : float
-        Probabilities are taken to the power 1 / temperature: below 1 more cautious, above 1 wilder; 0 always
-        takes the most probable character.
+        ``softmax(logits / temperature)``, that is, probabilities (of an ensemble their mean) to the power
+        1 / temperature: below 1 more cautious, above 1 wilder; 0 always takes the most probable character.
     seed : int
     member : int, optional
         Write with this member of the ensemble alone.
@@ -63,9 +63,9 @@ def sample(
     tokens, state = vocabulary.encode(start, "prompt")[:, None], None
     written = []
     for _ in range(length):
-        y, state = rnn(rnn.asarray(tokens), state)
-        p = rnn.backend.to_host(y[-1, ..., 0, :]).astype(np.float64)  # ([E,] O)
-        token = _choose(p if rnn.members is None else p.mean(axis=0), temperature, rng)
+        v, state = rnn.calls.pre_activations(rnn.params, rnn.asarray(tokens), state)
+        logits = rnn.backend.to_host(v[-1, ..., 0, :]).astype(np.float64)  # ([E,] O)
+        token = _choose(np.atleast_2d(logits), temperature, rng)
         written.append(token)
         tokens = np.array([[token]])
     return vocabulary.decode(written)
@@ -100,10 +100,16 @@ def _member(rnn: RNN, member: int) -> RNN:
     return rnn.member(member)
 
 
-def _choose(p: np.ndarray[tuple[int], np.dtype[np.float64]], temperature: float, rng: np.random.Generator) -> int:
-    if not np.isfinite(p).all():
+def _choose(logits: np.ndarray[Any, np.dtype[np.float64]], temperature: float, rng: np.random.Generator) -> int:
+    """A token, from logits ``(E, O)``. They stay logarithms: as probabilities, most of them would be 0."""
+    largest = logits.max(axis=-1, keepdims=True)
+    if not np.isfinite(largest).all():  # -inf is the logarithm of a probability of 0
         raise ValueError("the model's outputs are not numbers: its training diverged; train again with a smaller --lr")
+    of_members = logits - largest
+    of_members -= np.log(np.exp(of_members).sum(axis=-1, keepdims=True))
+    log_p = np.logaddexp.reduce(of_members, axis=0)
     if temperature == 0:
-        return int(np.argmax(p))
-    p = (p / p.max()) ** (1 / temperature)
+        return int(np.argmax(log_p))
+    with np.errstate(over="ignore"):  # to -inf, of a probability of 0
+        p = np.exp((log_p - log_p.max()) / temperature)
     return int(rng.choice(p.size, p=p / p.sum()))
