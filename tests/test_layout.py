@@ -1,5 +1,6 @@
 """time_major=False: the same numbers, bit for bit, with N before T in what goes in and comes out."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np

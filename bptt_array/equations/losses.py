@@ -169,11 +169,13 @@ class Objective:
 
     def _sum(self, loss: Array) -> Array:
         """Over steps and sequences: ``([S,] [E,] N)``."""
-        xp = self.readout.backend.xp
+        backend, xp = self.readout.backend, self.readout.backend.xp
         if self.members is None:
             return xp.sum(loss)
-        # In one piece, which NumPy adds up in pairs; over a leading axis it adds one to the other.
-        return xp.sum(xp.reshape(xp.moveaxis(loss, -2, 0), (self.members, -1)), axis=-1)
+        # Each member's in one piece, which NumPy adds up in pairs; over a leading axis it adds one to the other.
+        of_members = backend.empty((self.members, math.prod(loss.shape) // self.members), loss.dtype)
+        of_members[...] = xp.reshape(xp.moveaxis(loss, -2, 0), of_members.shape)
+        return xp.sum(of_members, axis=-1)
 
     def _per_step(self, h: Array, target: Array, factor: Factor) -> tuple[Array, Array]:
         """``factor L_t`` and ``dL_t/dv`` of every step."""
