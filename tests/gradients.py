@@ -170,6 +170,33 @@ def check_weights_of_zero(ba):
         assert np.array_equal(value, second[name]), name
 
 
+def check_rows_at_the_extremes(ba):
+    """Logits, errors and biases at the ends of the dtype: the loss, output and gradient of a row are its own."""
+    x = np.eye(2)[None]  # two sequences, with logits (7616, 0) and (-7616, 0)
+    rnn = ba.RNN(2, 2, 2, output="softmax", dtype="float64")
+    rnn.params["l0.W_xh"][...], rnn.params["l0.b_h"][...] = 30 * np.eye(2), 0
+    rnn.params["W_hy"][...], rnn.params["b_y"][...] = [[7616, -7616], [0, 0]], 0
+    wrong = np.array([[1, 0]])
+    for loss, target in (("cross_entropy", wrong), ("cross_entropy", np.eye(2)[wrong]), ("mse", np.eye(2)[wrong])):
+        value, grads, _ = rnn.loss_and_grad(x, target, loss)
+        assert np.isclose(value, 1 if loss == "mse" else 7616), loss
+        assert all(np.isfinite(grad).all() for grad in grads.params.values()), loss
+    assert np.array_equal(rnn(x)[0], [[[1, 0], [0, 1]]])
+    for output, bias, target in (("softmax", [-np.inf, 0], [0, 1]), ("sigmoid", [-np.inf, np.inf], [0, 1])):
+        rnn = ba.RNN(2, 2, 2, output=output, dtype="float64")
+        rnn.params["W_hy"][...], rnn.params["b_y"][...] = 0, bias
+        loss = "cross_entropy" if output == "softmax" else "binary_cross_entropy"
+        value, grads, _ = rnn.loss_and_grad(x, np.broadcast_to(np.array(target, float), (1, 2, 2)), loss)
+        assert value == 0, loss
+        assert not any(grad.any() for grad in grads.params.values()), loss
+    rnn = ba.RNN(2, 2, 1, dtype="float64")
+    rnn.params["W_hy"][...], rnn.params["b_y"][...] = 0, 0
+    most = float(np.finfo("float64").max)
+    for reduction, share in (("sum", 0.9 / 2), ("mean", 0.9)):  # two squares, which together are too large
+        value, _ = rnn.loss(x, np.full((1, 2, 1), np.sqrt(2 * share) * np.sqrt(most)), reduction=reduction)
+        assert np.isclose(value, 0.9 * most), reduction
+
+
 def check_explosion_in_the_padding(ba):
     """A network whose states overflow after two steps is no matter if every sequence has one."""
     case = Case(cell="relu", lengths=(1, 0, 1, 1), segment=3)

@@ -19,6 +19,7 @@ from gradients import (
     check_given_gradient,
     check_loss_gradient,
     check_padding,
+    check_rows_at_the_extremes,
     check_two_periods,
     check_weights_of_zero,
 )
@@ -194,6 +195,14 @@ MUTANTS = {
     "the mask of the state in both directions alike": ("bptt/dropout.py", "rows *= _signed(self.batch * F)", "rows *= _signed(self.batch * F) if before else 0"),
     "masks of units counted by sequences": ("bptt/dropout.py", "backend.arange(math.prod(row), xp.int32), row)", "backend.arange(math.prod(row), xp.int32), row[::-1]).mT"),
     "masks of members alike": ("bptt/dropout.py", "seeds = (backend.arange(self.members or 1, xp.int32)", "seeds = (backend.arange(self.members or 1, xp.int32) * 0"),
+    # rows
+    "the largest logit of all rows, in a loss": ("equations/losses.py", "v -= xp.max(v, axis=-1, keepdims=True)", "v -= xp.max(v)"),
+    "the largest logit of all rows, in softmax": ("equations/activations.py", "z -= xp.max(z, axis=-1, keepdims=True)", "z -= xp.max(z)"),
+    "a softmax that subtracts nothing": ("equations/activations.py", "z -= xp.max(z, axis=-1, keepdims=True)", "pass"),
+    "0 log 0 in cross-entropy": ("equations/losses.py", "v = xp.where(target == 0, xp.zeros_like(v), v)", "pass"),
+    "0 log 0 in binary cross-entropy": ("equations/losses.py", "v = xp.where(other_side == 0, xp.zeros_like(v), v)", "pass"),
+    "the square before its factor": ("equations/losses.py", "root = 2.0 ** ((math.frexp(factor)[1] - 1) // 2)", "root = 1.0"),
+    "the sum before the mean": ("equations/losses.py", "2.0 ** -self.steps.bit_length()", "1.0"),
 }  # fmt: skip
 
 PACKAGE = Path(bptt_array.__file__).parent
@@ -262,6 +271,7 @@ def every_check():
     yield partial(check_two_periods, case=Case(T=11, truncate=(3, 8), segment=4))
     yield check_explosion_in_the_padding
     yield check_weights_of_zero
+    yield check_rows_at_the_extremes
     yield partial(check_loss_gradient, case=replace(CHECKS[0], target_scale=1e6))
 
 

@@ -162,7 +162,8 @@ class Objective:
             return self._sum(loss) * (self.scale / before), dv
         counts = weights != 0
         weights = weights * self.scale
-        loss, dv = self._per_step(h, target, weights)
+        # 0 times a loss that is infinite would be no number.
+        loss, dv = self._per_step(h, target, xp.where(counts, weights, xp.ones_like(weights)))
         loss = xp.where(counts, loss, xp.zeros_like(loss))
         dv = xp.where(counts[..., None], dv, xp.zeros_like(dv)) * weights[..., None]
         return self._sum(loss), dv
