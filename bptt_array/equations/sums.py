@@ -22,6 +22,8 @@ PARTS = 64
 ROWS, BLOCK = 512, 256
 #: Numbers of the products of blocks that there are at once.
 NUMBERS = 1 << 16
+#: The BLAS of a CPU adds up a product of so many numbers or more in blocks of a few hundred rows by itself.
+SMALL_PRODUCT = 1024
 
 
 class Sums:
@@ -97,8 +99,7 @@ def add_weight_sum(backend: Backend, sums: Sums, name: str, dz: Array, a: Array)
     """Add ``sum_t dz_t a_t^T``, ``(..., G*H, F)``, of rows ``dz (..., S*N, G*H)`` and ``a (S, ..., N, F)``."""
     a = flat(backend, a, dz.ndim)
     K, M, F = *dz.shape[-2:], a.shape[-1]
-    # The BLAS of a CPU adds up a large product, but not a small one, in blocks of a few hundred rows by itself.
-    if K <= ROWS or _is_short(backend, dz, 8192 if min(M, F) >= 16 and M * F >= 1024 else ROWS):
+    if K <= ROWS or _is_short(backend, dz, 8192 if min(M, F) >= 16 and M * F >= SMALL_PRODUCT else ROWS):
         sums.add(name, backend.xp.matmul(dz.mT, a))
         return
     for dz_blocks, a_blocks in zip(*(_blocks(backend, rows, M * F) for rows in (dz, a)), strict=True):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ..backend.portable import Backend
 from ..equations.losses import LOSSES
 from ..equations.parallel import rows_of_a_chunk
+from ..equations.sums import BLOCK, SMALL_PRODUCT, levels_of
 from ..schedules.instructions import longest_segment
 from ..schedules.plans import Costs, Plan, Truncate, plan
 from .architecture import Architecture
@@ -127,11 +128,18 @@ class _OfAStep:
     # ---- what is there once ---------------------------------------------------------------------------
 
     def parameters(self) -> float:
-        """Gradients and one product that is added to one of them; two copies of every W_hh in the order of its use."""
+        """Gradients, once for each level of their sums, and one product that is added to one of them; two copies of
+        every W_hh in the order of its use.
+        """
         sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items()}
         copies = 2 * sum(size for name, size in sizes.items() if name.endswith("W_hh"))
         table = self.sides * (self.network.members or 1) * self.network.input_size * self.gates
-        return sum(sizes.values()) + max(sizes.values()) + copies + self.work.tokens * table * self.network.hidden_size
+        return (
+            levels_of(self.work.T) * sum(sizes.values())
+            + max(sizes.values())
+            + copies
+            + self.work.tokens * table * self.network.hidden_size
+        )
 
     def once(self) -> float:
         """Results of products and masks of the state; last states of padding; dx; the loss of last steps."""
@@ -199,6 +207,8 @@ class _OfAStep:
     def backward(self) -> float:
         """What the sums of the weight gradients read, where it has to be copied or made."""
         count = self.work.N * (self.network.members or 1) * 1.0  # ones
+        largest = max(math.prod(shape) for shape in self.network.shapes.values()) // (self.network.members or 1)
+        count += self.sequences * min(largest, SMALL_PRODUCT) / BLOCK  # products of blocks
         rows = self.gates * self.row
         if self.stacked:
             count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row + self.inputs * self.sides
