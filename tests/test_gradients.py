@@ -167,6 +167,42 @@ def test_backward_twice_and_after_an_update_gives_the_same_numbers(case):
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"members": 2}, {"bidirectional": True}, {"readout": "last"}, {"tokens": True}]
+)
+@pytest.mark.parametrize("lengths", [None, [5, 0, 3], [0, 0, 0]])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_a_backward_pass_does_not_see_what_is_written_to_arguments_after_forward(options, lengths, cell):
+    """All but x, which is documented: the state, lengths, reset, the outputs and the final state."""
+    options = dict(options)
+    tokens = options.pop("tokens", False)
+    rnn = ba.RNN(4, 5, 2, cell=cell, num_layers=2, dtype="float64", **options)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 4, (5, 3)) if tokens else rng.standard_normal((5, 3, 4))
+    shape = rnn.architecture.states_shape(3)
+    results = []
+    for write in (False, True):
+        state = ba.State(*(np.full(shape, 0.3) for _ in rnn.architecture.cell.states))
+        reset = np.array([True, False, False])
+        given = None if lengths is None else np.array(lengths)
+        y, last, backward = rnn.forward(x, state, lengths=given, reset=reset)
+        dy, dstate = np.ones_like(y), ba.State(*(np.ones(shape) for _ in rnn.architecture.cell.states))
+        if write:
+            reset[...] = ~reset
+            for array in (y, *filter(lambda a: a is not None, (given, state.h, state.c, last.h, last.c))):
+                array[...] = 4
+            for value in rnn.params.values():
+                value *= 2
+        grads = backward(dy, dstate, input_grad=not tokens)
+        assert all((array == 1).all() for array in (dy, dstate.h))
+        results.append({"h": grads.state.h, "x": grads.x, **grads.params})
+        if write:
+            for value in rnn.params.values():
+                value /= 2
+    for name, expected in results[0].items():
+        assert np.array_equal(results[1][name], expected), name
+
+
 def test_losses_do_not_overflow():
     """Cross-entropies are computed before g: values of thousands have exact losses and gradients."""
     rnn = ba.RNN(1, 1, 3, output="softmax", dtype="float32")

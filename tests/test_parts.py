@@ -147,6 +147,28 @@ def test_adam_takes_steps_of_about_the_learning_rate_whatever_the_scale():
         assert np.allclose(params["a"], [-0.01, 0.01, -0.01], rtol=1e-3)
 
 
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+def test_adam_recovers_from_a_gradient_whose_square_overflows(make_backend, dtype):
+    """Its second moment is 1 - beta2 of the square: of a gradient up to 31 times the root of the largest number."""
+    backend, limits = make_backend(), np.finfo(dtype)
+    explosion = 25 * float(limits.max) ** 0.5
+    param, optimizer = backend.ones((1,), backend.dtype(dtype)), ba.Adam(lr=0.1)
+    m = v = 0.0
+    expected = scale = 1.0
+    with np.errstate(over="ignore"), backend.active():
+        for t, grad in enumerate([explosion, *[1.0] * 200], 1):
+            optimizer.update({"w": param}, {"w": backend.from_host(np.array([grad], dtype))})
+            # In units of the explosion, which no square of overflows
+            scale = explosion
+            m = 0.9 * m + 0.1 * (grad / scale)
+            v = 0.999 * v + 0.001 * (grad / scale) ** 2
+            expected -= 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8 / scale)
+        _, second = optimizer.state_dict()["kept"]["w"]
+        assert np.isfinite(backend.to_host(second)).all()
+    assert backend.to_host(param)[0] == pytest.approx(expected, rel=1e-4)
+    assert expected == pytest.approx(0.3994, abs=1e-3)
+
+
 def test_adam_leaves_parameters_without_a_gradient_where_they_are():
     params = {"a": np.ones(2, dtype="float32")}
     ba.Adam(lr=0.1, eps=1e-60).update(params, {"a": np.array([0, 1], dtype="float32")})
@@ -346,6 +368,29 @@ def test_a_parameter_whose_entries_share_memory_is_refused_before_anything_chang
     with pytest.raises(ValueError, match=r"params\['shared'\] cannot be written to; expected an array of its own"):
         ba.SGD(1.0).update({"first": first, "shared": shared}, grads)
     assert not backend.to_host(first).any()
+
+
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("b", "a", "c"), ("c", "b", "a")])
+@pytest.mark.parametrize("members", [None, 1])
+def test_the_norm_of_gradients_of_two_dtypes_is_that_of_the_wider_in_any_order(order, members):
+    arrays = {"a": np.array([[1e300, 1]]), "b": np.array([[1, 3e38]], np.float32), "c": np.array([[1e-300, 2e300]])}
+    grads = {name: arrays[name] for name in order}
+    norm = ba.global_norm(grads, members)
+    assert norm.dtype == np.float64
+    assert norm == pytest.approx(5**0.5 * 1e300, rel=1e-15)
+    assert norm == ba.global_norm(arrays, members)  # to the last bit
+    clipped = ba.clip_by_global_norm(grads, 1e280, members)  # by a factor that no float32 can be
+    assert clipped["b"].dtype == np.float32
+    np.testing.assert_allclose(clipped["b"], [[1e-20 / 5**0.5, 3e18 / 5**0.5]], rtol=1e-6)
+    np.testing.assert_allclose(clipped["a"], [[1e280 / 5**0.5, 1e-20 / 5**0.5]], rtol=1e-14)
+    large = ba.clip_by_global_norm(grads, 1e301, members)
+    assert all(np.array_equal(large[name], arrays[name]) for name in arrays)
+
+
+def test_the_norm_of_gradients_does_not_depend_on_the_order_of_their_names():
+    rng = np.random.default_rng(0)
+    arrays = {str(k): rng.standard_normal(100).astype("float32") for k in range(20)}
+    assert len({float(ba.global_norm({k: arrays[k] for k in rng.permutation(list(arrays))})) for _ in range(20)}) == 1
 
 
 def test_gradients_of_two_dtypes_are_clipped_in_their_own():

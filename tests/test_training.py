@@ -497,6 +497,33 @@ def test_an_ensemble_writes_by_the_mean_of_its_probabilities_and_a_member_by_its
     assert sample(rnn, vocabulary, "ab", length=50, member=1) == sample(rnn.member(1), vocabulary, "ab", length=50)
 
 
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize(
+    ("logit", "temperature"), [(110.0, 100.0), (800.0, 400.0), (2e4, 1e4), (110.0, 1e-3), (3.0, 1.0)]
+)
+def test_a_temperature_divides_the_logits_however_far_apart_they_are(members, logit, temperature):
+    rnn = ba.RNN(4, 3, 4, output="softmax", members=members)
+    rnn.params["W_hy"][...] = 0
+    rnn.params["b_y"][...] = [logit, 0, 0, 0]
+    written = sample(rnn, Vocabulary("abcd"), length=2000, temperature=temperature, seed=1)
+    expected = 1 / (1 + 3 * np.exp(-logit / temperature))
+    assert written.count("a") / 2000 == pytest.approx(expected, abs=0.04)
+
+
+def test_a_character_that_cannot_be_is_never_written_and_temperature_one_is_softmax():
+    rnn = ba.RNN(4, 3, 4, output="softmax", seed=3)
+    rnn.params["b_y"][2] = -np.inf
+    vocabulary = Vocabulary("abcd")
+    assert "c" not in sample(rnn, vocabulary, "ab", length=500, temperature=1e6)
+    written, rng, text, state = "", np.random.default_rng(5), np.array([[0], [1]]), None
+    for _ in range(200):  # by the outputs of the network themselves
+        y, state = rnn(text, state)
+        p = y[-1, 0].astype(float)
+        text = np.array([[rng.choice(4, p=p / p.sum())]])
+        written += "abcd"[text.item()]
+    assert sample(rnn, vocabulary, "ab", length=200, temperature=1, seed=5) == written
+
+
 @pytest.mark.parametrize(("make", "dtype"), backends_and_dtypes())
 def test_every_member_is_clipped_by_its_own_norm_as_the_single_network_is(make, dtype):
     """Bit for bit where it is NumPy that computes; members that explode, vanish or are no numbers included."""

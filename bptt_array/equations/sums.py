@@ -98,7 +98,7 @@ def add_weight_sums(
 def add_weight_sum(backend: Backend, sums: Sums, name: str, dz: Array, a: Array) -> None:
     """Add ``sum_t dz_t a_t^T``, ``(..., G*H, F)``, of rows ``dz (..., S*N, G*H)`` and ``a (S, ..., N, F)``."""
     a = flat(backend, a, dz.ndim)
-    K, M, F = *dz.shape[-2:], a.shape[-1]
+    K, M, F = dz.shape[-2], dz.shape[-1], a.shape[-1]
     if K <= ROWS or _is_short(backend, dz, 8192 if min(M, F) >= 16 and M * F >= SMALL_PRODUCT else ROWS):
         sums.add(name, backend.xp.matmul(dz.mT, a))
         return
