@@ -7,7 +7,6 @@ import contextlib
 import io
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -97,6 +96,7 @@ def _unpacked(file: IO[bytes], shown: str) -> Iterator[bytes]:
     damage: tuple[type[Exception], ...] = (EOFError, OSError)
     if packed == "gzip":
         import gzip
+        import zlib
 
         source, damage = gzip.GzipFile(fileobj=source, mode="rb"), (*damage, zlib.error)
     elif packed == "bzip2":
