@@ -11,7 +11,7 @@ import threadpoolctl
 from bptt_array import cli
 from bptt_array.runs import checkpoints
 from bptt_array.runs import folder as runs
-from bptt_array.training import threads
+from bptt_array.training import sampling, threads
 from bptt_array.training.listener import Listener
 from bptt_array.training.options import Options
 from bptt_array.training.threads import Pool, Threads
@@ -265,14 +265,19 @@ def started(folder):
 
 
 def spied(monkeypatch):
-    """The numbers of threads of updates."""
-    counts, update = [], Trainer.update
+    """The numbers of threads of updates, and of the sample at the end."""
+    counts, update, write = [], Trainer.update, sampling.sample
 
     def spy(self, *arguments):
         counts.append(now())
         return update(self, *arguments)
 
+    def last(*arguments, **more):
+        counts.append(now())
+        return write(*arguments, **more)
+
     monkeypatch.setattr(Trainer, "update", spy)
+    monkeypatch.setattr(sampling, "sample", last)  # of the finished run
     return counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -256,5 +257,7 @@ def _run(trainer: Trainer, folder: RunFolder | None, stop: Stop, job: Job, envir
     print(f"\nSaved in {folder.path}. For more text, and for a page that shows the run:")
     for command in ("sample", "report"):
         print(shlex.join([sys.executable, "-m", "bptt_array", command, folder.argument]))
-    print(f"\nA sample (temperature 0.8):\n\n{write(trainer.rnn, trainer.vocabulary, seed=trainer.options.seed)}\n")
+    with trainer.threads or contextlib.nullcontext():
+        written = write(trainer.rnn, trainer.vocabulary, seed=trainer.options.seed)
+    print(f"\nA sample (temperature 0.8):\n\n{written}\n")
     return 0
