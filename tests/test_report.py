@@ -17,6 +17,7 @@ from bptt_array.diagnostics import Diagnosis
 from bptt_array.runs import checkpoints, report
 from bptt_array.runs import folder as runs
 from bptt_array.training.checkpoint import json_line
+from bptt_array.training.options import Options
 
 #: What would do harm if a page took it for more than text.
 HOSTILE = "</pre><script>document.title='owned'</script><img src='http://127.0.0.1:{port}/leak.png'>&amp;\x00\x1b[2J"
@@ -97,6 +98,10 @@ def tables(folder):
 def test_the_configuration_says_what_is_done_where_an_option_was_left_out(folder, tmp_path):
     files, options = tables(folder)
     assert [name for name, _, _ in files] == ["text"]
+    made = Options()
+    may_be_none = {name for name, value in vars(made).items() if value is None}
+    assert {name.replace("_", " ") for name in vars(made)} == {name for name, _, _ in options}
+    assert may_be_none == {*report._INSTEAD, "lr", "eval_every", "checkpoint_every"}  # those have a value in the end
     values = {name: value for name, value, _ in options}
     assert {"lr", "eval every", "members", "diagnose every", "bidirectional"} < set(values)
     assert "" not in values.values()

@@ -396,7 +396,9 @@ def test_a_run_may_be_made_shorter_but_not_than_it_is(text_file, tmp_path, capsy
     shorter = Trainer.resumed(listener.checkpoints[-1], TEXT, replace(options, steps=13))
     shorter.run(again := Kept())
     assert shorter.step == 13
-    assert [checkpoint.options["steps"] for checkpoint in again.checkpoints] == [13]
+    assert {checkpoint.options["steps"] for checkpoint in again.checkpoints} == {13}
+    assert shorter.metrics[-1].step == 13
+    assert shorter.metrics[-1].validation is not None  # as at the end of any run
 
 
 # ---- runs that begin with the weights of others -----------------------------------------------------------

@@ -22,6 +22,7 @@ from ..serialization import write_atomically
 from ..training.checkpoint import Checkpoint
 from ..training.options import Options
 from ..training.progress import Progress
+from ..training.reading import STDIN
 from .checkpoints import newest_checkpoint
 from .folder import RunFolder, read_diagnoses, read_metrics
 from .held import Held
@@ -46,6 +47,9 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: #f5f5f5; padding: 0.75rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.25rem 0 1rem; }
 p.note { color: #555; }
 """
+
+#: What is done where an option is None.
+_INSTEAD = {"members": "no ensemble", "eval_characters": "all", "diagnose_every": "never", "threads": "the fastest"}
 
 #: What has no shape of its own, as the picture that Unicode has of it.
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -159,7 +163,8 @@ def _title(name: str, checkpoint: Checkpoint | None) -> str:
 
 def _source(checkpoint: Checkpoint, shown: Callable[[str], str]) -> str:
     """The text of a run."""
-    return ", ".join(map(shown, checkpoint.source or [])) or "the language reference inside Python"
+    names = ["standard input" if file == STDIN else shown(file) for file in checkpoint.source or []]
+    return ", ".join(names) or "the language reference inside Python"
 
 
 def _summary(metrics: list[Progress], checkpoint: Checkpoint | None) -> str:
@@ -222,8 +227,8 @@ def _chosen(checkpoint: Checkpoint) -> Iterable[tuple[str, Any]]:
         return checkpoint.options.items()
     values = asdict(options) | {name: options.every(name) for name in ("eval_every", "checkpoint_every")}
     values["lr"] = checkpoint.lr  # less than what was given, if it was halved
-    instead = {"members": "no ensemble", "diagnose_every": "never"}
-    return [(name, instead.get(name, "not given") if value is None else value) for name, value in values.items()]
+    values["eval_characters"] = options.most_validated
+    return [(name, _INSTEAD[name] if value is None else value) for name, value in values.items()]
 
 
 def _environment(folder: Path) -> list[str]:
