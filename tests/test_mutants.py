@@ -173,7 +173,7 @@ MUTANTS = {
     "no loss of the first part of a window": ("schedules/instructions.py", "loss=start >= new", "loss=start > new"),
     "windows that do not overlap": ("schedules/instructions.py", "window = [part for part in window if part[0] >= end - k2] + added", "window = added"),
     "dx of the last window only": ("bptt/unrolled.py", "            target += dx", "            target[...] = dx"),
-    "dh_0 of the last window only": ("bptt/layer.py", "self.d_initial = d_initial if before is None else tuple([*map(add, before, d_initial)])", "self.d_initial = d_initial"),
+    "dh_0 of the last window only": ("bptt/layer.py", "self.d_initial = d_initial if before is None else (*map(add, before, d_initial),)", "self.d_initial = d_initial"),
     # parallel over time
     "own gradient of a chunk lost": ("equations/parallel.py", "ops.add_(own, product, direct)", "ops.add_(own, product, 0 * direct)"),
     "f' of a chunk's last step forgotten": ("equations/parallel.py", "xp.moveaxis(slopes[length - 1, ...], -1, -3)[..., None], W", "xp.moveaxis(slopes[length - 1, ...] * 0 + 1, -1, -3)[..., None], W"),

@@ -278,7 +278,7 @@ class LayerBackward:
         if start == 0:
             d_initial = self._initial_gradients(self._carried)
             before = self.d_initial
-            self.d_initial = d_initial if before is None else tuple([*map(add, before, d_initial)])
+            self.d_initial = d_initial if before is None else (*map(add, before, d_initial),)
 
     def _sum_up(self, segment: Segment, dz: Array, slopes: Array) -> None:
         """§3.2-3.4, and the sums of the cell's own parameters."""

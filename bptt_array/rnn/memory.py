@@ -22,8 +22,8 @@ from .architecture import Architecture
 #: Python's own objects (of lists of free tuples alone there is 0.3 MB), NumPy's buffers for casts, and small arrays.
 OBJECTS_BYTES = 3 << 17
 
-#: What a kept segment or a remembered state takes of Python's memory, each array in it, and each layer: the objects of an
-#: array and of views of it, tuples, places in lists. A pool of device memory rounds an array up by as much at most.
+#: What a kept segment or a remembered state takes of Python's memory, each array in it, and each layer: objects of
+#: arrays and of views, tuples, places in lists. A pool of device memory rounds an array up by as much at most.
 OF_A_SEGMENT, OF_AN_ARRAY, OF_A_LAYER = 256, 512, 320
 
 #: Arrays of the outputs' shape that a loss of the caller's own has at once: a guess.
