@@ -30,42 +30,40 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 COPIED = ("bptt_array", "tests", "benchmarks", ".ci", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")
 
-_GRADIENTS = "test_mutants.py::test_the_copy_without_a_mistake_passes"
-_EQUATIONS = (
-    f"{_GRADIENTS} test_parts.py test_dropout.py test_cells.py test_padding.py test_parallel.py test_gradients.py "
-    "test_schedules.py test_parity.py test_layout.py test_costs.py test_tasks.py"
-)
-#: The tests that fit the files whose paths begin so, in the order in which they run; the first that fits counts.
+_GRADIENTS = "mutants::test_the_copy_without_a_mistake_passes"
+_EQUATIONS = f"{_GRADIENTS} parts dropout cells padding parallel gradients schedules parity layout costs tasks"
+#: The tests that fit the files whose paths begin so, by what stands between ``test_`` and ``.py``, in the order in
+#: which they run; of several paths the first that fits counts.
 TESTS = {
-    "backend/": "test_parts.py test_bad_input.py test_parity.py test_costs.py test_torch.py test_any_input.py",
+    "backend/": "parts namespaces bad_input parity costs torch any_input",
     "bptt/": _EQUATIONS,
-    "cli/": "test_training.py test_report.py test_runs.py test_any_command.py test_jobs.py",
-    "diagnostics/": "test_diagnostics.py test_bad_input.py",
-    "distributed/": "test_distributed.py test_jobs.py",
+    "cli/": "training report runs any_command jobs",
+    "diagnostics/": "diagnostics bad_input",
+    "distributed/": "distributed jobs",
     "equations/": _EQUATIONS,
-    "rnn/torch_weights.py": "test_torch.py test_any_input.py",
-    "rnn/files.py": "test_older_files.py test_hostile_files.py test_bad_input.py test_any_input.py",
-    "rnn/memory.py": "test_schedules.py test_parallel.py",
-    "rnn/": (
-        f"{_GRADIENTS} test_parts.py test_bad_input.py test_layout.py test_gradients.py test_schedules.py "
-        "test_parity.py test_any_input.py test_older_files.py"
-    ),
-    "runs/": "test_report.py test_runs.py test_jobs.py test_training.py",
-    "schedules/": "test_schedules.py test_parallel.py test_any_input.py test_gradients.py",
-    "training/": "test_training.py test_older_files.py test_any_input.py test_runs.py test_distributed.py",
-    "checks.py": "test_bad_input.py test_any_input.py",
-    "gradcheck.py": "test_gradients.py test_bad_input.py test_any_input.py",
-    "optimizers.py": "test_training.py test_parity.py test_bad_input.py test_costs.py test_any_input.py",
-    "parity.py": "test_parity.py test_any_input.py",
-    "plots.py": "test_report.py test_training.py test_diagnostics.py",
-    "serialization.py": "test_hostile_files.py test_older_files.py test_runs.py",
-    "": "test_rooms.py test_docs.py test_training.py",
+    "rnn/torch_weights.py": "torch any_input",
+    "rnn/files.py": "older_files pickling hostile_files bad_input any_input",
+    "rnn/conversions.py": "parts advice bad_input any_input",
+    "rnn/memory.py": "schedules parallel",
+    "rnn/": f"{_GRADIENTS} parts attributes pickling bad_input advice layout gradients schedules parity any_input",
+    "runs/": "report runs jobs training",
+    "schedules/": "schedules parallel any_input gradients",
+    "training/threads.py": "threads",
+    "training/": "training older_files any_input runs distributed",
+    "checks.py": "bad_input any_input",
+    "gradcheck.py": "gradients bad_input any_input",
+    "optimizers.py": "parts pickling training parity bad_input costs any_input",
+    "parity.py": "parity any_input",
+    "plots.py": "report training diagnostics",
+    "serialization.py": "hostile_files older_files runs",
+    "": "rooms docs training",
 }
 
 
 def fitting(file):
-    """The tests that fit a file of the package."""
-    return next(tests.split() for start, tests in TESTS.items() if file.startswith(start))
+    """The tests that fit a file of the package, as pytest knows them."""
+    names = next(tests.split() for start, tests in TESTS.items() if file.startswith(start))
+    return ["test_{}.py{}{}".format(*name.partition("::")) for name in names]
 
 
 # ---- mutants ------------------------------------------------------------------------------------------
