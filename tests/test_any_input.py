@@ -1410,6 +1410,7 @@ FOUND = [
     (lambda: text.Text.of(b"ab"), TypeError, r"text is a bytes; expected a string"),
     (lambda: text.Text.of("a\0b"), ValueError, r"text has a NUL \(character 1\)"),
     (lambda: text.Streams([0, 1, 2], 1, 1), TypeError, r"tokens is a list of shape None; expected a NumPy array"),
+    (lambda: text.Streams(LEAKS, 1, 1), TypeError, r"tokens is a MaskedArray; expected a plain array"),
     (lambda: text.Streams(np.arange(9), 0, 1), ValueError, r"batch=0 is too small"),
     (lambda: text.Streams(np.arange(9), 1, -1), ValueError, r"seq_len=-1 is too small"),
     (lambda: reading.read_texts("a.txt"), TypeError, r"paths is a str; expected a list of paths"),

@@ -123,6 +123,26 @@ def test_cells_that_do_not_fit_together_say_why():
         rnn.loss_and_grad(np.ones((2, 2, 2)), np.ones((2, 2, 2)))
 
 
+def test_a_cell_without_a_step_says_which_it_lacks():
+    nothing = type("Nothing", (ba.Cell,), {})()
+    one_way = type("OneWay", (ba.equations.GRU,), {"name": "one way", "backward_": ba.Cell.backward_})()
+    x = np.ones((2, 1, 2), "float32")
+    with pytest.raises(TypeError, match=r"^Nothing has no forward_: see bptt_array\.Cell$"):
+        ba.RNN(2, 3, cell=nothing)(x)
+    rnn = ba.RNN(2, 3, cell=one_way)
+    y, _ = rnn(x)
+    with pytest.raises(TypeError, match=r"^OneWay has no backward_: see bptt_array\.Cell$"):
+        rnn.loss_and_grad(x, y)
+
+
+def test_a_forget_bias_may_be_all_that_the_dtype_holds():
+    most = float(np.finfo("float32").max)
+    bias = ba.RNN(2, 3, cell="lstm", init="orthogonal", forget_bias=most).params["l0.b_h"]
+    assert bias.tolist() == [0] * 3 + [most] * 3 + [0] * 6
+    with pytest.raises(ValueError, match=r"forget_bias=.*; expected a number that float32 can hold"):
+        ba.RNN(2, 3, cell="lstm", forget_bias=1.1 * most)
+
+
 def test_a_cell_has_the_name_of_its_class_and_an_lstm_made_by_hand_its_forget_gate():
     assert type("Mine", (ba.Cell,), {})().name == "Mine"
     ba.RNN(3, 4, cell=ba.equations.LSTM(), forget_bias=1.0)
