@@ -176,6 +176,14 @@ def test_the_second_training_step_uses_the_states_of_the_first_again():
     assert rnn.calls.workspace.arrays == []
 
 
+def test_the_second_loss_alone_uses_the_states_of_the_first_again():
+    rnn = ba.RNN(4, 256, readout="last")
+    x, target = (np.ones(shape, "float32") for shape in ((50, 32, 4), (32, 256)))
+    (first, _), (again, _) = peak_of(lambda: rnn.loss(x, target), warm=False), peak_of(lambda: rnn.loss(x, target))
+    segment = max(array.nbytes for array in rnn.calls.workspace.arrays)
+    assert first > segment > 2 * again
+
+
 KINDS = [
     {},
     {"cell": "lstm", "num_layers": 2},
@@ -240,9 +248,10 @@ def test_threads_that_share_a_network_share_no_array(kind):
     assert found == {seed: {value} for seed, value in expected.items()}
 
 
-def peak_of(call):
-    """Bytes: the most at once, and what stays while the result is held."""
-    call()
+def peak_of(call, warm=True):
+    """Bytes: the most at once, and what stays while the result is held; ``warm``: of the second call."""
+    if warm:
+        call()
     tracemalloc.start()
     try:
         result = call()
@@ -253,8 +262,9 @@ def peak_of(call):
         tracemalloc.stop()
 
 
-def test_a_backward_function_holds_what_it_needs_and_no_more():
-    T, N, H, V = 50, 32, 64, 2000
+@pytest.mark.parametrize("N", [32, 64], ids=["fewer tokens than columns", "more"])
+def test_a_backward_function_holds_what_it_needs_and_no_more(N):
+    T, H, V = 50, 64, 2000
     rnn = ba.RNN(V, H, 2, cell="lstm", readout="last")
     x = np.random.default_rng(0).integers(0, V, (T, N))
     _, held = peak_of(lambda: rnn.forward(x))
