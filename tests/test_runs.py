@@ -94,6 +94,9 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(kind, stop
     path = checkpoints.write_checkpoint(tmp_path, listener.checkpoints[-1])
     second = Trainer(TEXT, options)
     second.restore(checkpoints.read_checkpoint(path))
+    names = list(second.rnn.architecture.shapes)  # in which order everything is, also what comes from a file
+    optimizer = second.optimizer.state_dict()
+    assert list(second.rnn.params) == list(optimizer["kept"]) == list(optimizer["updates"]) == names
     second.run()
     assert second.metrics == whole.metrics
     assert all(np.array_equal(second.rnn.params[name], whole.rnn.params[name]) for name in whole.rnn.params)
