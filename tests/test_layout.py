@@ -188,18 +188,15 @@ def test_a_target_that_can_be_read_in_two_ways_is_refused_and_both_ways_out_work
     with pytest.raises(ValueError, match="a number for every member, or one without E and with features F") as caught:
         rnn.loss(x, target, of_features)
     [shared] = re.findall(r"broadcast_to\(target\[(.*)\], (.*)\)$", str(caught.value))
-    of_every_member = target[..., None]
+    of_every_member, axis = target[..., None], -3 if time_major or readout == "last" else 0
     shared = np.broadcast_to(eval(f"target[{shared[0]}]"), eval(shared[1]))
-    for full, of_member in ((of_every_member, lambda k: member_of(of_every_member, k)), (shared, lambda k: target)):
+    for full, of_member in (
+        (of_every_member, lambda k: np.take(of_every_member, k, axis=axis)),
+        (shared, lambda k: target),
+    ):
         losses, _ = rnn.loss(x, full, of_features)
         alone = [rnn.member(k).loss(x, of_member(k), of_features)[0] for k in range(2)]
         assert losses == pytest.approx(alone, rel=1e-5)
-
-    def member_axis_at(array):
-        return -3 if time_major or readout == "last" else 0
-
-    def member_of(array, k):
-        return np.take(array, k, axis=member_axis_at(array))
 
 
 @pytest.mark.parametrize("loss", [own_loss, own_loss_of_numbers])

@@ -152,14 +152,11 @@ def test_adam_recovers_from_a_gradient_whose_square_overflows(make_backend, dtyp
     """Its second moment is 1 - beta2 of the square: of a gradient up to 31 times the root of the largest number."""
     backend, limits = make_backend(), np.finfo(dtype)
     explosion = 25 * float(limits.max) ** 0.5
-    param, optimizer = backend.ones((1,), backend.dtype(dtype)), ba.Adam(lr=0.1)
-    m = v = 0.0
-    expected = scale = 1.0
+    m, v, expected, scale = 0.0, 0.0, 1.0, explosion  # m and v in units of the explosion, so that no square overflows
     with np.errstate(over="ignore"), backend.active():
+        param, optimizer = backend.ones((1,), backend.dtype(dtype)), ba.Adam(lr=0.1)
         for t, grad in enumerate([explosion, *[1.0] * 200], 1):
             optimizer.update({"w": param}, {"w": backend.from_host(np.array([grad], dtype))})
-            # In units of the explosion, which no square of overflows
-            scale = explosion
             m = 0.9 * m + 0.1 * (grad / scale)
             v = 0.999 * v + 0.001 * (grad / scale) ** 2
             expected -= 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8 / scale)
