@@ -174,6 +174,19 @@ def test_where_bits_depend_on_the_number_a_new_run_takes_one_thread_for_good_onl
         assert set(machine.train(100)) == {expected}
 
 
+def test_a_comparison_of_results_that_takes_long_does_not_put_off_the_next_trial():
+    """It is made once; the cores are free again right after it."""
+    machine = Machine(lambda count, now: (BUSY if now < 100 else QUIET)[count])
+
+    def results():
+        machine.now = 100.0
+        return []
+
+    assert machine.threads.choose(machine.gradient, STEPS, results, begun=True).startswith("1 of 2 threads")
+    counts = machine.train(3000)
+    assert counts.index(2) < 1500
+
+
 def test_results_are_compared_only_once():
     machine = Machine(lambda count, now: (QUIET if int(now / 30) % 2 else BUSY)[count])
     machine.choose()
