@@ -245,7 +245,8 @@ class _OfAStep:
         arrays: float = OF_CALLERS_LOSS if known is None else known.arrays
         arrays += 3 * (self.network.output != "identity" and (known is None or known.output is None))  # g and g'
         arrays += self.work.copied or self.work.padded
-        arrays += 2 * self.work.weights + self.stacked
+        weighted = self.work.weights or self.work.padded  # padding has the weight 0
+        arrays += 2 * weighted + self.stacked
         features = self.sides * self.row if self.stacked else 0
-        of_losses = self.sequences * (4 + 4 * self.work.weights) + self.of_bytes(24 * self.sequences)
+        of_losses = self.sequences * (4 + 4 * weighted) + self.of_bytes(24 * self.sequences)
         return arrays * self.outputs + features + of_losses
