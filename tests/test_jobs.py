@@ -391,9 +391,13 @@ def test_every_rank_of_a_machine_takes_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr(jobs, "resolve", lambda name: SimpleNamespace(name=name))
     job = jobs.Job(OneProcess())
     assert [job.device(name).name for name in ("cuda", "auto", "cuda:1", "cpu")] == ["cuda", "auto", "cuda:1", "cpu"]
-    job.alone = False
+    mpi4py = SimpleNamespace(MPI=SimpleNamespace(COMM_TYPE_SHARED="of one machine"))
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
+    monkeypatch.setattr(jobs, "_share_cores", lambda here: None)
     for local, expected in enumerate(["cuda:0", "cuda:1", "cuda:0"]):
-        job._local = local
+        here = SimpleNamespace(Get_rank=lambda local=local: local, Free=lambda: None)
+        comm = SimpleNamespace(Split_type=lambda kind, here=here: {"of one machine": here}[kind])
+        job = jobs.Job(SimpleNamespace(size=8, rank=5 + local, comm=comm))
         assert job.device("cuda").name == job.device("auto").name == expected
         assert (job.device("cuda:1").name, job.device("cpu").name) == ("cuda:1", "cpu")
     assert (job.same_device("cuda:0"), job.same_device("cpu")) == ("cuda", "cpu")
