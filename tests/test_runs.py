@@ -595,6 +595,22 @@ def test_a_checkpoint_under_another_ones_name_is_not_taken(finished, capsys):
     assert results(folder) == expected
 
 
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX systems can be asked to keep the names in a folder")
+def test_files_and_every_folder_that_got_a_name_are_on_the_disk_when_a_run_ends(text_file, tmp_path, monkeypatch):
+    flushed, works = set(), os.fsync
+
+    def fsync(handle):
+        works(handle)
+        flushed.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(serialization.os, "fsync", fsync)
+    folder = tmp_path / "run"
+    assert run(text_file, *SMALL, "--steps", "8", "--out", folder) == 0
+    (checkpoint, *_) = checkpoints.checkpoints(folder)
+    for path in (tmp_path, folder, checkpoint.parent, checkpoint, folder / runs.MODEL):
+        assert path.stat().st_ino in flushed, path
+
+
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_wherever_the_disk_is_full_the_error_names_the_file_and_the_run_can_go_on(
     name, text_file, tmp_path, monkeypatch, capsys
