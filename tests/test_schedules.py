@@ -167,7 +167,9 @@ def said_by(plan):
 
 
 SOME_COSTS = st.builds(
-    Costs, st.integers(0, 1000), st.integers(1, 50), st.integers(1, 50), st.integers(0, 50), st.integers(0, 20)
+    Costs,
+    *[st.integers(0, 1000), st.integers(1, 50), st.integers(1, 50), st.integers(0, 50), st.integers(0, 20)],
+    segment=st.integers(0, 100),
 )
 
 
