@@ -268,6 +268,8 @@ def every_check():
             yield partial(check_given_gradient, case=case)
         if case.lengths:
             yield partial(check_padding, case=case)
+    for alone in ({"dy": False}, {"dstate": False}):
+        yield partial(check_given_gradient, case=Case(cell="lstm", layers=2, readout="last"), **alone)
     yield partial(check_two_periods, case=Case(T=11, truncate=(3, 8), segment=4))
     yield check_explosion_in_the_padding
     yield check_weights_of_zero
