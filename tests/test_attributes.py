@@ -220,3 +220,14 @@ def test_a_class_of_ones_own_may_have_attributes_of_its_own():
     assert rnn.note == "anything"
     with pytest.raises(AttributeError, match=r"RNN\.hidden_size cannot be set"):
         rnn.hidden_size = 3
+
+
+def test_the_products_of_one_thread_are_a_number_or_none():
+    backend = ba.Backend(np)
+    for value in (300, None, 1):
+        backend.one_thread_multiply_adds = value
+        assert backend.one_thread_multiply_adds == value
+    for value, kind in ((1.5, TypeError), (0, ValueError), ("all", TypeError)):
+        with pytest.raises(kind, match=f"^one_thread_multiply_adds={value!r} is "):
+            backend.one_thread_multiply_adds = value
+    assert backend.one_thread_multiply_adds == 1
