@@ -481,7 +481,7 @@ MANY_TOKENS = (60, 100, 5000, 64, 1), {"cell": "lstm", "tokens": True, "call": {
 
 #: Sizes (T, N, I, H, O) and a kind of call in which a term of ``rnn/memory.py`` is large; what it is without the term.
 TERMS = {
-    "gradients": (*MANY_TOKENS, "sum(sizes.values()) + max", "max"),
+    "gradients": (*MANY_TOKENS, "levels_of(self.work.T) * sum(sizes.values())", "0"),
     "a product before it is added": (*MANY_TOKENS, " + max(sizes.values())", ""),
     "table of tokens": (*MANY_TOKENS, "self.work.tokens * table", "0 * table"),
     "results of products": (
@@ -551,7 +551,7 @@ TERMS = {
     "copies of stacked rows": (
         (300, 20, 1, 50, 1),
         {"cell": "gru", "members": 2},
-        "count += (2 if self.cell.changes_dz else 1) * rows +",
+        "count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row +",
         "count +=",
     ),
     "masked states": (
