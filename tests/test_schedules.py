@@ -595,6 +595,17 @@ def test_without_one_of_its_terms_a_plan_would_be_exceeded(term, monkeypatch):
     assert peak > 1.05 * plan_within().peak
 
 
+def test_members_that_share_long_and_wide_inputs_have_the_gradients_of_each_alone():
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((400, 40, 150)).astype("float32"), np.ones((400, 40, 1), "float32")
+    both = ba.RNN(150, 8, 1, members=2)
+    _, grads, _ = both.loss_and_grad(x, target)
+    for k in range(2):
+        _, alone, _ = both.member(k).loss_and_grad(x, target)
+        for name, gradient in alone.params.items():
+            assert np.allclose(grads.params[name][k], gradient, rtol=1e-3, atol=1e-5), name
+
+
 SMALL_SEGMENTS = [
     {"cell": "tanh", "truncate": (1, 40)},
     {"cell": "gru", "num_layers": 2, "dropout": 0.3, "truncate": (1, 40)},

@@ -102,7 +102,8 @@ def add_weight_sum(backend: Backend, sums: Sums, name: str, dz: Array, a: Array)
     if K <= ROWS or _is_short(backend, dz, 8192 if min(M, F) >= 16 and M * F >= SMALL_PRODUCT else ROWS):
         sums.add(name, backend.xp.matmul(dz.mT, a))
         return
-    for dz_blocks, a_blocks in zip(*(_blocks(backend, rows, M * F) for rows in (dz, a)), strict=True):
+    numbers = math.prod(dz.shape[:-2]) * M * F  # of all members, where they share what they read too
+    for dz_blocks, a_blocks in zip(*(_blocks(backend, rows, numbers) for rows in (dz, a)), strict=True):
         sums.add(name, backend.xp.sum(backend.xp.matmul(dz_blocks.mT, a_blocks), axis=-3))
 
 
@@ -113,7 +114,7 @@ def add_bias_sum(backend: Backend, sums: Sums, name: str, dz: Array) -> None:
     if K <= ROWS or _is_short(backend, dz, 2048 if F >= 16 else ROWS):
         sums.add(name, xp.matmul(backend.ones((1, K), dz.dtype), dz)[..., 0, :])
         return
-    for blocks in _blocks(backend, dz, F):
+    for blocks in _blocks(backend, dz, math.prod(dz.shape[:-2]) * F):
         ones = backend.ones((1, blocks.shape[-2]), dz.dtype)
         sums.add(name, xp.sum(xp.matmul(ones, blocks), axis=-3)[..., 0, :])
 
@@ -129,7 +130,7 @@ def _blocks(backend: Backend, rows: Array, numbers: int) -> Iterator[Array]:
     B of them at once, at most 64: as many as are small together. What is left over comes as a block of its own.
     """
     *lead, K, F = rows.shape
-    at_once = min(PARTS, max(1, NUMBERS // (math.prod(lead) * numbers)))
+    at_once = min(PARTS, max(1, NUMBERS // numbers))
     whole = K - K % BLOCK
     for start in range(0, whole, at_once * BLOCK):
         part = rows[..., start : min(whole, start + at_once * BLOCK), :]
