@@ -125,7 +125,7 @@ def _is_short(backend: Backend, rows: Array, limit: int) -> bool:
 
 
 def _blocks(backend: Backend, rows: Array, numbers: int) -> Iterator[Array]:
-    """``rows (..., K, F)`` as blocks ``(..., B, rows, F)``, views; of each there will be so many ``numbers``.
+    """``rows (..., K, F)`` as blocks ``(..., B, rows, F)``, views; of each there will be so many ``numbers`` in all.
 
     B of them at once, at most 64: as many as are small together. What is left over comes as a block of its own.
     """
