@@ -5,7 +5,8 @@ import pytest
 from conftest import backends_and_dtypes
 
 import bptt_array as ba
-from bptt_array.equations.sums import PARTS, Sums, add_bias_sum, add_weight_sum, levels_of
+from bptt_array.equations.long_sums import PARTS, Sums, add_rows, levels_of
+from bptt_array.equations.sums import add_weight_sum
 
 MOST = 1e-5
 IN_FLOAT32 = [some for some in backends_and_dtypes() if some.values[1] == "float32"]
@@ -80,7 +81,7 @@ def test_a_product_over_many_rows_is_exact_on_every_device(make_backend, dtype, 
     sums = Sums()
     with backend.active():
         add_weight_sum(backend, sums, "W", backend.from_host(dz), backend.from_host(a))
-        add_bias_sum(backend, sums, "b", backend.from_host(dz))
+        add_rows(backend, sums, "b", backend.from_host(dz))
         found = {name: backend.to_host(total) for name, total in sums.totals().items()}
     each = float(dz.flat[0])
     assert (found["W"].shape, found["b"].shape) == ((*lead, M, F), (*lead, M))
@@ -94,7 +95,7 @@ def test_every_row_is_in_a_product_once(rows):
     backend, sums = ba.RNN(1, 1).backend, Sums()
     dz, a = (rng.integers(-9, 9, (rows, F)).astype("float32") for F in (3, 2))
     add_weight_sum(backend, sums, "W", dz, a[:, None, :])
-    add_bias_sum(backend, sums, "b", dz)
+    add_rows(backend, sums, "b", dz)
     assert np.array_equal(sums.totals()["W"], dz.T @ a)
     assert np.array_equal(sums.totals()["b"], dz.sum(axis=0))
 

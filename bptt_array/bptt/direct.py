@@ -8,9 +8,9 @@ Each is a :class:`bptt_array.bptt.unrolled.DirectPart`.
 from __future__ import annotations
 
 from ..backend.portable import Array, Backend
+from ..equations.long_sums import Sums
 from ..equations.losses import Objective
 from ..equations.readout import Readout
-from ..equations.sums import Sums
 from .batch import Batch
 from .padding import Feed, Padding
 

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from ..backend.portable import Array, Backend
 from ..equations.cell import Cell, Tape
+from ..equations.long_sums import Sums, add_rows
 from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
 from ..equations.state_product import StateProduct
-from ..equations.sums import Sums, add_bias_sum, add_weight_sums, flat
+from ..equations.sums import add_weight_sums, flat
 from ..schedules.chunks import best_chunks
 from . import chunk_times
 from .padding import Padding
@@ -304,7 +305,7 @@ class LayerBackward:
             names = sorted(expected)
             raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {names}")
         for name, grad in own.items():
-            add_bias_sum(backend, self._sums, name, flat(backend, grad, params["W_hh"].ndim))
+            add_rows(backend, self._sums, name, flat(backend, grad, params["W_hh"].ndim))
 
     @property
     def grads(self) -> dict[str, Array]:

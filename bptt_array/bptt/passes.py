@@ -9,9 +9,9 @@ import math
 from typing import NamedTuple
 
 from ..backend.portable import Array, Backend
+from ..equations.long_sums import Sums
 from ..equations.losses import Objective
 from ..equations.readout import Readout
-from ..equations.sums import Sums
 from ..schedules.instructions import Backward, Forget, Forward, Remember, Restore, Segments, full, longest_segment
 from ..schedules.plans import Plan
 from .batch import Batch, States, as_state, without

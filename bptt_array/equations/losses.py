@@ -28,14 +28,9 @@ def squared_error(backend: Backend, y: Array, target: Array, factor: Factor = 1.
 
     The factor, of a mean or of weights, comes before the square, which may overflow without it.
     """
-    dy, factor, xp = y - target, 0.5 * factor, backend.xp
-    if not isinstance(factor, float):
-        return xp.vecdot(dy * factor[..., None], dy), dy
-    root = 2.0 ** ((math.frexp(factor)[1] - 1) // 2)  # at most the root of the factor; it rounds nothing
-    dy *= root
-    loss = xp.vecdot(dy, dy) * (factor / root**2)
-    dy *= 1 / root
-    return loss, dy
+    dy, factor = y - target, 0.5 * factor
+    scaled = dy * (factor if isinstance(factor, float) else factor[..., None])
+    return backend.xp.vecdot(scaled, dy), dy
 
 
 def cross_entropy(backend: Backend, v: Array, target: Array, factor: Factor = 1.0) -> tuple[Array, Array]:
@@ -104,7 +99,7 @@ class Loss:
 
 #: By name.
 LOSSES = {
-    "mse": Loss(squared_error, arrays=2),
+    "mse": Loss(squared_error, arrays=3),
     "cross_entropy": Loss(cross_entropy, arrays=4, output="softmax", takes_classes=True),
     "binary_cross_entropy": Loss(binary_cross_entropy, arrays=7, output="sigmoid"),
 }

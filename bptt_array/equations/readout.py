@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ..backend.portable import Array, Backend
 from .activations import Activation
-from .sums import Sums, add_bias_sum, add_weight_sum, flat
+from .long_sums import Sums, add_rows
+from .sums import add_weight_sum, flat
 
 
 @dataclass(frozen=True)
@@ -62,4 +63,4 @@ class Readout:
         if ndim == 2:
             backend.matmul_(flat(backend, dh, 2), rows, self.W_hy)
         add_weight_sum(backend, grads, "W_hy", rows, h)
-        add_bias_sum(backend, grads, "b_y", rows)
+        add_rows(backend, grads, "b_y", rows)

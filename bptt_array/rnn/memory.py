@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..backend.portable import Backend
+from ..equations.long_sums import BLOCK, SMALL_PRODUCT, levels_of
 from ..equations.losses import LOSSES
 from ..equations.parallel import rows_of_a_chunk
-from ..equations.sums import BLOCK, SMALL_PRODUCT, levels_of
 from ..schedules.instructions import longest_segment
 from ..schedules.plans import Costs, Plan, Truncate, plan
 from .architecture import Architecture
