@@ -21,7 +21,6 @@ from peers import Ours, Problem, Products, Shape
 
 from bptt_array.bptt import layer
 from bptt_array.bptt.direct import LossAtEveryStep
-from bptt_array.equations import sums
 
 #: A part, and the functions whose time it is. None of them is called by another one of these.
 PARTS = {
@@ -29,7 +28,7 @@ PARTS = {
     "loop forward": [(layer, "forward_")],
     "readout, loss": [(LossAtEveryStep, "__call__")],
     "loop backward": [(layer, "backward_")],
-    "weight sums": [(sums, "weight_sum"), (sums, "bias_sum"), (layer, "bias_sum")],
+    "weight sums": [(layer, "add_weight_sums"), (layer, "add_rows")],
 }
 
 

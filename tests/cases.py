@@ -194,7 +194,7 @@ STACKED = [
     Case(members=2, bidirectional=True, tokens=True, readout="last", shared=False),
     Case(members=2, loss="cubic", output="sigmoid", output_size=True),
     Case(members=1, output="softmax", loss="cross_entropy", target="probabilities"),
-    Case(members=2, N=2, O=2, loss="cubic", output="sigmoid"),  # E = N = O: whose axis is whose?
+    Case(members=2, N=2, O=2, loss="cubic", output="sigmoid", shared=False),  # E = N = O: whose axis is whose?
 ]
 DROPPED = [
     Case(layers=3, dropout=0.4),

@@ -278,7 +278,7 @@ def test_a_loss_of_the_callers_own_and_batch_first_are_as_for_training():
     rnn, arrays, keywords = built(case)
     expected = gradient_flow(rnn, arrays["x"], arrays["target"], **keywords)
     assert keywords["loss"] is cubic
-    first = ba.RNN(**case.network, dtype="float64", time_major=False)
+    first = ba.RNN(**case.network, dtype="float64", time_major=False, device=rnn.backend)  # in the same segments
     first.params = rnn.params
     x, target = (np.moveaxis(arrays[name], 0, -2) for name in ("x", "target"))
     compare(gradient_flow(first, x, target, **keywords), expected, 0)

@@ -84,7 +84,7 @@ MUTANTS = {
     "softmax' as a diagonal": ("equations/activations.py", "    dz += dz\n    return dz", "    return y * (1 - y) * dy"),
     "g' forgotten": ("equations/losses.py", "self.readout.g.vjp(backend, y, dy)", "dy"),
     "g' forgotten with a given dy": ("bptt/direct.py", "return readout.g.vjp(readout.backend, readout(h), dy)", "return dy"),
-    "squared error without the half": ("equations/losses.py", "y - target, 0.5 * factor", "y - target, 1.0 * factor"),
+    "squared error without the half": ("equations/losses.py", "y - target, 0.5 * factor, backend.xp", "y - target, 1.0 * factor, backend.xp"),
     "cross-entropy gradient without the target": ("equations/losses.py", "p -= target", "pass"),
     "cross-entropy gradient without the class": ("equations/losses.py", "p -= backend.one_hot(target, v.shape[-1], v.dtype)", "pass"),
     "binary cross-entropy times sigmoid'": ("equations/losses.py", "dv -= target", "dv -= target; dv *= 0.25"),
@@ -201,7 +201,7 @@ MUTANTS = {
     "a softmax that subtracts nothing": ("equations/activations.py", "z -= xp.max(z, axis=-1, keepdims=True)", "pass"),
     "0 log 0 in cross-entropy": ("equations/losses.py", "v = xp.where(target == 0, xp.zeros_like(v), v)", "pass"),
     "0 log 0 in binary cross-entropy": ("equations/losses.py", "v = xp.where(other_side == 0, xp.zeros_like(v), v)", "pass"),
-    "the square before its factor": ("equations/losses.py", "vecdot(scaled, dy), dy", "vecdot(dy, dy) * factor, dy"),
+    "the square before its factor": ("equations/losses.py", "error *= root", "root = 1.0"),
     "the sum before the mean": ("equations/losses.py", "2.0 ** -self.steps.bit_length()", "1.0"),
 }  # fmt: skip
 

@@ -1194,7 +1194,7 @@ def test_halving_ends_and_is_stopped_where_nothing_goes_well(lr, monkeypatch):
 
 def test_a_run_that_diverges_at_once_leaves_what_says_why(text_file, tmp_path, capsys):
     folder = tmp_path / "run"
-    options = [*SMALL, "--steps", "20", "--lr", "1e38", "--clip", "0", "--optimizer", "sgd", "--diagnose-every", "1"]
+    options = [*SMALL, "--steps", "20", "--lr", "3e38", "--clip", "0", "--optimizer", "sgd", "--diagnose-every", "1"]
     assert run(text_file, *options, "--out", folder) == 2
     assert f"the last good checkpoint, of step 0, is in {folder}" in capsys.readouterr().err
     assert "training diverged at step " in report.page(folder)

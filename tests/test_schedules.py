@@ -350,7 +350,7 @@ BUDGETED = [
     Case(T=40, readout="last", lengths=(40, 0, 17, 3)),
     Case(T=40, members=2, layers=2),
     Case(T=40, truncate=13),
-    Case(T=40, truncate=(7, 18), lengths=(40, 0, 17, 3)),
+    Case(T=40, truncate=(7, 18), lengths=(40, 0, 17, 3), segment=7),
 ]
 
 

@@ -112,6 +112,8 @@ class Backend:
     ----------
     integer : dtype
         The widest signed integer of the device: int64 on most. Tokens, classes and lengths are of it.
+    measured : dict
+        What was measured on the device, for those who decide by it (see ``bptt/chunk_times.py``).
 
     Raises
     ------
@@ -137,6 +139,7 @@ class Backend:
     xp: Any
     device: Any
     integer: Any
+    measured: dict[Any, Any]
     elementwise: Elementwise
     _dtypes: Mapping[str, Any]
     _zeros: dict[str, Array]
@@ -156,6 +159,7 @@ class Backend:
         self.integer = self._dtypes["int64" if "int64" in self._dtypes else "int32"]
         self.elementwise = Elementwise(self.xp)
         self._zeros = {}
+        self.measured = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
         return self  # a place, not a value: a copied network lives in the same one

@@ -10,7 +10,6 @@ import math
 import time
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from ..backend.portable import Backend
 from ..equations.parallel import backward_parallel_
@@ -55,8 +54,6 @@ _MOST, _FEWEST = 1 << 30, 100
 #: One product alone that takes so many seconds is bound by its arithmetic.
 _LONG = 2e-3
 
-_measured: WeakKeyDictionary[Backend, dict[Any, Timings]] = WeakKeyDictionary()
-
 
 def choose(backend: Backend, S: int, row_shape: tuple[int, ...], dtype: Any) -> int:
     """In how many chunks S steps of rows ``(..., N, H)`` take the least time on this device; 1 is the loop.
@@ -69,7 +66,7 @@ def choose(backend: Backend, S: int, row_shape: tuple[int, ...], dtype: Any) -> 
     rounded = (*lead, 1 << (N - 1).bit_length() if N else 0, H)
     if S < _FEWEST or not 0 < math.prod(rounded) * H * (H + 1) <= _MOST:
         return 1
-    known = _measured.setdefault(backend, {})
+    known: dict[Any, Timings] = backend.measured
     key = (rounded, str(dtype))
     if key not in known:
         known[key] = measure(backend, rounded, dtype)

@@ -28,9 +28,15 @@ def squared_error(backend: Backend, y: Array, target: Array, factor: Factor = 1.
 
     The factor, of a mean or of weights, comes before the square, which may overflow without it.
     """
-    dy, factor = y - target, 0.5 * factor
-    scaled = dy * (factor if isinstance(factor, float) else factor[..., None])
-    return backend.xp.vecdot(scaled, dy), dy
+    error, factor, xp = y - target, 0.5 * factor, backend.xp
+    if isinstance(factor, float):
+        root = 2.0 ** ((math.frexp(factor)[1] - 1) // 2)  # at most the root of the factor; it rounds nothing
+        error *= root
+        loss = xp.vecdot(error, error) * (factor / root**2)
+    else:
+        loss = xp.vecdot(error * factor[..., None], error)
+    del error  # before another one is made: there is no more than one at a time
+    return loss, y - target
 
 
 def cross_entropy(backend: Backend, v: Array, target: Array, factor: Factor = 1.0) -> tuple[Array, Array]:
@@ -99,7 +105,7 @@ class Loss:
 
 #: By name.
 LOSSES = {
-    "mse": Loss(squared_error, arrays=3),
+    "mse": Loss(squared_error, arrays=2),
     "cross_entropy": Loss(cross_entropy, arrays=4, output="softmax", takes_classes=True),
     "binary_cross_entropy": Loss(binary_cross_entropy, arrays=7, output="sigmoid"),
 }
