@@ -121,7 +121,7 @@ CALLS = [
     # ---- rnn.asarray
     (rnn, lambda r: r.asarray([[1.0, 2.0], [3.0]]), r"array=.* is ragged; .*: fill sequences of different lengths up to the longest", lambda r: r.asarray([[1.0, 2.0], [3.0, 0.0]])),
     (rnn, lambda r: r.asarray([1j]), r"array has dtype complex128; expected real numbers: use array\.real", lambda r: r.asarray(np.array([1j]).real)),
-    (rnn, lambda r: r.asarray(Column([1, Missing()])), r"array has dtype object; expected real numbers, but array\[1\] is <NA>: put nan where a number is missing, .* lengths or a weight of 0$", lambda r: r.loss(r.asarray(Column(np.full((T, N, I), np.nan).tolist())), Y, lengths=[0, 0, 0])),
+    (rnn, lambda r: r.asarray(Column([1, Missing()])), r"array has dtype object; expected real numbers, but array\[1\] is <NA>: put a number, such as 0, where one is missing, and in a target leave its step out with a weight of 0$", lambda r: (r(r.asarray(Column(np.zeros((T, N, I)).tolist()))), r.loss(X, 0 * Y, weights=0 * ONES))),
     (rnn, lambda r: r.asarray([1.5, np.nan], dtype="int64"), r"array\[0\]=1\.5 is no whole number; expected integers", lambda r: r.asarray([1.0, 2.0], dtype="int64")),
     (classifier, lambda r: r.asarray([0.0, np.nan], dtype="int64"), r"array\[1\]=nan is no whole number; .*: where one is missing put any that is in range, and leave its step out with a weight of 0$", lambda r: r.loss(X, r.asarray(CLASSES * 0.0, dtype="int64"), "cross_entropy", weights=0 * ONES)),
     (rnn, lambda r: r.asarray([[0.0, 1e300]]), r"array\[0, 1\]=1e\+300 does not fit in float32; expected at most 3\.4e\+38: divide array by a scale$", lambda r: r.asarray(np.array([[0.0, 1e300]]) / 1e300)),

@@ -315,7 +315,7 @@ def test_a_number_can_be_said_also_for_a_run_that_goes_on(count, unset, text_fil
     assert "not as it was" not in capsys.readouterr().err
     other = 3 - count
     assert train("--resume", tmp_path / "run", "--threads", other) == 0
-    assert f"threads {count}, said or chosen before -> {other}, said" in capsys.readouterr().err
+    assert f"threads {count} throughout -> {other} throughout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", threads.VARIABLES)

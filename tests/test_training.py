@@ -218,14 +218,14 @@ def test_standard_input_is_a_text_like_others_but_for_going_on(pack, tmp_path, t
 
 
 def test_a_directory_is_said_to_be_one_and_to_do_as_is_said_helps(tmp_path, monkeypatch):
-    folder = tmp_path / "texts"
+    folder = tmp_path / "my texts"
     folder.mkdir()
-    with pytest.raises(ValueError, match="texts is a directory; expected the files in it: ") as raised:
+    with pytest.raises(ValueError, match="my texts is a directory; expected the files in it: ") as raised:
         read_texts([folder])
     (folder / "a.txt").write_text(TEXT, encoding="utf-8")
     (folder / "b.txt").write_text(TEXT, encoding="utf-8")
     train = f"{sys.executable} -m bptt_array train"
-    listed, found = re.search(r"in it: (\S+), or, of folders below it too, (.*)", str(raised.value)).groups()
+    listed, found = re.search(r"in it: (.+), or, of folders below it too, (.*)", str(raised.value)).groups()
     commands = (f"{train} {listed}", found.replace("python -m bptt_array train", train))
     for k, command in enumerate(commands):
         command = f"{command} {' '.join(SMALL)} --out run-{k}"

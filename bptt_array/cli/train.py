@@ -227,7 +227,7 @@ def _threads(trainer: Trainer, given: bool, job: Job) -> dict[str, str]:
             raise CommandError("--threads needs threadpoolctl: pip install threadpoolctl (the extra `train`)")
         return {"threads": "as they are, without threadpoolctl"}
     trainer.threads = threads.Threads(pool, wanted)
-    return {"threads": f"{wanted}, said or chosen before" if wanted is not None else f"chosen, of {pool.all}"}
+    return {"threads": f"{wanted} throughout" if wanted is not None else f"chosen, of {pool.all}"}
 
 
 def _run(trainer: Trainer, folder: RunFolder | None, stop: Stop, job: Job, environment: dict[str, str]) -> int:

@@ -58,8 +58,8 @@ def _of_objects(name: str, array: HostArray) -> HostArray:
                 f"{_at(name, array, wrong[0])} is itself an array, so {name} is ragged; expected {_RAGGED}"
             )
         way = _instead(name, array) or (
-            f", but {_at(name, array, wrong[0])} is {said(value, 100)}: put nan where a number is missing, and leave "
-            "its step out with lengths or a weight of 0"
+            f", but {_at(name, array, wrong[0])} is {said(value, 100)}: put a number, such as 0, where one is "
+            "missing, and in a target leave its step out with a weight of 0"
         )
         raise TypeError(f"{name} has dtype object; expected real numbers{way}")
     dtype = np.bool_ if all(isinstance(value, (bool, np.bool_)) for value in values) else np.float64

@@ -225,7 +225,10 @@ def load(run: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
         path /= MODEL
     if not path.is_file():
         raise ValueError(f"{run} is no run folder: it has no {MODEL}; expected one that `train` wrote, or its {MODEL}")
-    rnn, metadata = RNN.load_with_metadata(path, device)
+    try:
+        rnn, metadata = RNN.load_with_metadata(path, device)
+    except ValueError as error:
+        raise ValueError(f"{error}; expected a run folder that `train` wrote, or its {MODEL}") from None
     characters = metadata.get("characters")
     characters = characters if isinstance(characters, str) else ""
     vocabulary = Vocabulary(characters)

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import io
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,8 +54,8 @@ def read_texts(paths: Sequence[str | Path]) -> Text:
                     builder.add(part)
         except IsADirectoryError:
             raise ValueError(
-                f"{shown} is a directory; expected the files in it: {shown}/*.txt, or, of folders below it too, "
-                f"find {shown} -type f -exec cat {{}} + | python -m bptt_array train -"
+                f"{shown} is a directory; expected the files in it: {shlex.quote(shown)}/*.txt, or, of folders below "
+                f"it too, find {shlex.quote(shown)} -type f -exec cat {{}} + | python -m bptt_array train -"
             ) from None
         except OSError as error:
             raise ValueError(f"{shown} cannot be read: {error.strerror or error}") from None
