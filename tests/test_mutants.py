@@ -201,7 +201,7 @@ MUTANTS = {
     "a softmax that subtracts nothing": ("equations/activations.py", "z -= xp.max(z, axis=-1, keepdims=True)", "pass"),
     "0 log 0 in cross-entropy": ("equations/losses.py", "v = xp.where(target == 0, xp.zeros_like(v), v)", "pass"),
     "0 log 0 in binary cross-entropy": ("equations/losses.py", "v = xp.where(other_side == 0, xp.zeros_like(v), v)", "pass"),
-    "the square before its factor": ("equations/losses.py", "error *= root", "root = 1.0"),
+    "the square before its factor": ("equations/losses.py", "root = 2.0 ** ((math.frexp(factor)[1] - 1) // 2)", "root = 1.0"),
     "the sum before the mean": ("equations/losses.py", "2.0 ** -self.steps.bit_length()", "1.0"),
 }  # fmt: skip
 

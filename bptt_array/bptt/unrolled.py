@@ -265,8 +265,8 @@ class BackwardPass:
     @property
     def grads(self) -> dict[str, Array]:
         """``"l0.W_xh"``, …: the gradients of all layers, in the order of their parameters."""
-        return {
-            f"l{k}.{name}": layer.grads[name]
-            for k, layer in enumerate(self.layers)
-            for name in sorted(layer.grads, key=list(layer.forward.layer.params).index)
-        }
+        found = {}
+        for k, layer in enumerate(self.layers):
+            grads = layer.grads
+            found |= {f"l{k}.{name}": grads[name] for name in layer.forward.layer.params}
+        return found

@@ -51,13 +51,15 @@ class Sums:
 
     def totals(self) -> dict[str, Array]:
         """All sums. They are those of this object: what is added later may be added to the same arrays."""
-        for levels in self._levels.values():
+        found = {}
+        for name, levels in self._levels.items():
             while len(levels) > 1:
                 (count, lower), (count_above, upper) = levels[:2]
                 if count and count_above:
                     upper += lower
                 levels[:2] = [(count_above, upper) if count_above else (count, lower)]
-        return {name: levels[0][1] for name, levels in self._levels.items()}
+            found[name] = levels[0][1]
+        return found
 
 
 def levels_of(parts: int) -> int:

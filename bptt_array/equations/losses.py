@@ -28,15 +28,14 @@ def squared_error(backend: Backend, y: Array, target: Array, factor: Factor = 1.
 
     The factor, of a mean or of weights, comes before the square, which may overflow without it.
     """
-    error, factor, xp = y - target, 0.5 * factor, backend.xp
-    if isinstance(factor, float):
-        root = 2.0 ** ((math.frexp(factor)[1] - 1) // 2)  # at most the root of the factor; it rounds nothing
-        error *= root
-        loss = xp.vecdot(error, error) * (factor / root**2)
-    else:
-        loss = xp.vecdot(error * factor[..., None], error)
-    del error  # before another one is made: there is no more than one at a time
-    return loss, y - target
+    dy, factor, xp = y - target, 0.5 * factor, backend.xp
+    if not isinstance(factor, float):
+        return xp.vecdot(dy * factor[..., None], dy), dy
+    root = 2.0 ** ((math.frexp(factor)[1] - 1) // 2)  # at most the root of the factor; it rounds nothing
+    dy *= root
+    loss = xp.vecdot(dy, dy) * (factor / root**2)
+    dy *= 1 / root
+    return loss, dy
 
 
 def cross_entropy(backend: Backend, v: Array, target: Array, factor: Factor = 1.0) -> tuple[Array, Array]:
