@@ -120,6 +120,17 @@ def test_on_a_quiet_machine_a_run_takes_hardly_longer_than_with_all_threads(seed
     assert counts.count(2) > 1900
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_threads_that_wait_only_now_and_then_are_not_taken_for_fast(seed):
+    """Most gradients are faster with all threads than with one, and every fourth takes very long."""
+    rng = random.Random(seed)
+    machine = Machine(lambda count, now: (0.01 if rng.random() < 0.75 else 0.6) if count == 2 else 0.015)
+    machine.choose()
+    counts = machine.train(2000)
+    assert machine.now < 1.5 * 2000 * 0.015
+    assert counts.count(1) > 1900
+
+
 def test_cores_that_become_busy_and_free_again_are_noticed():
     machine = Machine(lambda count, now: (BUSY if 10 < now < 60 else QUIET)[count])
     machine.choose()

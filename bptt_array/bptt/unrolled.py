@@ -265,7 +265,7 @@ class BackwardPass:
     @property
     def grads(self) -> dict[str, Array]:
         """``"l0.W_xh"``, …: the gradients of all layers, in the order of their parameters."""
-        found = {}
+        found: dict[str, Array] = {}
         for k, layer in enumerate(self.layers):
             grads = layer.grads
             found |= {f"l{k}.{name}": grads[name] for name in layer.forward.layer.params}

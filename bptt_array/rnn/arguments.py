@@ -145,6 +145,8 @@ def check_x(
             way = f"; for features use rnn.asarray(x, dtype={dtype!r})" if features else ""
             raise ValueError(f"x has integers in shape {tuple(x.shape)}; expected tokens of shape (T, N){more}{way}")
     else:
+        if dtype_name(x) not in DTYPES:  # of other floats the shape comes first: in another one they may be tokens
+            check_float("x", x, dtype)
         per_member = members is not None and x.ndim == 4
         if x.ndim != 3 and not per_member:
             more = "" if members is None else ", or for every member its own, (T, E, N, I)"
@@ -157,7 +159,7 @@ def check_x(
             raise ValueError(
                 f"x has {x.shape[-1]} features (last axis) but this RNN was built with input_size={input_size}"
             )
-        check_float("x", x, dtype)  # last: to change it is of no use in another shape
+        check_float("x", x, dtype)
     if per_member and x.shape[1] != members:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, with {x.shape[1]} where the members are; this RNN has members={members}"

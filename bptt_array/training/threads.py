@@ -36,10 +36,12 @@ ENOUGH = 0.01
 BETTER, FOR_GOOD = 1.1, 2.0
 #: Updates have become slower or faster when the middle one of so many differs by that factor from what was usual.
 WINDOW, CHANGE = 10, 1.3
-#: The first so many after a trial should take less than so many times what a gradient took there, or that was luck.
+#: The first so many after a trial should together take less than so many times what a gradient took there, or that was
+#: luck; and later ones less than so many times what was usual: threads that wait hold up a few updates for long.
 SURPRISE = 2.0
-#: Seconds of training between two trials, as multiples of what a trial took: after a change, and anyway.
-AFTER_CHANGE, ANYWAY = 20, 100
+#: Seconds of training between two trials, as multiples of what a trial took: after a change (the first number, doubled
+#: from trial to trial up to the second), and anyway.
+SOON, AFTER_CHANGE, ANYWAY = 2, 20, 100
 
 
 def set_by() -> str | None:
@@ -113,6 +115,7 @@ class Threads:
         self.now: int = pool.all if fixed is None else fixed
         self.for_good = fixed is not None or pool.all == 1
         self._free = False  # whether results are known not to depend on the number
+        self._wait = SOON / 2
         self._watch(0.0, 0.0)
 
     def __enter__(self) -> Threads:
@@ -124,6 +127,7 @@ class Threads:
 
     def _watch(self, cost: float, expected: float) -> None:
         """Begin to watch anew, after a trial of so many seconds which says how many a gradient takes."""
+        self._wait = min(2 * self._wait, AFTER_CHANGE) if cost else self._wait
         self._cost, self._expected, self._seconds = cost, expected, 0.0
         self._usual: float | None = None
         self._surprised = False
@@ -137,11 +141,12 @@ class Threads:
         self._recent.append(seconds)
         if len(self._recent) < WINDOW:
             return False
-        middle = statistics.median(self._recent)
+        middle, mean = statistics.median(self._recent), statistics.fmean(self._recent)
         if self._usual is None:
-            self._usual, self._surprised = middle, middle > SURPRISE * self._expected
+            self._usual, self._surprised = middle, mean > SURPRISE * self._expected
         changed = self._surprised or not self._usual / CHANGE < middle < self._usual * CHANGE
-        return self._seconds > self._cost * (AFTER_CHANGE if changed else ANYWAY)
+        changed = changed or mean > SURPRISE * self._usual
+        return self._seconds > self._cost * (self._wait if changed else ANYWAY)
 
     def choose(
         self, gradient: Callable[[int], object], steps: int, results: Callable[[], object], *, begun: bool
@@ -190,7 +195,11 @@ class Threads:
         return (all_ / one if count == 1 else one / all_) > FOR_GOOD
 
     def trial(self, gradient: Callable[[int], object], steps: int) -> tuple[float, float]:
-        """Seconds of a gradient of so many time steps with one thread and with all, timed alternately."""
+        """Seconds of a gradient of so many time steps with one thread and with all, timed alternately.
+
+        The mean of all rounds, not the best: threads that wait for each other do so now and then. And of all threads
+        the worst, where there is one now: to take all by mistake costs many times what can be won.
+        """
         of_all, timed = self.pool.all, 1
         while self._timed(of_all, gradient, timed) < ENOUGH and timed < steps:
             timed = min(2 * timed, steps)
@@ -202,7 +211,8 @@ class Threads:
                 times.append(self._timed(count, gradient, timed))
             if min(all_) > (CLEAR if k else CLEAR_AT_ONCE) * max(one) or sum(all_) + sum(one) > PATIENCE:
                 break
-        return min(one) * steps / timed, min(all_) * steps / timed
+        seconds_of_all = max(all_) if self.now == 1 else statistics.fmean(all_)
+        return statistics.fmean(one) * steps / timed, seconds_of_all * steps / timed
 
     def _timed(self, count: int, gradient: Callable[[int], object], steps: int) -> float:
         self.pool.set(count)
