@@ -255,7 +255,7 @@ class File:
             content = json.loads(self.strings[KEY])
             if _checksum(content, arrays) != content.get("sha256"):
                 self.refuse("its checksum is not that of what it holds")
-        return {name: arrays[name] for name in sorted(arrays)}  # safetensors has another order every time
+        return {name: arrays[name] for name in sorted(arrays)}  # safetensors 0.8.0 has another order every time
 
 
 def _is_counts(values: Any) -> bool:
