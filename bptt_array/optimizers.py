@@ -426,10 +426,9 @@ def largest_entries(grads: Arrays, members: int | None = None) -> dict[str, Arra
         return _largest(_rows(grads, members))
 
 
-def _widest(xp: Any, arrays: Mapping[str, Array]) -> Any:
-    """The dtype that holds the numbers of all arrays, in whatever order they come."""
-    first, *others = {array.dtype for array in arrays.values()}
-    return xp.result_type(first, *others) if others else first
+def _widest(backend: Backend, arrays: Mapping[str, Array]) -> Any:
+    """The dtype that holds the numbers of all arrays, in whatever order they come and whatever that of their bytes."""
+    return backend.dtype(max(dtype_name(array) for array in arrays.values()))  # "float64" is after "float32"
 
 
 def _as(xp: Any, dtype: Any, array: Array) -> Array:
@@ -452,8 +451,8 @@ def _scaled_norm(
     ``scale`` is the largest entry, and at least ``least`` (the smallest normal number, if left out). Both are of the
     widest dtype that there is.
     """
-    xp = backend_of(next(iter(rows.values()))).xp
-    dtype = _widest(xp, rows)
+    backend = backend_of(next(iter(rows.values())))
+    xp, dtype = backend.xp, _widest(backend, rows)
     limits = xp.finfo(dtype)
     largest, *others = (_as(xp, dtype, entry) for entry in largest_of.values())
     for entry in others:
@@ -524,7 +523,7 @@ def clip_by_global_norm(
     backend = backend_of(next(iter(grads.values())))
     with backend.active():
         rows = _rows(grads, members)
-        xp, dtype = backend.xp, _widest(backend.xp, grads)
+        xp, dtype = backend.xp, _widest(backend, grads)
         limits = xp.finfo(dtype)
         max_norm = max(min(max_norm, float(limits.max)), float(limits.smallest_normal))
         largest = _largest(rows) if largest is None else largest
@@ -537,6 +536,6 @@ def clip_by_global_norm(
             if grad.dtype == dtype:
                 return grad * _beside(factor, grad.ndim)
             # In the dtype of the factor, which may be too small a number for that of the gradient.
-            return xp.astype(xp.astype(grad, dtype) * _beside(factor, grad.ndim), grad.dtype)
+            return xp.astype(xp.astype(grad, dtype) * _beside(factor, grad.ndim), backend.dtype(dtype_name(grad)))
 
         return {name: scaled(grad) for name, grad in grads.items()}

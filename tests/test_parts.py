@@ -396,6 +396,16 @@ def test_gradients_of_two_dtypes_are_clipped_in_their_own():
     assert float(ba.global_norm({name: a.astype(float) for name, a in clipped.items()})) == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_gradients_of_two_byte_orders_are_of_one_dtype(order):
+    arrays = {"a": np.array([3.0], ">f4"), "b": np.array([4.0], np.float32)}
+    grads = {name: arrays[name] for name in order}
+    assert float(ba.global_norm(grads)) == 5
+    clipped = ba.clip_by_global_norm(grads, 1.0)
+    assert {array.dtype for array in clipped.values()} == {np.dtype("float32")}  # of this machine
+    assert [float(clipped[name][0]) for name in "ab"] == pytest.approx([0.6, 0.8])
+
+
 # ---- states of optimizers that move -----------------------------------------------------------------------
 
 
