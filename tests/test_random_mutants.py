@@ -110,7 +110,7 @@ TEST = "from bptt_array.it import f\n\n\ndef test_it_ends():\n    assert f(3) ==
 
 def test_a_test_sees_a_mistake_and_one_without_end_and_not_what_is_the_same(tree, capsys):
     root = tree(SOURCE, TEST)
-    survivors = random_mutants.main(["--number", "4", "--limit", "4"], root)
+    survivors = random_mutants.main(["--number", "4", "--limit", "15"], root)
     changed = {mutant.line: mutant.after.splitlines()[mutant.line - 1].strip() for mutant in survivors}
     assert changed == {1: "UNUSED = False", 5: "while not (n):"}
     said = capsys.readouterr().out

@@ -18,7 +18,7 @@ STANDARD = "2024.12"
 FUNCTIONS = (
     *("abs", "all", "arange", "asarray", "astype", "broadcast_to", "concat", "empty", "empty_like", "exp", "finfo"),
     *("flip", "full_like", "isdtype", "isfinite", "isnan", "log", "log1p", "matmul", "max", "maximum", "min"),
-    *("minimum", "moveaxis", "ones", "ones_like", "reshape", "result_type", "sqrt", "stack", "sum", "take"),
+    *("minimum", "moveaxis", "ones", "ones_like", "reshape", "sqrt", "stack", "sum", "take"),
     *("take_along_axis", "tanh", "vecdot", "where", "zeros", "zeros_like", "__array_namespace_info__"),
 )
 
