@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
-
-from .backend.arrays import check_plain, dtype_name, is_array, is_writeable
+from .backend.arrays import check_plain, dtype_name, is_array, is_writeable, rounded
 from .backend.devices import backend_of, packed, resolve, unpacked
 from .backend.portable import DTYPES, Array, Backend, Elementwise
 from .bptt.state import Gradients
@@ -116,11 +114,10 @@ def _moved(name: str, kept: Array, backend: Backend, dtype: str) -> Array:
     if own == backend and dtype_name(kept) == dtype:
         return _copied(kept)
     host = own.to_host(kept)
-    with np.errstate(over="ignore"):
-        rounded = host.astype(dtype, copy=False)
-    if (lost := np.isfinite(host) & ~np.isfinite(rounded)).any():
-        raise ValueError(f"{name} holds {host[lost].flat[0]:g}, which {dtype} cannot hold")
-    return unpacked(backend, rounded)
+    found, k = rounded(host, dtype)
+    if k is not None:
+        raise ValueError(f"{name} holds {host.reshape(-1)[k]:g}, which {dtype} cannot hold")
+    return unpacked(backend, found)
 
 
 class _Optimizer(ABC):

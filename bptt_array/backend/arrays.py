@@ -90,3 +90,14 @@ def is_writeable(array: Any) -> bool:
 def is_plain(array: Any) -> bool:
     """Whether it computes as arrays do: without a mask, and without a matrix' rules."""
     return not isinstance(array, (np.ma.MaskedArray, np.matrix))
+
+
+def rounded(array: np.ndarray[Any, Any], dtype: str) -> tuple[np.ndarray[Any, Any], int | None]:
+    """Numbers in ``"float32"`` or ``"float64"``, and which (in the order of C) is the first too large for it, if one is."""
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype, copy=False), None
+    except FloatingPointError:
+        with np.errstate(over="ignore"):
+            found = array.astype(dtype)
+        return found, int(np.flatnonzero(np.isinf(found) & np.isfinite(array))[0])

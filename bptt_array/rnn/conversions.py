@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.arrays import dtype_name, host_array, is_array, is_integer, on_host
+from ..backend.arrays import dtype_name, host_array, is_array, is_integer, on_host, rounded
 from ..checks import said
 
 HostArray = np.ndarray[Any, Any]
@@ -84,16 +84,13 @@ def _at(name: str, array: HostArray, k: int) -> str:
 
 def as_floats(name: str, array: HostArray, dtype: str) -> HostArray:
     """Real numbers as ``"float32"`` or ``"float64"``, none of which becomes infinite by that."""
-    try:
-        with np.errstate(over="raise"):
-            return array.astype(dtype, copy=False)
-    except FloatingPointError:
-        with np.errstate(over="ignore"):
-            k = int(np.flatnonzero(np.isinf(array.astype(dtype)) & np.isfinite(array))[0])
+    found, k = rounded(array, dtype)
+    if k is not None:
         raise ValueError(
             f"{_at(name, array, k)}={array.reshape(-1)[k]} does not fit in {dtype}; expected at most "
             f"{np.finfo(dtype).max:.3g}: divide {name} by a scale"
-        ) from None
+        )
+    return found
 
 
 def as_integers(name: str, array: HostArray) -> HostArray:
