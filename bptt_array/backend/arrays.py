@@ -93,7 +93,7 @@ def is_plain(array: Any) -> bool:
 
 
 def rounded(array: np.ndarray[Any, Any], dtype: str) -> tuple[np.ndarray[Any, Any], int | None]:
-    """Numbers in ``"float32"`` or ``"float64"``, and which one (in the order of C) is the first too large, if any is."""
+    """Numbers in ``"float32"`` or ``"float64"``, and which one is the first too large (in C order), if any is."""
     try:
         with np.errstate(over="raise"):
             return array.astype(dtype, copy=False), None
