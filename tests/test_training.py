@@ -294,7 +294,9 @@ def test_a_validation_reads_as_many_characters_as_are_trained_on_between_two_of_
         ({"eval_every": 10_000}, held_out // 32 * 32),
     ):
         trainer = Trainer(text, Options(**TINY | options))
-        assert evaluated(trainer, monkeypatch) == trainer.validated == pytest.approx(expected, abs=32), options
+        assert evaluated(trainer, monkeypatch) == trainer.validation.characters == pytest.approx(expected, abs=32), (
+            options
+        )
         assert trainer.held_out == held_out
     (tmp_path / "text").write_text(text, encoding="utf-8")
     assert cli.main(["train", str(tmp_path / "text"), *SMALL, "--out", str(tmp_path / "run")]) == 0
@@ -311,7 +313,7 @@ def test_a_run_from_before_validations_were_bounded_goes_on_validating_on_everyt
     Trainer(TEXT * 10, options).run(listener)
     older = {name: value for name, value in listener.last.options.items() if name not in ("eval_characters", "threads")}
     found = Trainer.resumed(dataclasses.replace(listener.last, options=older), TEXT * 10, Options(**older))
-    assert found.validated > Trainer(TEXT * 10, options).validated
+    assert found.validation.characters > Trainer(TEXT * 10, options).validation.characters
     assert found.options.eval_characters == 0
 
 
@@ -409,12 +411,12 @@ def test_the_loss_on_a_validation_text_is_in_nats_per_character():
     trainer = Trainer(TEXT, Options(hidden=8, seq_len=8, batch=4, steps=5, eval_characters=0))
     trainer.run()
     total, count = 0.0, 0
-    columns = trainer.validation.inputs.shape[0] // 8 * 8
-    for n in range(trainer.validation.inputs.shape[1]):
+    columns = trainer.validation.streams.inputs.shape[0] // 8 * 8
+    for n in range(trainer.validation.streams.inputs.shape[1]):
         state = None
         for t in range(columns):
-            y, state = trainer.rnn(trainer.validation.inputs[t : t + 1, n : n + 1], state)
-            total -= np.log(float(y[0, 0, trainer.validation.targets[t, n]]))
+            y, state = trainer.rnn(trainer.validation.streams.inputs[t : t + 1, n : n + 1], state)
+            total -= np.log(float(y[0, 0, trainer.validation.streams.targets[t, n]]))
             count += 1
     assert trainer.evaluate() == pytest.approx(total / count, rel=1e-5)
 

@@ -188,11 +188,10 @@ def _described(files: Sequence[str] | None) -> str:
 
 def _size(trainer: Trainer) -> str:
     size = f"{trainer.characters:,} characters, {trainer.different} different"
-    if not 0 < trainer.validated < trainer.held_out - trainer.options.batch * trainer.options.seq_len:
+    read, held_out = trainer.validation.characters, trainer.held_out
+    if not 0 < read < held_out - trainer.options.batch * trainer.options.seq_len:
         return size
-    return (
-        f"{size}; each validation reads {trainer.validated:,} of the {trainer.held_out:,} held out (--eval-characters)"
-    )
+    return f"{size}; each validation reads {read:,} of the {held_out:,} held out (--eval-characters)"
 
 
 def _shared(trainer: Trainer, folder: RunFolder, job: Job) -> str:

@@ -30,6 +30,7 @@ from .progress import Progress
 from .sampling import sample
 from .text import Streams, Text, Vocabulary
 from .threads import Threads
+from .validation import InterruptedValidation, Validation
 
 if TYPE_CHECKING:
     from ..diagnostics.diagnosis import Diagnosis
@@ -41,10 +42,6 @@ Means = np.ndarray[Any, Any]
 SAMPLE_LENGTH = 200
 #: How often the learning rate is halved before training is given up.
 HALVINGS = 20
-
-
-class InterruptedValidation(Exception):  # noqa: N818 (nothing went wrong)
-    """A rank did not wait for the end of a validation."""
 
 
 class Update(NamedTuple):
@@ -92,6 +89,8 @@ class Trainer:
         Of the network: the characters of the text, and those that ``init_from`` knew.
     held_out : int
         Characters of it that are held out.
+    validation : Validation
+        What is done with them.
     step : int
         Updates so far.
     lr : float
@@ -136,7 +135,7 @@ class Trainer:
         self.train = Streams(*streams, rows=self.rows)
         self._diagnosed = Streams(*streams, rows=slice(DIAGNOSED)).at(0)[1:]
         self.held_out = len(tokens) - split
-        self.validation, self._validation_share, self._validation_batches = self._validation_streams(tokens[split:])
+        self.validation = Validation(tokens[split:], options, self.ranks)
         make_optimizer, lr = OPTIMIZERS[options.optimizer]
         self.lr = lr if options.lr is None else options.lr
         network = options.network(len(self.vocabulary))
@@ -206,12 +205,6 @@ class Trainer:
             params = network.parameters(made._host_params(), made.vocabulary)
             made.rnn.params.update({name: backend.from_host(value) for name, value in params.items()})
         return made
-
-    @property
-    def validated(self) -> int:
-        """Characters that each validation reads, of all ranks."""
-        streams, batches = self.validation, self._validation_batches
-        return 0 if streams is None else batches * streams.batch * streams.seq_len
 
     @property
     def finished(self) -> bool:
@@ -318,8 +311,8 @@ class Trainer:
         """Of all that a run computes, as bytes: a gradient and its norm, a validation, a character, a diagnosis."""
         loss, grads, state = self._gradient()
         found = [loss, state.h, *grads.params.values(), global_norm(grads.params, self.rnn.members)]
-        if self.validation is not None:
-            found.append(self.rnn.loss(*self.validation.at(0)[1:], "cross_entropy")[0])
+        if self.validation.streams is not None:
+            found.append(self.rnn.loss(*self.validation.streams.at(0)[1:], "cross_entropy")[0])
         found.append(self.rnn(np.zeros((1, 1), np.int64))[0])
         if self.options.diagnose_every:
             found += self.diagnose().arrays().values()
@@ -381,12 +374,6 @@ class Trainer:
         finally:
             self._began += time.perf_counter() - began
 
-    def _on_any_rank(self, flag: bool) -> bool:
-        """Whether it is so on one of the ranks; all of them have to ask."""
-        if self.ranks.size == 1:
-            return flag
-        return bool(self.ranks.sum({"flag": np.array(float(flag))})["flag"] > 0)
-
     def _add(self, progress: Progress, seconds: float) -> None:
         self.metrics.append(progress)
         self.seconds.append(seconds)
@@ -424,39 +411,15 @@ class Trainer:
         InterruptedValidation
             If a rank was interrupted.
         """
-        if self.validation is None:
+        means = self.validation.losses(self.rnn, interrupted)
+        if means is None:
             return None
-        state, losses, backend = None, [], self.rnn.backend
-        for _, x, target in self.validation.once(self._validation_batches):
-            if self._on_any_rank(interrupted()):
-                raise InterruptedValidation
-            loss, state = self.rnn.loss(x, target, "cross_entropy", state=state)
-            losses.append(loss)
-        with backend.active():
-            means = backend.to_host(backend.xp.stack(losses)) * self._validation_share
-        means = self.ranks.sum({"losses": means})["losses"]
         try:
             check_losses(self.step, self.optimizer.lr, means)
         except DivergenceError:
             check_parameters(self.step, self.optimizer.lr, self._host_params())
             raise
         return np.asarray(np.mean(means, axis=0))
-
-    def _validation_streams(self, tokens: Any) -> tuple[Streams | None, float, int]:
-        """As many streams of the validation text as training has, or as fit; which part of them is this rank's; and how
-        many batches, from the beginning of them, a validation reads.
-
-        None if there is no text for one.
-        """
-        if len(tokens) < 2:
-            return None, 0.0, 0
-        seq_len = min(self.options.seq_len, len(tokens) - 1)
-        batch = min(self.options.batch, (len(tokens) - 1) // seq_len)
-        rows = self.ranks.part(batch)
-        streams = Streams(tokens, batch, seq_len, rows=rows)
-        most = self.options.most_validated
-        batches = len(streams) if most is None else min(len(streams), max(1, most // (batch * seq_len)))
-        return streams, (rows.stop - rows.start) / batch, batches
 
     def diagnose(self) -> Diagnosis:
         """How the gradient flows through a batch of the text: the same one throughout a run."""
