@@ -19,8 +19,7 @@ from ..backend.devices import resolve
 from ..backend.portable import Array, Backend
 from ..bptt import passes
 from ..bptt.state import Gradients, State
-from ..bptt.workspace import Workspace
-from ..checks import check_count, check_flag, check_number, check_option, check_path, only_settings, said
+from ..checks import check_count, check_flag, check_number, check_option, check_path, said
 from ..equations.cell import Cell
 from ..equations.losses import LOSSES, UserLoss
 from ..schedules import plans
@@ -38,53 +37,10 @@ from .calls import Calls
 from .conversions import as_floats, as_integers, real_numbers
 from .initializers import INITIALIZERS
 from .memory import Workload, plan_for
+from .settings import option, settable
 
 
-def _option(name: str) -> property:
-    """An option that no parameter depends on: it may be set, and calls from then on go by it."""
-
-    def of(rnn: RNN) -> Any:
-        return getattr(rnn.architecture, name)
-
-    def change(rnn: RNN, value: Any) -> None:
-        calls = rnn.calls
-        rnn._be(calls.architecture.changed(**{name: value}), calls.backend, calls.workspace)
-
-    return property(of, change)
-
-
-def _dictionary(name: str, value: Any) -> Any:
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise TypeError(f"{name} is a {kind}; expected a dictionary of arrays, such as another network's rnn.params")
-    return value
-
-
-_OPTIONS = ("dropout", "recurrent_dropout", "output", "readout", "time_major", "seed")
-_BUILD = "build another network, ba.RNN(**rnn.config | {%r: …}, device=rnn.backend)"
-_SAME_SHAPES = f"{_BUILD}.load_params(rnn.params)"
-_AS_BUILT = (
-    "input_size",
-    "hidden_size",
-    "output_size",
-    "num_layers",
-    "bidirectional",
-    "members",
-    "init",
-    "forget_bias",
-)
-
-
-@only_settings(
-    {"params": _dictionary, **dict.fromkeys(_OPTIONS)},
-    f"expected params or one of the options {', '.join(_OPTIONS)}",
-    {name: f"the parameters were made for it; {_BUILD % name}" for name in _AS_BUILT}
-    | {name: f"the parameters were made for it; {_SAME_SHAPES % name}" for name in ("cell", "dtype")}
-    | dict.fromkeys(("backend", "device"), "move the network, rnn.to(device)")
-    | dict.fromkeys(
-        ("architecture", "config", "calls"), "it follows from the options; set them, or build another network"
-    ),
-)
+@settable
 class RNN:
     """A recurrent network, trained by backpropagation through time.
 
@@ -236,9 +192,9 @@ class RNN:
         rnn.params = rnn._on(backend, params)
         return rnn
 
-    def _be(self, architecture: Architecture, backend: Backend, workspace: Workspace | None = None) -> None:
+    def _be(self, architecture: Architecture, backend: Backend) -> None:
         """Take these options and this place from now on."""
-        vars(self)["calls"] = Calls(architecture, backend, workspace)
+        vars(self)["calls"] = Calls(architecture, backend)
 
     # ---- what a network is ----------------------------------------------------------------------------
 
@@ -266,12 +222,12 @@ class RNN:
     bidirectional = property(lambda self: self.architecture.bidirectional)
     members = property(lambda self: self.architecture.members)
     dtype = property(lambda self: self.architecture.dtype)
-    dropout = _option("dropout")
-    recurrent_dropout = _option("recurrent_dropout")
-    output = _option("output")
-    readout = _option("readout")
-    time_major = _option("time_major")
-    seed = _option("seed")
+    dropout = option("dropout")
+    recurrent_dropout = option("recurrent_dropout")
+    output = option("output")
+    readout = option("readout")
+    time_major = option("time_major")
+    seed = option("seed")
 
     def __repr__(self) -> str:
         defaults = Architecture(self.input_size, self.hidden_size).config
