@@ -906,7 +906,7 @@ def test_a_validation_that_was_interrupted_is_made_when_the_run_goes_on_to_the_s
     options = Options(**TINY | kind)
     whole, heard = Trainer(TEXT, options), Impatient()
     whole.run()
-    batches = whole.validated // (options.seq_len * options.batch)
+    batches = whole.validation.characters // (options.seq_len * options.batch)
     assert batches == 4  # at each of the steps 12, 24, 36 and 40
     first = Trainer(TEXT, options)
     first.run(heard)
