@@ -294,7 +294,7 @@ class Copy:
 
     def first_failure(self, test):
         """The first of a file of tests that fails or does not end, the file if none could run; None if all pass."""
-        environment = {name: value for name, value in os.environ.items() if name != "CI"}
+        environment = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_ADDOPTS")}
         environment |= {"PYTHONPATH": str(self.scratch), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         options = "-x -v -p no:cacheprovider --tb=no --no-header --no-summary --hypothesis-profile=mutants"
         limit = "-o addopts= -o faulthandler_exit_on_timeout=true -o faulthandler_timeout="

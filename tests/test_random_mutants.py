@@ -108,7 +108,8 @@ SOURCE = "UNUSED = True\n\n\ndef f(n):\n    while n:\n        break\n    return 
 TEST = "from bptt_array.it import f\n\n\ndef test_it_ends():\n    assert f(3) == -3\n"
 
 
-def test_a_test_sees_a_mistake_and_one_without_end_and_not_what_is_the_same(tree, capsys):
+def test_a_test_sees_a_mistake_and_one_without_end_and_not_what_is_the_same(tree, monkeypatch, capsys):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k none_of_them")  # is for the tests outside, as are limits of coverage
     root = tree(SOURCE, TEST)
     survivors = random_mutants.main(["--number", "4", "--limit", "15"], root)
     changed = {mutant.line: mutant.after.splitlines()[mutant.line - 1].strip() for mutant in survivors}
