@@ -157,6 +157,10 @@ class CupyBackend(Backend):
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         self.cupy.take(table, index, axis=0, out=out)
 
+    def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
+        result = self.empty((*index.shape, size), dtype)
+        return self.cupy.equal(index[..., None], self.arange(size), out=result)  # no array of bools in between
+
     def fused(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
         if make not in self._fused:
             self._fused[make] = self.cupy.fuse(make(self.elementwise))

@@ -75,7 +75,7 @@ def costs(network: Architecture, work: Workload, *, temporaries: bool, in_chunks
     itemsize = 4 if network.dtype == "float32" else 8
     one = _OfAStep(network, work, itemsize)
     states = network.num_layers * len(network.cell.states) * one.row
-    results = 2 * one.gates * one.row if temporaries else 0
+    results = one.results() if temporaries else 0
     work_step = one.scratch() + max(one.forward(), one.loss(), one.backward()) + results
     return Costs(
         fixed=OBJECTS_BYTES + math.ceil(itemsize * (one.parameters() + 6 * states + one.once())),
@@ -145,9 +145,9 @@ class _OfAStep:
         """Results of products and masks of the state; last states of padding; dx; the loss of last steps."""
         count: float = self.layers * (self.gates + 1 + self.cell.keeps) * self.row
         if self.network.recurrent_dropout and self.work.dropout:
-            count += 4 * self.layers * self.row
+            count += 3 * self.layers * self.row  # a mask, a state times it, and how a mask is made
         if self.work.padded:
-            count += 4 * self.layers * len(self.cell.states) * self.row
+            count += 2 * self.layers * len(self.cell.states) * self.row
         if self.work.input_grad:
             dx = self.work.T * self.sequences * self.network.input_size
             count += dx if self.network.time_major else 2 * dx  # and turned for the caller
@@ -187,6 +187,10 @@ class _OfAStep:
         """Gradients of the states, slopes, and z or dz."""
         return (len(self.cell.states) + self.cell.slopes + self.gates) * self.row
 
+    def results(self) -> float:
+        """Of operations without ``out=``: of two, as large as z; and which token each of the tokens is, as bools."""
+        return 2 * self.gates * self.row + self.of_bytes(self.work.tokens * self.inputs)
+
     def forward(self) -> float:
         """Zeroing what is past the end; the caller's layout; masks; the outputs of two directions."""
         count: float = 0
@@ -194,8 +198,6 @@ class _OfAStep:
             count += max(1, self.cell.keeps) * self.row + self.of_bytes(17 * self.work.N)
         if self.work.unordered or not self.network.time_major:
             count += 2 * self._copy_of_x()  # in order, and in this machine's bytes
-        if self.work.tokens:
-            count += self.of_bytes(8 * self.sequences)
         return count + self._mask() + self._turned()
 
     def loss(self) -> float:
@@ -246,7 +248,8 @@ class _OfAStep:
         arrays += 3 * (self.network.output != "identity" and (known is None or known.output is None))  # g and g'
         arrays += self.work.copied or self.work.padded
         weighted = self.work.weights or self.work.padded  # padding has the weight 0
-        arrays += 2 * weighted + self.stacked
-        features = self.sides * self.row if self.stacked else 0
+        arrays += 2 * weighted
         of_losses = self.sequences * (4 + 4 * weighted) + self.of_bytes(24 * self.sequences)
-        return arrays * self.outputs + features + of_losses
+        while_computed = arrays * self.outputs + of_losses
+        # Then dv is left, and the sums for W_hy read copies of it and of the states where that is stacked.
+        return max(while_computed, self.outputs + (self.outputs + self.row if self.stacked else 0))
