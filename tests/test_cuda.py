@@ -30,10 +30,11 @@ def tokens(seed=0):
 
 @pytest.fixture
 def pool():
-    """A memory pool of this test's own, so that what it asks of the device depends on this test alone.
+    """A memory pool of this test's own, with room to spare: what it asks of the device depends on this test alone.
 
-    Which blocks of the default pool are free, and in what pieces, depends on every array made before, and on
-    when the garbage collector let go of the last of them: a block of a size served so far may be missing later.
+    Which blocks of the default pool are free, and in what pieces, depends on every array made before, on when the
+    garbage collector let go of the last of them, and on addresses: of blocks of one size it takes any, and splits it.
+    A block of a size served so far may be missing later.
     """
     import cupy
 
@@ -49,6 +50,9 @@ def pool():
     gc.disable()
     try:
         with cupy.cuda.using_allocator(own.malloc):
+            for index in range(cupy.cuda.runtime.getDeviceCount()):
+                with cupy.cuda.Device(index):
+                    cupy.empty(1 << 24, "int8")  # and free again
             yield own
     finally:
         gc.enable()
@@ -268,7 +272,7 @@ def on_every_step(call, steps_of, pool, few=4, many=T):
 
     found = []
     for steps in (few, many):
-        for _ in range(10):  # kernels compiled, blocks of this size in the pool
+        for _ in range(2):  # kernels compiled
             call(steps)
         asked = pool.asked
         with gpuemu.count() as counted:
