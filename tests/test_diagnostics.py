@@ -740,12 +740,30 @@ def test_a_member_of_an_ensemble_is_diagnosed_as_the_single_network(case):
         alone["weights"] = one["weights"]
         single = everything(rnn.member(k), one, alone)
         for name, value in single.items():
-            axis = {"J": 0, "norms": 0, "exponents": 2, "singular_values": 2, "flow.loss": 0}.get(name)
-            if name in ("flow.lengths", "flow.at"):
-                assert np.array_equal(whole[name], value)
-                continue
-            axis = (4 if "per_loss" in name else 3) if axis is None else axis
-            assert np.allclose(np.take(whole[name], k, axis), value, rtol=1e-9, atol=1e-13, equal_nan=True), name
+            assert np.allclose(of_member(name, whole[name], k), value, rtol=1e-9, atol=1e-13, equal_nan=True), name
+
+
+def of_member(name, value, k):
+    if name in ("flow.lengths", "flow.at"):
+        return value
+    axis = {"J": 0, "norms": 0, "exponents": 2, "singular_values": 2, "flow.loss": 0}.get(name)
+    return np.take(value, k, (4 if "per_loss" in name else 3) if axis is None else axis)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
+@pytest.mark.parametrize("size", [1e30, np.nan])
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
+def test_a_member_at_the_extremes_changes_nothing_of_the_others(cell, size):
+    rnn, arrays, keywords = built(Case(cell=cell, members=3, shared=False, layers=2))
+    before = everything(rnn, arrays, keywords)
+    for param in rnn.params.values():
+        param[1] *= size
+    after = everything(rnn, arrays, keywords)
+    assert not np.allclose(after["flow.total"], before["flow.total"])
+    for name, value in before.items():
+        for k in (0, 2):
+            pair = of_member(name, after[name], k), of_member(name, value, k)
+            assert np.allclose(*pair, rtol=1e-12, atol=1e-15, equal_nan=True), name
 
 
 @pytest.mark.parametrize(
