@@ -42,8 +42,8 @@ def check_option(name: str, value: Any, options: Iterable[str]) -> None:
         raise ValueError(f"{name}={said(value)} is unknown; expected one of {', '.join(map(repr, options))}")
 
 
-def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
-    """A whole number from ``least`` to ``most``."""
+def check_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
+    """A whole number from ``least`` to ``most``; Python can write down no number that is much larger."""
     if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
         raise TypeError(
             f"{name}={said(value)} is a {type(value).__name__}; expected a whole number of at least {least}"

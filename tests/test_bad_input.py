@@ -11,6 +11,7 @@ import pytest
 
 import bptt_array as ba
 from bptt_array.backend import devices, namespaces
+from bptt_array.training.options import Options
 
 T, N, I, H, O = 5, 3, 4, 6, 2  # noqa: E741
 
@@ -628,3 +629,30 @@ def test_one_token_of_a_large_vocabulary_does_not_touch_the_rest():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100_000
+
+
+COSTS = ba.schedules.Costs(fixed=0, checkpoint=1, kept=1, work=1)
+HUGE = 10**5000  # Python writes down no number of more than 4300 digits
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("truncate", lambda: rnn().plan((T, N, I), truncate=HUGE)),
+        (r"truncate\[1\]", lambda: rnn().loss_and_grad(f32(T, N, I), f32(T, N, O), truncate=(1, HUGE))),
+        ("T", lambda: ba.schedules.plan(HUGE, costs=COSTS)),
+        ("longest", lambda: ba.schedules.plan(T, costs=COSTS, longest=HUGE)),
+        (r"x_shape\[0\]", lambda: rnn().plan((HUGE, N, I))),
+        ("hidden_size", lambda: ba.RNN(I, HUGE, O)),
+        ("k", lambda: rnn(members=2).member(HUGE)),
+        ("t", lambda: ba.diagnostics.jacobian(rnn(), f32(T, N, I), HUGE, HUGE)),
+        (r"at\[0\]", lambda: ba.diagnostics.gradient_flow(rnn(), f32(T, N, I), f32(T, N, O), at=[HUGE])),
+        ("count", lambda: ba.diagnostics.lyapunov_exponents(rnn(), f32(T, N, I), HUGE)),
+        ("transient", lambda: ba.diagnostics.lyapunov_exponents(rnn(), f32(T, N, I), transient=HUGE)),
+        ("count", lambda: ba.distributed.OneProcess().part(HUGE)),
+        ("steps", lambda: Options(steps=HUGE)),
+    ],
+)
+def test_a_whole_number_that_cannot_be_written_down_is_too_large(name, call):
+    with pytest.raises(ValueError, match=rf"^{name}=a huge number is too large; expected a whole number of at most \d+"):
+        call()

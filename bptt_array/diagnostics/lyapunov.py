@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bptt.state import State
-from ..checks import check_count
+from ..checks import LARGEST_SEED, check_count
 from ..rnn.rnn import RNN
 from .arguments import check_rnn, checked
 from .singular import directions, step_back
@@ -81,7 +81,7 @@ def lyapunov_exponents(
     """
     check_rnn(rnn)
     count, transient = check_count("count", count), check_count("transient", transient, least=0)
-    seed = check_count("seed", seed, least=0)
+    seed = check_count("seed", seed, least=0, most=LARGEST_SEED)
     with rnn.backend.active(), rnn.calls.layout.in_errors():
         check_exponents(count, rnn.hidden_size * len(rnn.architecture.cell.states))
         network, batch, layer = checked(rnn, x, layer, state, lengths)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from ..checks import MOST, check_count, check_flag, only_settings
+from ..checks import check_count, check_flag, only_settings
 from . import sizes
 from .chunks import best_chunks
 from .instructions import (
@@ -266,7 +266,7 @@ def plan(
     26 segments of at most 39 steps; at most 1 of them kept and 25 states remembered at once
     """
     check_flag("whole", whole)
-    T, truncate = check_count("T", T, most=MOST), check_truncate(truncate, bidirectional=bool(whole))
+    T, truncate = check_count("T", T), check_truncate(truncate, bidirectional=bool(whole))
     longest = None if longest is None else check_count("longest", longest)
     if costs is not NOTHING:
         costs = _checked(costs)
