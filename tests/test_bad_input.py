@@ -654,5 +654,7 @@ HUGE = 10**5000  # Python writes down no number of more than 4300 digits
     ],
 )
 def test_a_whole_number_that_cannot_be_written_down_is_too_large(name, call):
-    with pytest.raises(ValueError, match=rf"^{name}=a huge number is too large; expected a whole number of at most \d+"):
+    with pytest.raises(
+        ValueError, match=rf"^{name}=a huge number is too large; expected a whole number of at most \d+"
+    ):
         call()
