@@ -1446,5 +1446,14 @@ def test_an_infinite_loss_does_not_pass_for_a_right_gradient():
     "name", ["torch conjugate", "torch float8", "torch sparse", "torch nowhere", "torch with autograd"]
 )
 def test_tensors_that_numpy_cannot_read_are_refused(name):
+    rnn, tensor = network(0), ANYTHING[name]()
     with pytest.raises(TypeError, match=r"^array (is|has)"):
-        network(0).asarray(ANYTHING[name]())
+        rnn.asarray(tensor)
+    for argument, call in (
+        ("x", lambda: rnn(tensor)),
+        ("target", lambda: rnn.loss_and_grad(X, tensor)),
+        ("weights", lambda: rnn.loss_and_grad(X, X[..., :2], weights=tensor)),
+        ("state.h", lambda: rnn(X, ba.State(tensor))),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"^{argument}(\.detach\(\))? (is|has)"):
+            call()

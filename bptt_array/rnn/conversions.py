@@ -119,10 +119,18 @@ def way_in(name: str, value: Any, dtype: str, *, integers: tuple[int, ...] = (),
     ndim, integer = (value.ndim, is_integer(value)) if is_array(value) else (None, False)
     if ndim is None or not integer:  # tried, of a large array with none of its entries
         large = is_array(value) and value.ndim and dtype_name(value) != "object"
-        found = real_numbers(name, value[:0, ...] if large else value)
+        found = real_numbers(name, _without_entries(value) if large else value)
         ndim, integer = found.ndim, is_integer(found)
     if integer and ndim not in integers:
         return f"use rnn.asarray({name}, dtype={dtype!r})"
     if not integer and ndim in classes:
         return f"for classes use rnn.asarray({name}, dtype='int64')"
     return f"use rnn.asarray({name})"
+
+
+def _without_entries(array: Any) -> Any:
+    """None of the entries of a foreign array, or all of one that cannot be cut, such as a sparse tensor."""
+    try:
+        return array[:0, ...]
+    except Exception:  # noqa: BLE001 (another library's, which may raise anything; what is read then says why)
+        return array
