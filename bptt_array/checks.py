@@ -42,9 +42,14 @@ def check_option(name: str, value: Any, options: Iterable[str]) -> None:
         raise ValueError(f"{name}={said(value)} is unknown; expected one of {', '.join(map(repr, options))}")
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of Python or NumPy; a bool and a span of time, which NumPy counts as one, is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
+
+
 def check_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     """A whole number from ``least`` to ``most``; Python can write down no number that is much larger."""
-    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
+    if not is_whole(value):
         raise TypeError(
             f"{name}={said(value)} is a {type(value).__name__}; expected a whole number of at least {least}"
         )
@@ -58,7 +63,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
 
 def check_number(name: str, value: Any, least: float = 0.0, below: float = math.inf) -> float:
     """A finite real number in ``[least, below)``, as a Python float (which never widens an array's dtype)."""
-    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if not (is_whole(value) or isinstance(value, (float, np.floating))):
         raise TypeError(f"{name}={said(value)} is a {type(value).__name__}; expected a real number")
     try:
         number = float(value)

@@ -11,7 +11,7 @@ import numpy as np
 from ..bptt.batch import Batch
 from ..bptt.passes import BoundNetwork
 from ..bptt.state import State
-from ..checks import check_count, said
+from ..checks import check_count, is_whole, said
 from ..rnn.rnn import RNN
 
 
@@ -23,8 +23,7 @@ def check_rnn(rnn: Any) -> None:
 def check_layer(layer: Any, num_layers: int) -> int:
     """The number of a layer, from the top if negative."""
     least = -num_layers
-    whole = isinstance(layer, (int, np.integer)) and not isinstance(layer, (bool, np.timedelta64))
-    if whole and not least <= layer < num_layers:
+    if is_whole(layer) and not least <= layer < num_layers:
         raise ValueError(
             f"layer={said(layer)}; expected {least} to {num_layers - 1}: this RNN has num_layers={num_layers}"
         )

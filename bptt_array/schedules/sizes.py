@@ -6,9 +6,7 @@ import math
 import re
 from typing import Any
 
-import numpy as np
-
-from ..checks import MOST, said
+from ..checks import MOST, is_whole, said
 
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000 ** (k + 1) for k, prefix in enumerate("kmgt")}
@@ -22,7 +20,7 @@ def parse(name: str, size: Any) -> int:
     (67108864, 1500, 10)
     """
     expected = "expected a number of bytes above zero, or a string with a unit such as '64MiB' or '1.5 GB'"
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer, str)):
+    if not (is_whole(size) or isinstance(size, str)):
         raise TypeError(f"{name}={said(size)} is a {type(size).__name__}; {expected}")
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", size, re.IGNORECASE | re.ASCII)
