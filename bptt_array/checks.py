@@ -43,7 +43,7 @@ def check_option(name: str, value: Any, options: Iterable[str]) -> None:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, of Python or NumPy; a bool and a span of time, which NumPy counts as one, is none."""
+    """Whether it is a whole number, of Python or NumPy: no bool, and no span of time, which NumPy has among them."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
 
 
