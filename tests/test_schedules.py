@@ -323,7 +323,7 @@ def test_with_two_periods_each_loss_goes_back_through_the_second_one(T, k1, more
         (1.5, TypeError, "memory=1.5 is a float"),
         (True, TypeError, "bool"),
         (None, TypeError, "NoneType"),
-        (np.timedelta64("NaT"), TypeError, "timedelta64"),
+        (np.timedelta64(1, "s"), TypeError, "timedelta64"),
         ("nan", ValueError, "no size"),
         ("1e9", ValueError, "no size"),
     ],
