@@ -245,7 +245,7 @@ ANYTHING = {
     "NumPy string": lambda: np.str_("tanh"),
     "NumPy void": lambda: np.zeros(1, "i4,f4")[0],
     "NumPy date": lambda: np.datetime64("2020-01-01"),
-    "NumPy not a time": lambda: np.timedelta64("NaT"),
+    "NumPy not a time": lambda: np.timedelta64("NaT", "s"),
     "array 0-d": lambda: np.array(1.0),
     "array": lambda: np.ones(3, "float32"),
     "array of integers": lambda: np.arange(3),
