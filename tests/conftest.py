@@ -1,5 +1,6 @@
 """What holds for every test, and backends to run on: every namespace at hand, each on its devices."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -109,3 +110,19 @@ def backends_and_dtypes():
 
 
 cuda = [pytest.param("cuda", id="cuda", marks=needs_cuda(1)), pytest.param("cuda:1", id="cuda:1", marks=needs_cuda(2))]
+
+
+@pytest.fixture(autouse=True)
+def _little_device_memory_is_kept(request):
+    """The emulated device looks after every page of what there is, at every launch, where it is strict."""
+    yield
+    if request.node.get_closest_marker("gpu") is None or not cuda_device_count():
+        return
+    import cupy
+
+    pool = cupy.get_default_memory_pool()
+    for index in range(cuda_device_count()):
+        with cupy.cuda.Device(index):
+            if pool.total_bytes() > 1 << 20:
+                gc.collect()
+                pool.free_all_blocks()
