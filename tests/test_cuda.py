@@ -52,7 +52,7 @@ def pool():
         with cupy.cuda.using_allocator(own.malloc):
             for index in range(cupy.cuda.runtime.getDeviceCount()):
                 with cupy.cuda.Device(index):
-                    cupy.empty(1 << 19, "int8")  # and free again; GPUEMU_STRICT looks after every page of it
+                    cupy.empty(1 << 17, "int8")  # and free again; GPUEMU_STRICT looks after every page of it
             yield own
     finally:
         gc.enable()
