@@ -114,7 +114,7 @@ cuda = [pytest.param("cuda", id="cuda", marks=needs_cuda(1)), pytest.param("cuda
 
 @pytest.fixture(autouse=True)
 def _little_device_memory_is_kept(request):
-    """The emulated device looks after every page of what there is, at every launch, where it is strict."""
+    """What a test took of a device is given back: where the emulated one is strict, each page costs at every launch."""
     yield
     if request.node.get_closest_marker("gpu") is None or not cuda_device_count():
         return

@@ -418,7 +418,7 @@ KINDS = [
     {"cell": "lstm", "lengths": True},
     {"cell": "gru", "members": 3},
     {"cell": "gru", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
-    {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": True},
+    {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": "int64"},
     {"output": "sigmoid", "call": {"loss": "binary_cross_entropy"}, "weights": True},
     {"readout": "last", "lengths": True},
     {"call": {"truncate": 100}},
@@ -438,7 +438,7 @@ def call_of(kind, T, N, I, H, O):  # noqa: E741
     with_lengths, with_weights = kind.pop("lengths", False), kind.pop("weights", False)
     rng, rnn = np.random.default_rng(0), ba.RNN(I, H, O, **kind)
     lead = (T, N) if rnn.architecture.time_major else (N, T)
-    x = rng.integers(0, I, lead) if tokens else rng.standard_normal((*lead, I)).astype("float32")
+    x = rng.integers(0, I, lead, tokens) if tokens else rng.standard_normal((*lead, I)).astype("float32")
     if unordered == "transposed":
         x = np.ascontiguousarray(x.transpose(2, 1, 0)).transpose(2, 1, 0)
     elif unordered:
@@ -478,7 +478,7 @@ def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
         assert peaks[0] >= 0.6 * arrays  # or the figure means nothing
 
 
-MANY_TOKENS = (60, 100, 5000, 64, 1), {"cell": "lstm", "tokens": True, "call": {"truncate": 1}}
+MANY_TOKENS = (60, 100, 5000, 64, 1), {"cell": "lstm", "tokens": "int64", "call": {"truncate": 1}}
 
 #: Sizes (T, N, I, H, O) and a kind of call in which a term of ``rnn/memory.py`` is large; what it is without the term.
 TERMS = {
@@ -540,6 +540,30 @@ TERMS = {
         "count += 2 * self._copy_of_x() +",
         "count +=",
     ),
+    "outputs of two directions": (
+        (200, 100, 1, 50, 1),
+        {"num_layers": 4, "bidirectional": True},
+        " + (self.layers - 1) * 2 * self.row + self.row",
+        "",
+    ),
+    "rows turned": (
+        (200, 200, 1, 50, 1),
+        {"num_layers": 2, "bidirectional": True},
+        "return (self.sides - 1) * 4.0 * self.row",
+        "return 0",
+    ),
+    "dx of a segment": (
+        (200, 20, 200, 4, 1),
+        {"bidirectional": True, "call": {"input_grad": True}},
+        "count += self.sequences * self.network.input_size * (3",
+        "count += 0 * (3",
+    ),
+    "losses of sequences": (
+        (200, 2000, 1, 1, 1),
+        {},
+        "self.sequences * (4 + 4 * weighted) + self.of_bytes(24 * self.sequences)",
+        "0",
+    ),
     "slopes": ((200, 20, 1, 50, 1), {"cell": "gru"}, "+ self.cell.slopes + self.gates", "+ self.gates"),
     "dz": ((200, 20, 1, 50, 1), {"cell": "gru"}, "+ self.cell.slopes + self.gates", "+ self.cell.slopes"),
     "x in order": (
@@ -548,7 +572,7 @@ TERMS = {
         "count += 2 * self._copy_of_x()  #",
         "count += 0  #",
     ),
-    "one-hot": ((200, 20, 200, 4, 1), {"tokens": True}, "count += self.sides * self.inputs +", "count +="),
+    "one-hot": ((200, 20, 200, 4, 1), {"tokens": "int64"}, "count += self.sides * self.inputs +", "count +="),
     "copies of stacked rows": (
         (300, 20, 1, 50, 1),
         {"cell": "gru", "members": 2},
@@ -578,7 +602,7 @@ TERMS = {
     ),
     "tokens compared": (
         (200, 20, 1000, 4, 1),
-        {"tokens": True, "device": ba.Backend(np)},
+        {"tokens": "int64", "device": ba.Backend(np)},
         " + self.of_bytes(self.work.tokens * self.inputs)",
         "",
     ),
@@ -635,16 +659,26 @@ def test_without_one_of_its_terms_a_plan_would_be_exceeded(term, bound, monkeypa
 
 
 #: What is small beside what a plan counts too much elsewhere is seen in the difference that an option makes.
+DEEP = (6, 4000, 1, 50, 1), {"num_layers": 6, "call": {"truncate": 1}}
 ADDED = {
     "masks of the state": (
+        *DEEP,
         {"recurrent_dropout": 0.3, "call": {"truncate": 1, "dropout_seed": 1}},
         "3 * self.layers * self.row",
         "0",
     ),
     "last states of padding": (
+        *DEEP,
         {"lengths": True, "call": {"truncate": 1}},
         "2 * self.layers * len(self.cell.states) * self.row",
         "0",
+    ),
+    "places of tokens": (
+        (100, 2000, 1, 1, 1),
+        {"readout": "last"},
+        {"tokens": "int32"},
+        " + self.of_bytes(17 * self.inputs / self.network.input_size)",
+        "",
     ),
 }
 
@@ -652,8 +686,8 @@ ADDED = {
 @pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
 @pytest.mark.parametrize("term", ADDED)
 def test_an_option_takes_no_more_than_a_plan_adds_for_it(term, cell, monkeypatch):
-    option, old, new = ADDED[term]
-    plain, sizes = {"cell": cell, "num_layers": 6, "call": {"truncate": 1}}, (6, 4000, 1, 50, 1)
+    sizes, plain, option, old, new = ADDED[term]
+    plain = plain | {"cell": cell}
     with_it, without_it = (planned_and_peak(kind, sizes) for kind in (plain | option, plain))
     added = with_it[1] - without_it[1]
     assert added <= with_it[0] - without_it[0]
