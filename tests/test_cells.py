@@ -89,8 +89,8 @@ class ResetLast(ba.equations.GRU):
         H = params["W_hh"].shape[-1]
         return {**params, "b_hn": 0 * params["b_h"][..., :H]}
 
-    def finish_(self, backend, slopes, dz, dh):
-        super().finish_(backend, slopes, dz, dh)
+    def finish_(self, backend, slopes, dz, dh, tape):
+        super().finish_(backend, slopes, dz, dh, tape)
         return {}
 
 

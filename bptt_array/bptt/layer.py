@@ -116,7 +116,7 @@ class LayerForward:
         if cell.keeps:
             arrays.append(self.arrays.empty((longest, cell.keeps, *row), dtype))
             kept = arrays[-1][:steps, ...]
-        tape = Tape(states, kept)
+        tape = Tape(states, kept, params)
         z = None if cell.in_place else self._rows("z", steps, (*row[:-1], cell.gates * row[-1]), dtype)
         if self.tokens:
             self._look_up(tape.h if z is None else z, x)
@@ -291,7 +291,7 @@ class LayerBackward:
         rows = flat(backend, dz, ndim)
 
         def of_input() -> Array:
-            self._sum_up_own(cell.finish_(backend, slopes, dz, self._dstates[0][1:, ...]))
+            self._sum_up_own(cell.finish_(backend, slopes, dz, self._dstates[0][1:, ...], tape))
             stacked = ndim > 2  # the rows are a copy
             return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
 

@@ -85,7 +85,8 @@ class Trajectory(NamedTuple):
         dz = backend.empty((1, *rows, cell.gates * H), dtype)
         slopes = backend.empty((1, cell.slopes, *rows, H), dtype) if cell.slopes else None
         product = StateProduct(backend, params["W_hh"], rows, 1, backward=True)
-        backward_(backend, cell, cell.backward_(backend, params, product), Tape(states, kept), dstates, dz, slopes)
+        step_, around = cell.backward_(backend, params, product), Tape(states, kept, params)
+        backward_(backend, cell, step_, around, dstates, dz, slopes)
         parts = [backend.to_host(d[0, ...]).astype(np.float64).reshape(*vectors.shape[:-1], H) for d in dstates]
         before = np.concatenate(parts, axis=-1)
         if self.lengths is not None:

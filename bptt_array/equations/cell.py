@@ -28,10 +28,13 @@ class Tape(NamedTuple):
         h, and c where the cell has one; row 0 is the state before the segment.
     kept : (S, K, ..., N, H)
         K numbers more of every step and unit, as many as the cell keeps; None if there are none.
+    params : mapping of str to array
+        The parameters that the segment ran with.
     """
 
     states: tuple[Array, ...]
     kept: Array
+    params: Params = MappingProxyType({})
 
     @property
     def h(self) -> Array:
@@ -47,6 +50,11 @@ class Tape(NamedTuple):
     def c_before(self) -> Array:
         """``c_{t-1}`` of every step."""
         return self.states[1][:-1, ...]
+
+    @property
+    def c(self) -> Array:
+        """``c_t`` of every step."""
+        return self.states[1][1:, ...]
 
 
 class Cell:
@@ -170,11 +178,11 @@ class Cell:
         """
         raise TypeError(f"{type(self).__name__} has no backward_: see bptt_array.Cell")
 
-    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array) -> dict[str, Array]:
+    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array, tape: Tape) -> dict[str, Array]:
         """After the loop and the sum of ``dW_hh``: make dz the gradient of ``W_xh x_t + b_h``, where it differs.
 
-        Returns the gradients of :meth:`own_parameters`, by name: each the gradient of every step, (S, ..., N, M),
-        which is then summed.
+        ``slopes``, ``dz`` and ``tape`` are those of :meth:`slopes_`, dh the total ``dh_t``. Returns the gradients of
+        :meth:`own_parameters`, by name: each the gradient of every step, (S, ..., N, M), which is then summed.
         """
         return {}
 

@@ -73,7 +73,7 @@ class GRU(Cell):
 
         return step_
 
-    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array) -> dict[str, Array]:
+    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array, tape: Tape) -> dict[str, Array]:
         *_, dn = self.split(dz)
         of_b_hn = backend.copy(dn)
         backend.over_segment(multiply)(dn, slopes[:, 3, ...], dh)  # dn_t, without the r of W_hn h_{t-1}
