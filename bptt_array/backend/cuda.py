@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,10 +31,16 @@ class CupyBackend(Backend):
     #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
     segment_bytes = 1 << 26
     temporaries = False
+    persistent = True
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, persistent: bool | None = None) -> None:
         import array_api_compat.cupy
         import cupy
+
+        if persistent is None:
+            persistent = os.environ.get("BPTT_ARRAY_PERSISTENT", "1") not in ("0", "")
+        if not persistent:
+            self.persistent = False
 
         self.cupy = cupy
         self._index = index
@@ -92,6 +100,36 @@ class CupyBackend(Backend):
     def cuda_device(self) -> CudaDevice | None:
         nccl = importlib.import_module("cupy.cuda.nccl")
         return CudaDevice(self.cupy.cuda.Device(self._index).pci_bus_id, bool(nccl.available))
+
+    def cuda_limits(self) -> tuple[Mapping[str, int], tuple[int, int]]:
+        device = self.cupy.cuda.Device(self._index)
+        major_minor = int(device.compute_capability)
+        return device.attributes, (major_minor // 10, major_minor % 10)
+
+    def cuda_function(
+        self, source: str, name: str, options: tuple[str, ...], *, shared: int, cooperative: bool
+    ) -> tuple[Any, int]:
+        # CuPy keeps what it compiled on disk, by the text and the options.
+        module = self.cupy.RawModule(code=source, options=options, enable_cooperative_groups=cooperative)
+        function = module.get_function(name)
+        if shared > 48 << 10:
+            function.max_dynamic_shared_size_bytes = shared
+        return function, int(function.local_size_bytes)
+
+    def cuda_operand(self, a: Array) -> Array:
+        a = self.cupy.ascontiguousarray(a)
+        return a if a.data.ptr % 16 == 0 else a.copy()
+
+    def cuda_launch(
+        self, function: Any, grid: tuple[int, int, int], threads: int, arguments: list[Any], *, shared: int
+    ) -> None:
+        null, int32 = np.intp(0), np.int32
+        passed = [null if a is None else int32(a) if type(a) is int else a for a in arguments]
+        function(grid, (threads,), passed, shared_mem=shared)
+
+    def cuda_stream(self) -> Any:
+        stream = self.cupy.cuda.get_current_stream().ptr
+        return stream, threading.get_ident() if stream == _OF_EACH_THREAD else None
 
     def nccl(self, size: int, rank: int) -> Any:
         import cupyx.distributed
@@ -165,6 +203,10 @@ class CupyBackend(Backend):
         if make not in self._fused:
             self._fused[make] = self.cupy.fuse(make(self.elementwise))
         return self._fused[make]
+
+
+#: The stream that has this number is another one in every thread (cudaStreamPerThread).
+_OF_EACH_THREAD = 2
 
 
 def _add_product_of(ops: Elementwise) -> Callable[[Array, Array, Array], None]:

@@ -80,6 +80,7 @@ _SETTINGS: Settings = {
     "segment_bytes": check_count,
     "keeps_arrays": _flag,
     "temporaries": _flag,
+    "persistent": _flag,
     "one_thread_multiply_adds": lambda name, value: None if value is None else check_count(name, value),
 }
 
@@ -114,6 +115,8 @@ class Backend:
         The widest signed integer of the device: int64 on most. Tokens, classes and lengths are of it.
     measured : dict
         What was measured on the device, for those who decide by it (see ``bptt/chunk_times.py``).
+    compiled : dict
+        What was compiled for the device (see ``kernels/segments.py``).
 
     Raises
     ------
@@ -140,6 +143,7 @@ class Backend:
     device: Any
     integer: Any
     measured: dict[Any, Any]
+    compiled: dict[Any, Any]
     elementwise: Elementwise
     _dtypes: Mapping[str, Any]
     _zeros: dict[str, Array]
@@ -150,6 +154,8 @@ class Backend:
     keeps_arrays = False
     #: Whether an operation makes an array before it is written where it belongs: no ``out=``.
     temporaries = True
+    #: Whether a segment of time is one launch each way, where the device runs kernels (see ``kernels/``).
+    persistent = False
     #: Products of at most so many multiply-adds are not shared out to threads, which would wait for each other.
     one_thread_multiply_adds: int | None = None
 
@@ -160,6 +166,7 @@ class Backend:
         self.elementwise = Elementwise(self.xp)
         self._zeros = {}
         self.measured = {}
+        self.compiled = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
         return self  # a place, not a value: a copied network lives in the same one
@@ -295,6 +302,35 @@ class Backend:
     def cuda_device(self) -> CudaDevice | None:
         """Which CUDA device this is, for those who send its arrays; None where they have to go through the host."""
         return None
+
+    # ---- kernels, where ``persistent`` is not False ---------------------------------------------------
+
+    def cuda_limits(self) -> tuple[Mapping[str, int], tuple[int, int]]:
+        """The attributes of a CUDA device, and its compute capability."""
+        raise ValueError(f"{self.name} runs no kernels")
+
+    def cuda_function(
+        self, source: str, name: str, options: tuple[str, ...], *, shared: int, cooperative: bool
+    ) -> tuple[Any, int]:
+        """The function ``name`` of a CUDA text, compiled; and the bytes of its registers that have no room.
+
+        ``shared``: bytes of shared memory that a block will have; ``cooperative``: blocks wait for each other.
+        """
+        raise ValueError(f"{self.name} runs no kernels")
+
+    def cuda_operand(self, a: Array) -> Array:
+        """``a``, or a copy of it in one piece that begins at a multiple of 16 bytes."""
+        raise ValueError(f"{self.name} runs no kernels")
+
+    def cuda_launch(
+        self, function: Any, grid: tuple[int, int, int], threads: int, arguments: list[Any], *, shared: int
+    ) -> None:
+        """Launch a function: arrays in one piece or None, and whole numbers of 32 bits."""
+        raise ValueError(f"{self.name} runs no kernels")
+
+    def cuda_stream(self) -> Any:
+        """Something that is the same only for launches that run one after the other."""
+        raise ValueError(f"{self.name} runs no kernels")
 
     def nccl(self, size: int, rank: int) -> Any:
         """CuPy's NCCL communicator of all processes of an MPI job; all have to call this."""

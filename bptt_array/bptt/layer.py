@@ -8,9 +8,10 @@ caller's. Axes ``...`` are those of the members of an ensemble, then of two dire
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backend.portable import Array, Backend
 from ..equations.cell import Cell, Tape
@@ -25,6 +26,7 @@ from .padding import Padding
 from .workspace import Loan, Scratch
 
 States = tuple[Array, ...]
+Finish = Callable[[], dict[str, Array]]
 
 
 class Layer(NamedTuple):
@@ -96,9 +98,12 @@ class LayerForward:
         # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
         self.state = initial if padding is None else tuple(map(padding.zeroed_if_empty, initial))
         self._kept: dict[int, Segment] = {}
+        self._kernel: Any = kernel_of(backend, layer, initial[0].shape, mask, "ForwardKernel")
         self._table: Array | None = None  # (I, G*H) rows: W_xh x + b_h for every token x, of one member after the other
-        product = StateProduct(backend, layer.params["W_hh"].mT, initial[0].shape[:-1], T, mask)
-        self._step = layer.cell.forward_(backend, layer.params, product)
+        self._step = _none
+        if self._kernel is None:
+            product = StateProduct(backend, layer.params["W_hh"].mT, initial[0].shape[:-1], T, mask)
+            self._step = layer.cell.forward_(backend, layer.params, product)
 
     def forward(self, start: int, stop: int, x: Array) -> Array:
         """Run the next segment on ``x (S, ..., N, I)`` or tokens ``(S, ..., N)``; returns its ``h (S, ..., N, H)``.
@@ -110,8 +115,6 @@ class LayerForward:
         longest = self._rows.longest  # one shape for all, so that the next segment can have what one gives back
         arrays = [self.arrays.empty((longest + 1, *row), dtype) for _ in cell.states]
         states = tuple([array[: steps + 1, ...] for array in arrays])
-        for buffer, before in zip(states, self.state, strict=True):
-            buffer[0, ...] = before
         kept = None
         if cell.keeps:
             arrays.append(self.arrays.empty((longest, cell.keeps, *row), dtype))
@@ -122,7 +125,12 @@ class LayerForward:
             self._look_up(tape.h if z is None else z, x)
         else:
             project_(backend, tape.h if z is None else z, x, params["W_xh"], params["b_h"])
-        forward_(backend, cell, self._step, z, tape)
+        if self._kernel is None:
+            for buffer, before in zip(states, self.state, strict=True):
+                buffer[0, ...] = before
+            forward_(backend, cell, self._step, z, tape)
+        else:
+            self._kernel(self.state, z, tape)
         self._without_padding(start, stop, tape)
         self.state = tuple([backend.copy(state[steps, ...]) for state in tape.states])
         if self.padding is None and stop == self.T:
@@ -168,7 +176,7 @@ class LayerForward:
     def end(self) -> None:
         """No segment comes any more: let go of what only running forward needs."""
         self._table = None
-        self._step = _ended
+        self._step, self._kernel = _none, None
 
     def kept(self, start: int) -> Segment:
         """What the segment that begins at ``start`` left."""
@@ -182,8 +190,20 @@ class LayerForward:
                 self.arrays.give_back(array)
 
 
-def _ended(*rows: Array) -> None:
-    raise RuntimeError("all segments of this pass have run")
+def _none(*rows: Array) -> None:
+    raise RuntimeError("this pass has no steps, or they have run")
+
+
+def kernel_of(backend: Backend, layer: Layer, row: tuple[int, ...], mask: Array | None, kind: str) -> Any:
+    """A kernel that runs a layer's segments in one launch, or None where they run step by step."""
+    if not backend.persistent:
+        return None
+    from ..kernels import segments  # not where nothing runs kernels
+
+    try:
+        return getattr(segments, kind)(backend, layer.cell, layer.params, row, mask)
+    except segments.NoKernelError:
+        return None
 
 
 class LayerBackward:
@@ -216,8 +236,13 @@ class LayerBackward:
         self._carried: States | None = None  # what the segment after the one at hand hands to the states before it
         self._rows, self._names = rows, [f"d{name}" for name in layer.cell.states]
         row = forward.initial[0].shape
-        product = StateProduct(backend, layer.params["W_hh"], row[:-1], forward.T, forward.mask, backward=True)
-        self._step = layer.cell.backward_(backend, layer.params, product)
+        self._step = _none
+        self._kernel: Any = None
+        if self.backward != "parallel":
+            self._kernel = kernel_of(backend, layer, row, forward.mask, "BackwardKernel")
+        if self._kernel is None:
+            product = StateProduct(backend, layer.params["W_hh"], row[:-1], forward.T, forward.mask, backward=True)
+            self._step = layer.cell.backward_(backend, layer.params, product)
 
     def _rows_of_states(self, steps: int) -> States:
         """Rows for the gradients of the states before and after the steps of a segment, ``(S+1, ..., N, H)``."""
@@ -240,28 +265,39 @@ class LayerBackward:
             A further gradient of the last h of the sequences that end in this segment.
         """
         segment = self.forward.kept(start)
-        self._receive(start, stop, cut=cut, d_ending=d_ending)
-        dz, slopes = self._through_time(start, stop, segment.tape)
+        after = None if cut else self._carried
+        self._receive(start, stop, after, d_ending)
+        dz, finish_ = self._through_time(start, stop, segment.tape, after)
         self._hand_on(start)
-        self._sum_up(segment, dz, slopes)
+        self._sum_up(segment, dz, finish_)
 
-    def _receive(self, start: int, stop: int, *, cut: bool, d_ending: Array | None) -> None:
-        """Add to the direct part of (3.1) what comes from later segments and from gradients of the last states."""
-        steps = stop - start
+    def _receive(self, start: int, stop: int, after: States | None, d_ending: Array | None) -> None:
+        """Add to the direct part of (3.1) what comes from later segments, ``after``, and from gradients of the last
+        states. A kernel does the first of these, and takes what is not written for 0, but for a c if d_last has one.
+        """
+        steps, alone = stop - start, self._kernel is None
         for k, dstate in enumerate(self._dstates):
-            dstate[: 1 if k == 0 else steps + 1, ...] = 0  # no c has a direct part
-            if self._carried is not None and not cut:
-                dstate[steps, ...] += self._carried[k]
+            if alone or (k and self.d_last is not None):
+                dstate[: 1 if k == 0 else steps + 1, ...] = 0  # no c has a direct part
+            if alone and after is not None:
+                dstate[steps, ...] += after[k]
             if self.d_last is not None:
                 self._add_last(start, stop, dstate, self.d_last[k])
         if d_ending is not None:
             self._add_last(start, stop, self._dstates[0], d_ending)
 
-    def _through_time(self, start: int, stop: int, tape: Tape) -> tuple[Array, Array]:
-        """(3.1) from the last step to the first: the total gradients of the states; returns dz and the slopes."""
+    def _through_time(self, start: int, stop: int, tape: Tape, after: States | None) -> tuple[Array, Finish]:
+        """(3.1) from the last step to the first: the total gradients of the states; returns dz, and what the cell has
+        to do with it after the sum for ``W_hh``.
+        """
         forward, steps, dstates = self.forward, stop - start, self._dstates
         backend, (cell, params), row = forward.backend, forward.layer, forward.initial[0].shape
         dz = self._dz(steps)
+        kernel = self._kernel
+        if kernel is not None:
+            extra = self._rows("extra", steps, (kernel.stored, *row), dz.dtype) if kernel.stored else None
+            kernel(tape, dstates, after, dz, extra, direct_c=self.d_last is not None)
+            return dz, partial(kernel.finish_, dz, extra)
         slopes = self._rows("slopes", steps, (cell.slopes, *row), dz.dtype) if cell.slopes else None
         count = self._chunks(steps)
         if count == 1:
@@ -271,7 +307,7 @@ class LayerBackward:
             if forward.padding is not None:  # where no gradient is, a product of Jacobians may still overflow
                 dz[...] = forward.padding.zeroed(dz, start, stop)
             backward_parallel_(backend, params["W_hh"], dstates[0], dz, count, forward.mask)
-        return dz, slopes
+        return dz, partial(cell.finish_, backend, slopes, dz, dstates[0][1:, ...], tape)
 
     def _hand_on(self, start: int) -> None:
         """Keep what goes to the state before the segment: that of the segment before it, or the initial one."""
@@ -281,7 +317,7 @@ class LayerBackward:
             before = self.d_initial
             self.d_initial = d_initial if before is None else (*map(add, before, d_initial),)
 
-    def _sum_up(self, segment: Segment, dz: Array, slopes: Array) -> None:
+    def _sum_up(self, segment: Segment, dz: Array, finish_: Finish) -> None:
         """§3.2-3.4, and the sums of the cell's own parameters."""
         backend, (cell, params) = self.forward.backend, self.forward.layer
         x, tape, mask, ndim = segment.x, segment.tape, self.forward.mask, params["W_hh"].ndim
@@ -291,7 +327,7 @@ class LayerBackward:
         rows = flat(backend, dz, ndim)
 
         def of_input() -> Array:
-            self._sum_up_own(cell.finish_(backend, slopes, dz, self._dstates[0][1:, ...], tape))
+            self._sum_up_own(finish_())
             stacked = ndim > 2  # the rows are a copy
             return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
 

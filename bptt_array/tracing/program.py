@@ -37,7 +37,9 @@ class Program:
     ``("bool", value)`` and ``("foreign",)``, a number that must not be used: whatever it touches is foreign too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opaque: Collection[str] = ()) -> None:
+        #: Leaves that no operation may use.
+        self.opaque = frozenset(opaque)
         self.ops: list[Op] = []
         self._numbers: dict[Op, int] = {}
         self.foreign = Number(self, self.op("foreign"))
@@ -55,6 +57,8 @@ class Program:
     def number(self, a: Any) -> Number:
         """A symbol, or a number of Python or NumPy, as a symbol."""
         if isinstance(a, Number):
+            if self.ops[a.k][0] == "leaf" and self.ops[a.k][1] in self.opaque:
+                raise CannotTraceError(f"uses {self.ops[a.k][1]} otherwise than through `product`")
             return a
         if a is None:
             raise CannotTraceError("reads a number that nothing has written")

@@ -126,10 +126,14 @@ def leaves(program: Program, name: str, shape: tuple[int, ...], H: int, place: C
 
 
 class Namespace:
-    """NumPy as the Array API has it; new arrays are arrays of symbols."""
+    """NumPy as the Array API has it; new arrays are arrays of symbols, and all are taken for arrays of one dtype."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, dtype: str) -> None:
         self._program = program
+        self._dtype = dtype
+
+    def finfo(self, type: Any = None) -> np.finfo[Any]:  # noqa: A002 (a name of the standard)
+        return np.finfo(self._dtype)
 
     def clip(self, a: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002 (names of the standard)
         # NumPy's looks at values.
