@@ -72,10 +72,10 @@ def _torch(device="cpu"):
     return ba.Backend(torch, device)
 
 
-def _cuda(index):
+def _cuda(index, *, persistent=True):
     from bptt_array.backend import CupyBackend
 
-    return CupyBackend(index)
+    return CupyBackend(index, persistent=persistent)
 
 
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip install torch")
@@ -96,6 +96,9 @@ BACKENDS = [
     pytest.param(lambda: _strict("no_x64"), ("float32",), id="strict-no_x64"),  # nor int64
     pytest.param(_torch, ("float32", "float64"), id="torch", marks=needs_torch),
     pytest.param(lambda: _cuda(0), ("float32", "float64"), id="cuda:0", marks=needs_cuda(1)),
+    pytest.param(
+        lambda: _cuda(0, persistent=False), ("float32", "float64"), id="cuda:0-step-by-step", marks=needs_cuda(1)
+    ),
     pytest.param(lambda: _cuda(1), ("float32", "float64"), id="cuda:1", marks=needs_cuda(2)),
 ]
 

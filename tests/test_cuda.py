@@ -24,6 +24,11 @@ def network(device, **more):
     return ba.RNN(V, H, V, **arguments)
 
 
+def step_by_step(device):
+    """The same device, on which time is a loop of launches, as where a cell or its width has no kernel."""
+    return ba.backend.CupyBackend(ba.backend.resolve(device)._index, persistent=False)
+
+
 def tokens(seed=0):
     return np.random.default_rng(seed).integers(0, V, (T, N))
 
@@ -148,7 +153,7 @@ def test_in_parallel_over_time_a_step_takes_fewer_launches_and_never_waits(devic
     import gpuemu
 
     steps = 400
-    rnn, rng = ba.RNN(3, 8, 2, device=device), np.random.default_rng(0)
+    rnn, rng = ba.RNN(3, 8, 2, device=step_by_step(device)), np.random.default_rng(0)
     x, target = (rnn.asarray(rng.standard_normal((steps, 1, size))) for size in (3, 2))
     reset = rnn.backend.from_host(np.asarray([True]))
     state = ba.State(rnn.asarray(np.ones((1, 1, 1, 8))))
@@ -290,7 +295,7 @@ def on_every_step(call, steps_of, pool, few=4, many=T):
 @pytest.mark.parametrize(("cell", "each"), [("tanh", 1), ("relu", 1), ("lstm", 2), ("gru", 2)])
 def test_each_time_step_is_one_product_and_few_launches_each_way(device, cell, each, dtype, pool):
     """One launch for the cell of (1.1), two for one with gates (forward gates, state; backward the same); no copy."""
-    rnn = network(device, cell=cell, dtype=dtype)
+    rnn = network(step_by_step(device), cell=cell, dtype=dtype)
     x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
     with rnn.backend.active():
         forward = lambda steps: rnn(x[:steps, ...])  # noqa: E731
@@ -307,7 +312,7 @@ def test_each_time_step_is_one_product_and_few_launches_each_way(device, cell, e
 @pytest.mark.parametrize(("cell", "forward_each", "each"), [("tanh", 2, 4), ("lstm", 3, 6), ("gru", 2, 5)])
 def test_members_and_directions_share_the_product_of_a_step(device, cell, forward_each, each, axes, pool):
     """However many there are: one product each way, and one launch more than a single network for its sum."""
-    rnn = network(device, cell=cell, **axes)
+    rnn = network(step_by_step(device), cell=cell, **axes)
     x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
     with rnn.backend.active():
         forward = lambda steps: rnn(x[:steps, ...])  # noqa: E731
@@ -318,12 +323,13 @@ def test_members_and_directions_share_the_product_of_a_step(device, cell, forwar
 
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
-def test_a_segment_adds_a_constant_number_of_launches(device, pool):
+@pytest.mark.parametrize("persistent", [True, False], ids=["one launch", "step by step"])
+def test_a_segment_adds_a_constant_number_of_launches(device, persistent, pool):
     import gpuemu
 
     def launches(segments):
         rnn = network(device)
-        rnn.to(type(rnn.backend)(rnn.backend._index))
+        rnn.to(ba.backend.CupyBackend(rnn.backend._index, persistent=persistent))
         rnn.backend.segment_bytes = T // segments * N * H * 4
         x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
         with rnn.backend.active():
@@ -397,8 +403,7 @@ def test_fused_updates_are_the_portable_ones(device, dtype, shape):
 @pytest.mark.parametrize("shape", [(7, 4, 8), (1, 1, 1), (3, 1, 5), (5, 6, 1)], ids=str)
 def test_the_fallback_without_gemm_gives_the_same_numbers(device, dtype, shape, cell):
     steps, sequences, hidden = shape
-    fast = ba.backend.CupyBackend(ba.backend.resolve(device)._index)
-    portable = ba.backend.CupyBackend(fast._index)
+    fast, portable = step_by_step(device), step_by_step(device)
     assert fast.gemm is not None
     vars(portable)["gemm"] = None
     rng = np.random.default_rng(0)

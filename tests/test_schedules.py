@@ -564,8 +564,8 @@ TERMS = {
         "self.sequences * (4 + 4 * weighted) + self.of_bytes(24 * self.sequences)",
         "0",
     ),
-    "slopes": ((200, 20, 1, 50, 1), {"cell": "gru"}, "+ self.cell.slopes + self.gates", "+ self.gates"),
-    "dz": ((200, 20, 1, 50, 1), {"cell": "gru"}, "+ self.cell.slopes + self.gates", "+ self.cell.slopes"),
+    "slopes": ((200, 20, 1, 50, 1), {"cell": "gru"}, "+ self.slopes + self.gates", "+ self.gates"),
+    "dz": ((200, 20, 1, 50, 1), {"cell": "gru"}, "+ self.slopes + self.gates", "+ self.slopes"),
     "x in order": (
         (200, 20, 200, 4, 1),
         {"unordered": "transposed"},
@@ -621,7 +621,7 @@ SMALL_TERMS = {
     "gradients of the cell's own parameters": (
         (20, 1000, 1, 100, 1),
         {"cell": "gru"},
-        "count += self.row * (2 if self.stacked else 1)",
+        "count += self.own * self.row * (2 if self.stacked else 1)",
         "pass",
     ),
     "copies of stacked outputs and states": (

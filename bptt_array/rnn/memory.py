@@ -66,14 +66,17 @@ class Workload:
     loss: str | Callable[..., object] = "mse"
 
 
-def costs(network: Architecture, work: Workload, *, temporaries: bool, in_chunks: bool) -> Costs:
+def costs(
+    network: Architecture, work: Workload, *, temporaries: bool, in_chunks: bool, persistent: bool = False
+) -> Costs:
     """Bytes of a training step.
 
     ``temporaries``: every elementwise operation and product makes an array before it is written where it belongs, as in
-    namespaces without ``out=``. ``in_chunks``: time may run backward in parallel.
+    namespaces without ``out=``. ``in_chunks``: time may run backward in parallel. ``persistent``: a segment may be one
+    launch, which stores what the cell's ``finish_`` needs in place of slopes.
     """
     itemsize = 4 if network.dtype == "float32" else 8
-    one = _OfAStep(network, work, itemsize)
+    one = _OfAStep(network, work, itemsize, persistent=persistent)
     states = network.num_layers * len(network.cell.states) * one.row
     results = one.results() if temporaries else 0
     work_step = one.scratch() + max(one.forward(), one.loss(), one.backward()) + results
@@ -104,14 +107,14 @@ def plan_for(
         backend.segment_bytes, work.T, math.prod(row) * itemsize, bidirectional=two, members=network.members is not None
     )
     in_chunks = backward != "sequential" and network.cell.diagonal
-    counted = costs(network, work, temporaries=backend.temporaries, in_chunks=in_chunks)
+    counted = costs(network, work, temporaries=backend.temporaries, in_chunks=in_chunks, persistent=backend.persistent)
     return plan(work.T, memory, costs=counted, longest=longest, truncate=truncate, whole=two)
 
 
 class _OfAStep:
     """Numbers of one time step, for each of the parts of a training step."""
 
-    def __init__(self, network: Architecture, work: Workload, itemsize: int) -> None:
+    def __init__(self, network: Architecture, work: Workload, itemsize: int, *, persistent: bool = False) -> None:
         members, self.sides = network.members or 1, network.directions
         self.network, self.work, self.itemsize = network, work, itemsize
         self.layers, self.cell, self.gates = network.num_layers, network.cell, network.cell.gates
@@ -119,6 +122,12 @@ class _OfAStep:
         self.row = self.sides * self.sequences * network.hidden_size
         self.inputs = (1 if work.shared else members) * work.N * network.input_size
         self.outputs = self.sequences * network.outputs
+        H, own = network.hidden_size, self.cell.own_parameters(network.hidden_size)
+        #: Gradients of own parameters of every step, in rows.
+        self.own = sum(shape[0] for shape in own.values()) / H
+        self.slopes: float = self.cell.slopes
+        if persistent:
+            self.slopes = max(self.slopes, self.own + self.cell.changes_dz * self.gates)
         #: Whether weights have leading axes: segments are then copied for their products.
         self.stacked = network.members is not None or network.bidirectional
 
@@ -185,7 +194,7 @@ class _OfAStep:
 
     def scratch(self) -> float:
         """Gradients of the states, slopes, and z or dz."""
-        return (len(self.cell.states) + self.cell.slopes + self.gates) * self.row
+        return (len(self.cell.states) + self.slopes + self.gates) * self.row
 
     def results(self) -> float:
         """Of operations without ``out=``: of two, as large as z; and which token each of the tokens is, as bools."""
@@ -214,8 +223,7 @@ class _OfAStep:
         rows = self.gates * self.row
         if self.stacked:
             count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row + self.inputs * self.sides
-        if self.cell.own_parameters(1):
-            count += self.row * (2 if self.stacked else 1)
+        count += self.own * self.row * (2 if self.stacked else 1)
         if self.network.recurrent_dropout and self.work.dropout:
             count += self.row
         if self.work.tokens:
