@@ -265,28 +265,30 @@ class LayerBackward:
             A further gradient of the last h of the sequences that end in this segment.
         """
         segment = self.forward.kept(start)
-        after = None if cut else self._carried
-        self._receive(start, stop, after, d_ending)
-        dz, finish_ = self._through_time(start, stop, segment.tape, after)
+        if cut:
+            self._carried = None
+        self._receive(start, stop, d_ending)
+        dz, finish_ = self._through_time(start, stop, segment.tape)
         self._hand_on(start)
         self._sum_up(segment, dz, finish_)
 
-    def _receive(self, start: int, stop: int, after: States | None, d_ending: Array | None) -> None:
-        """Add to the direct part of (3.1) what comes from later segments, ``after``, and from gradients of the last
-        states. A kernel does the first of these, and takes what is not written for 0, but for a c if d_last has one.
+    def _receive(self, start: int, stop: int, d_ending: Array | None) -> None:
+        """Add to the direct part of (3.1) what comes from later segments and from gradients of the last states.
+
+        A kernel does the first of these, and takes what is not written for 0, but for a c if d_last has one.
         """
         steps, alone = stop - start, self._kernel is None
         for k, dstate in enumerate(self._dstates):
             if alone or (k and self.d_last is not None):
                 dstate[: 1 if k == 0 else steps + 1, ...] = 0  # no c has a direct part
-            if alone and after is not None:
-                dstate[steps, ...] += after[k]
+            if alone and self._carried is not None:
+                dstate[steps, ...] += self._carried[k]
             if self.d_last is not None:
                 self._add_last(start, stop, dstate, self.d_last[k])
         if d_ending is not None:
             self._add_last(start, stop, self._dstates[0], d_ending)
 
-    def _through_time(self, start: int, stop: int, tape: Tape, after: States | None) -> tuple[Array, Finish]:
+    def _through_time(self, start: int, stop: int, tape: Tape) -> tuple[Array, Finish]:
         """(3.1) from the last step to the first: the total gradients of the states; returns dz, and what the cell has
         to do with it after the sum for ``W_hh``.
         """
@@ -296,7 +298,7 @@ class LayerBackward:
         kernel = self._kernel
         if kernel is not None:
             extra = self._rows("extra", steps, (kernel.stored, *row), dz.dtype) if kernel.stored else None
-            kernel(tape, dstates, after, dz, extra, direct_c=self.d_last is not None)
+            kernel(tape, dstates, self._carried, dz, extra, direct_c=self.d_last is not None)
             return dz, partial(kernel.finish_, dz, extra)
         slopes = self._rows("slopes", steps, (cell.slopes, *row), dz.dtype) if cell.slopes else None
         count = self._chunks(steps)
