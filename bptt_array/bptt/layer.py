@@ -191,7 +191,7 @@ class LayerForward:
 
 
 def _none(*rows: Array) -> None:
-    raise RuntimeError("this pass has no steps, or they have run")
+    raise RuntimeError("no segment comes any more")
 
 
 def kernel_of(backend: Backend, layer: Layer, row: tuple[int, ...], mask: Array | None, kind: str) -> Any:
@@ -204,6 +204,17 @@ def kernel_of(backend: Backend, layer: Layer, row: tuple[int, ...], mask: Array 
         return getattr(segments, kind)(backend, layer.cell, layer.params, row, mask)
     except segments.NoKernelError:
         return None
+
+
+def how_time_runs(backend: Backend, cell: Cell, params: Mapping[str, Array], row: tuple[int, ...]) -> dict[str, str]:
+    """In words, forward and backward, for states of the shape ``row (..., N, H)``."""
+    if not backend.persistent:
+        can = type(backend).persistent
+        words = "step by step: " + ("kernels are off" if can else f"{backend.name} runs no kernels of its own")
+        return {"forward": words, "backward": words}
+    from ..kernels import segments
+
+    return segments.describe(backend, cell, params, row)
 
 
 class LayerBackward:

@@ -7,6 +7,7 @@ import importlib.util
 
 from ..backend.cuda import cuda_description, cuda_device_count
 from ..backend.devices import resolve
+from ..rnn.cells import CELLS
 from ..runs.environment import version, versions
 from .errors import CommandError
 
@@ -56,6 +57,18 @@ def parity(options: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+def kernels_of(index: int) -> str:
+    """Up to which H a segment of time is one launch each way on a CUDA device, by the model of its layouts."""
+    backend = resolve(f"cuda:{index}")
+    if not backend.persistent:
+        return "time is a launch a step: kernels for segments are off (BPTT_ARRAY_PERSISTENT)"
+    from ..kernels.segments import widest
+
+    with backend.active():
+        found = ", ".join(f"{name} {widest(backend, cell, N=32)}" for name, cell in CELLS.items() if name != "relu")
+    return f"one launch a segment of time up to H = {found} (float32, N=32)"
+
+
 def info(options: argparse.Namespace) -> int:
     for name, found in {**versions(), "mpi4py": version("mpi4py")}.items():
         print(f"{name:<17} {found}")
@@ -63,6 +76,7 @@ def info(options: argparse.Namespace) -> int:
     count = cuda_device_count()
     for index in range(count):
         print(f"device cuda:{index}     {cuda_description(index)}")
+        print(f"                  {kernels_of(index)}")
     if not count:
         try:
             resolve("cuda")

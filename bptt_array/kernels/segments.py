@@ -259,6 +259,16 @@ def _or_none(arrays: list[Array]) -> list[Array | None]:
     return list(arrays) or [None]
 
 
+def widest(backend: Backend, cell: Cell, N: int, dtype: str = "float32") -> int:
+    """The largest H, a multiple of 8, for which the model of layouts has room both ways; 0 if there is none."""
+    kernels, itemsize = Kernels.of(backend), {"float32": 4, "float64": 8}[dtype]
+    size = kernels.text(cell, 8, dtype).size
+    H = 0
+    while all(best(Work(size, H + 8, N, 1, itemsize, backward), kernels.device) for backward in (False, True)):
+        H += 8
+    return H
+
+
 def describe(backend: Backend, cell: Cell, params: Mapping[str, Array], row: tuple[int, ...]) -> dict[str, str]:
     """How segments run, forward and backward, in words."""
     found: dict[str, str] = {}

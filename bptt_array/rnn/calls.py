@@ -14,7 +14,7 @@ from ..backend.portable import Array, Backend
 from ..bptt import passes
 from ..bptt.batch import Batch, States, without
 from ..bptt.dropout import Dropout
-from ..bptt.layer import Layer
+from ..bptt.layer import Layer, how_time_runs
 from ..bptt.padding import Padding
 from ..bptt.state import State
 from ..bptt.unrolled import Stack
@@ -132,6 +132,16 @@ class Calls:
             plain = network._replace(readout=replace(network.readout, g=OUTPUT_ACTIVATIONS["identity"]))
             v, unrolled = passes.run_forward(plain, batch, None, keep=False)
             return self.outward(v), network.as_state(unrolled.last)
+
+    def kernels(self, params: dict[str, Array], N: int) -> dict[str, str]:
+        """How the time of every layer runs, in words."""
+        with self.backend.active():
+            row = (*self.architecture.lead, N, self.architecture.hidden_size)
+            found = {}
+            for k, (cell, of_layer) in enumerate(self.network(params).stack.layers):
+                for way, words in how_time_runs(self.backend, cell, of_layer, row).items():
+                    found[f"l{k} {way}"] = words
+            return found
 
     def check_params(self, params: Mapping[str, Array]) -> None:
         """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""

@@ -785,6 +785,31 @@ class RNN:
         )
         return self._plan(work, memory, check_truncate(truncate, bidirectional=self.bidirectional), backward)
 
+    def kernels(self, N: int) -> dict[str, str]:
+        """How every layer goes through time with batches of N sequences, and why: to look at, not to parse.
+
+        On CUDA a segment of time is one launch each way, of a kernel that is made from the cell's own Python text.
+        Where that cannot be, time is a loop of launches with the same results, and this says what stands in the way.
+        What has not been compiled yet is compiled now, which takes seconds.
+
+        Parameters
+        ----------
+        N : int
+            At least 1.
+
+        Returns
+        -------
+        dict of str to str
+            By ``"l0 forward"``, ``"l0 backward"``, …
+
+        Examples
+        --------
+        >>> import bptt_array as ba
+        >>> ba.RNN(input_size=3, hidden_size=5).kernels(N=4)["l0 forward"]
+        'step by step: cpu runs no kernels of its own'
+        """
+        return self.calls.kernels(self.params, check_count("N", N))
+
     def loss(
         self,
         x: Array,
