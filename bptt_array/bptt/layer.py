@@ -125,14 +125,17 @@ class LayerForward:
             self._look_up(tape.h if z is None else z, x)
         else:
             project_(backend, tape.h if z is None else z, x, params["W_xh"], params["b_h"])
+        after: States | None = None
         if self._kernel is None:
             for buffer, before in zip(states, self.state, strict=True):
                 buffer[0, ...] = before
             forward_(backend, cell, self._step, z, tape)
         else:
-            self._kernel(self.state, z, tape)
-        self._without_padding(start, stop, tape)
-        self.state = tuple([backend.copy(state[steps, ...]) for state in tape.states])
+            after = self._kernel(self.state, z, tape)
+        if after is None or self.padding is not None:
+            self._without_padding(start, stop, tape)
+            after = tuple([backend.copy(state[steps, ...]) for state in tape.states])
+        self.state = after
         if self.padding is None and stop == self.T:
             self.last = self.state
         self._kept[start] = Segment(x, tape, arrays)
@@ -309,7 +312,8 @@ class LayerBackward:
         kernel = self._kernel
         if kernel is not None:
             extra = self._rows("extra", steps, (kernel.stored, *row), dz.dtype) if kernel.stored else None
-            kernel(tape, dstates, self._carried, dz, extra, direct_c=self.d_last is not None)
+            direct_c = self.d_last is not None
+            self._carried = kernel(tape, dstates, self._carried, dz, extra, direct_c=direct_c)
             return dz, partial(kernel.finish_, dz, extra)
         slopes = self._rows("slopes", steps, (cell.slopes, *row), dz.dtype) if cell.slopes else None
         count = self._chunks(steps)
@@ -324,8 +328,9 @@ class LayerBackward:
 
     def _hand_on(self, start: int) -> None:
         """Keep what goes to the state before the segment: that of the segment before it, or the initial one."""
-        self._carried = tuple([self.forward.backend.copy(dstate[0, ...]) for dstate in self._dstates])
-        if start == 0:
+        if self._kernel is None:
+            self._carried = tuple([self.forward.backend.copy(dstate[0, ...]) for dstate in self._dstates])
+        if start == 0 and self._carried is not None:
             d_initial = self._initial_gradients(self._carried)
             before = self.d_initial
             self.d_initial = d_initial if before is None else (*map(add, before, d_initial),)

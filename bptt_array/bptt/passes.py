@@ -51,8 +51,13 @@ class BoundNetwork(NamedTuple):
         inputs = self.stack.layers[0].params["W_xh"].shape[-1]
         return self.backend.empty((batch.T, *batch.member_axis, batch.N, inputs), batch.dtype)
 
-    def as_state(self, layers: list[States]) -> State:
-        return as_state(self.backend, layers, bidirectional=self.stack.bidirectional)
+    def as_state(self, layers: list[States], shared: list[Array] | None = None) -> State:
+        """See :func:`bptt_array.bptt.batch.as_state`."""
+        return as_state(self.backend, layers, bidirectional=self.stack.bidirectional, shared=shared)
+
+    def last_state(self, unrolled: Unrolled) -> State:
+        """Of a pass that nothing looks at any more; without steps it is the initial state, which is the caller's."""
+        return self.as_state(unrolled.last, [a for states in unrolled.batch.initial for a in states])
 
 
 def run_forward(network: BoundNetwork, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
@@ -116,7 +121,7 @@ def run_loss(
         h = unrolled.forward(start, stop)
         head.add_loss(start, stop, h, unrolled.last_outputs)
         unrolled.release(start)
-    last_state = network.as_state(unrolled.last)
+    last_state = network.last_state(unrolled)
     arrays.end()
     return head.loss, last_state
 
@@ -156,7 +161,7 @@ def run_loss_and_grad(
                 unrolled.restore(start)
             case Forget(start):
                 unrolled.forget(start)
-    last_state = network.as_state(unrolled.last)
+    last_state = network.last_state(unrolled)
     arrays.end()
     return head.loss, _gradients(network, sweep, readout_grads, objective.steps), last_state
 
@@ -171,4 +176,4 @@ def _gradients(network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, 
     reset, d_initial = sweep.unrolled.batch.reset, sweep.d_initial
     if reset is not None:  # what the state was there does not matter
         d_initial = without(network.backend, d_initial, reset)
-    return Gradients(params=params, state=network.as_state(d_initial), x=sweep.dx, steps=steps)
+    return Gradients(params=params, state=network.as_state(d_initial, []), x=sweep.dx, steps=steps)

@@ -137,21 +137,21 @@ __device__ __forceinline__ Item item(int j, int unit0, int rows) {
 }
 
 #if !BPTT_BACKWARD
-// h0, c0 (E, N, H): the states before the segment, which become rows 0 of hs, cs (S+1, E, N, H). z (S, E, N, G*H); of a cell
-// that works in place z is in rows 1.. of hs. kept (S, K, E, N, H). W (E, G*H, H). mask (E, N, H) or null: what multiplies h
-// before its product.
+// h0, c0 (E, N, H): the states before the segment, which become rows 0 of hs, cs (S+1, E, N, H); the last rows go to h_last,
+// c_last (E, N, H) too. z (S, E, N, G*H); of a cell that works in place z is in rows 1.. of hs. kept (S, K, E, N, H).
+// W (E, G*H, H). mask (E, N, H) or null: what multiplies h before its product.
 extern "C" __global__ void __launch_bounds__(TH, 1)
-forward(T* hs, T* cs, const T* __restrict__ h0, const T* __restrict__ c0, const T* z, T* kept, const T* __restrict__ W,
-        const T* __restrict__ mask, int S, int E, int N, unsigned* counts OWN_PARAMETERS) {
+forward(T* hs, T* cs, const T* __restrict__ h0, const T* __restrict__ c0, T* h_last, T* c_last, const T* z, T* kept,
+        const T* __restrict__ W, const T* __restrict__ mask, int S, int E, int N, unsigned* counts OWN_PARAMETERS) {
     extern __shared__ V memory[];
     T* a = (T*)memory;                                   // [BUFFERS][NB][padded(H)]
     const int group = threadIdx.x / KS, unit0 = blockIdx.x * UB + group * UT, e = blockIdx.z, n0 = blockIdx.y * NB;
     const int rows = N - n0 < NB ? N - n0 : NB;
     const size_t step = (size_t)E * N * H, begin = ((size_t)e * N + n0) * H;
     W += (size_t)e * G * H * H;
-    hs += begin; h0 += begin;
+    hs += begin; h0 += begin; h_last += begin;
     if (mask) mask += begin;
-    if (HAS_C) { cs += begin; c0 += begin; }
+    if (HAS_C) { cs += begin; c0 += begin; c_last += begin; }
     if (K) kept += begin;
     if (!IN_PLACE) z += begin * G;
     Weights<UT * G, H> w(memory + BUFFERS * NB * padded(H) / VEC);
@@ -225,6 +225,10 @@ forward(T* hs, T* cs, const T* __restrict__ h0, const T* __restrict__ c0, const 
                     const size_t at = (t + 1) * step + it[j].at;
                     hs[at] = h;
                     if (HAS_C) cs[at] = c;
+                    if (t + 1 == S) {
+                        h_last[it[j].at] = h;
+                        if (HAS_C) c_last[it[j].at] = c;
+                    }
 #pragma unroll
                     for (int k = 0; k < K; k++) kept[((size_t)t * K + k) * step + it[j].at] = keep[k];
                     if (OB == 1) then[it[j].n * padded(H) + it[j].unit] = h * factor[j];
@@ -241,24 +245,25 @@ forward(T* hs, T* cs, const T* __restrict__ h0, const T* __restrict__ c0, const 
 }
 
 #else
-// dhs, dcs (S+1, E, N, H): direct parts in, but of row 0, which has none; out come the totals, in row 0 what goes to the state
-// before the segment. dcs has direct parts only where direct_c. dh_after, dc_after (E, N, H) or null: what later steps hand to
-// the last row. dz (S, E, N, G*H) and extra (X, S, E, N, H), what finish_ needs, come out.
+// dhs, dcs (S+1, E, N, H): direct parts in, but of row 0, which has none; out come the totals. dcs has direct parts only where
+// direct_c. dh_after, dc_after (E, N, H) or null: what later steps hand to the last row. What goes to the state before the
+// segment comes out in dh_first, dc_first (E, N, H), and not in row 0; dz (S, E, N, G*H) and extra (X, S, E, N, H), what
+// finish_ needs, come out.
 extern "C" __global__ void __launch_bounds__(TH, 1)
-backward(T* dhs, T* dcs, const T* __restrict__ dh_after, const T* __restrict__ dc_after, int direct_c, T* dz, T* extra,
-         const T* hs, const T* cs, const T* kept, const T* __restrict__ W, const T* __restrict__ mask, int S, int E, int N,
-         unsigned* counts OWN_PARAMETERS) {
+backward(T* dhs, T* dcs, const T* __restrict__ dh_after, const T* __restrict__ dc_after, int direct_c, T* dh_first, T* dc_first,
+         T* dz, T* extra, const T* hs, const T* cs, const T* kept, const T* __restrict__ W, const T* __restrict__ mask, int S,
+         int E, int N, unsigned* counts OWN_PARAMETERS) {
     extern __shared__ V memory[];
     T* a = (T*)memory;                                   // [BUFFERS][NB][padded(G*H)]
     const int group = threadIdx.x / KS, unit0 = blockIdx.x * UB + group * UT, e = blockIdx.z, n0 = blockIdx.y * NB;
     const int rows = N - n0 < NB ? N - n0 : NB;
     const size_t step = (size_t)E * N * H, begin = ((size_t)e * N + n0) * H;
     W += (size_t)e * G * H * H;
-    dhs += begin; hs += begin; dz += begin * G;
+    dhs += begin; hs += begin; dz += begin * G; dh_first += begin;
     if (dh_after) dh_after += begin;
     if (dc_after) dc_after += begin;
     if (mask) mask += begin;
-    if (HAS_C) { dcs += begin; cs += begin; }
+    if (HAS_C) { dcs += begin; cs += begin; dc_first += begin; }
     if (X) extra += begin;
     if (K) kept += begin;
     constexpr int PITCH = UB + 1, TILE = BPTT_STAGED ? KS * VEC * PITCH : 0, ROWS = BUFFERS * NB * padded(G * H);
@@ -359,8 +364,11 @@ backward(T* dhs, T* dcs, const T* __restrict__ dh_after, const T* __restrict__ d
             for (int j = 0; j < OWN; j++) {
                 cell_after(v[j][0] * factor[j], carry[j], own[j], dh[j], dc[j]);
                 if (it[j].mine) {
-                    dhs[t * step + it[j].at] = dh[j];
-                    if (HAS_C && t == 0) dcs[it[j].at] = dc[j];
+                    if (t > 0) dhs[t * step + it[j].at] = dh[j];
+                    else {
+                        dh_first[it[j].at] = dh[j];
+                        if (HAS_C) dc_first[it[j].at] = dc[j];
+                    }
                 }
             }
         }

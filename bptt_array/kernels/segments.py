@@ -177,6 +177,9 @@ class _Pass:
         self._mask = None if mask is None else backend.cuda_operand(mask)
         self._own = [backend.cuda_operand(params[name]) for name in self.text.traced.own]
 
+    def empty_like(self, states: States) -> States:
+        return tuple([self.backend.empty(tuple(state.shape), state.dtype) for state in states])
+
     def launch(self, arrays: list[Array | int | None], S: int) -> None:
         if self.N and self.E and S:
             arguments = [*arrays, self._W, self._mask, S, self.E, self.N, self._counter, *self._own]
@@ -196,13 +199,16 @@ class ForwardKernel(_Pass):
     ) -> None:
         super().__init__(backend, cell, params, row, mask, backward=False)
 
-    def __call__(self, before: States, z: Array | None, tape: Tape) -> None:
-        """As :func:`bptt_array.equations.recurrence.forward_`, with the states before the segment, from which row 0 of
-        the states is written too.
+    def __call__(self, before: States, z: Array | None, tape: Tape) -> States:
+        """As :func:`bptt_array.equations.recurrence.forward_`, from the states before the segment, which become row 0.
+
+        Returns the states after the last step, as arrays of their own.
         """
-        h0, *c0 = [self.backend.cuda_operand(state) for state in before]
-        hs, *cs = tape.states
-        self.launch([hs, *_or_none(cs), h0, *_or_none(c0), z, tape.kept], hs.shape[0] - 1)
+        before = tuple([self.backend.cuda_operand(state) for state in before])
+        last = self.empty_like(before)
+        arrays = [one for states in (tape.states, before, last) for one in _two(states)]
+        self.launch([*arrays, z, tape.kept], tape.states[0].shape[0] - 1)
+        return last
 
 
 class BackwardKernel(_Pass):
@@ -216,28 +222,16 @@ class BackwardKernel(_Pass):
 
     def __call__(
         self, tape: Tape, dstates: States, after: States | None, dz: Array, extra: Array | None, *, direct_c: bool
-    ) -> None:
+    ) -> States:
         """As :func:`bptt_array.equations.recurrence.backward_`, with what later steps hand to the last states.
 
-        Row 0 of ``dstates``, and all of dc unless ``direct_c``, need not be written before. ``extra``, of
-        ``stored (X) * S`` rows, is for :meth:`finish_`.
+        Row 0 of ``dstates`` is not used, nor need dc be written before unless ``direct_c``. ``extra``, of
+        ``stored (X) * S`` rows, is for :meth:`finish_`. Returns what the segment hands to the states before it.
         """
-        dh, *dc = dstates
-        h_after, *c_after = (None, None) if after is None else after
-        hs, *cs = tape.states
-        arrays = [
-            dh,
-            *_or_none(dc),
-            h_after,
-            *_or_none(c_after),
-            int(direct_c),
-            dz,
-            extra,
-            hs,
-            *_or_none(cs),
-            tape.kept,
-        ]
-        self.launch(arrays, hs.shape[0] - 1)
+        first = self.empty_like(tuple([dstate[0, ...] for dstate in dstates]))
+        received = [*_two(dstates), *_two(after or ()), int(direct_c)]
+        self.launch([*received, *_two(first), dz, extra, *_two(tape.states), tape.kept], dz.shape[0])
+        return first
 
     def finish_(self, dz: Array, extra: Array | None) -> dict[str, Array]:
         """What ``cell.finish_`` does: dz becomes the gradient of ``W_xh x_t + b_h``; those of the own parameters."""
@@ -255,8 +249,9 @@ class BackwardKernel(_Pass):
         }
 
 
-def _or_none(arrays: list[Array]) -> list[Array | None]:
-    return list(arrays) or [None]
+def _two(states: States) -> list[Array | None]:
+    """h and c, of which there may be one or none."""
+    return [*states, None, None][:2]
 
 
 def widest(backend: Backend, cell: Cell, N: int, dtype: str = "float32") -> int:
