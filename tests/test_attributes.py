@@ -211,6 +211,12 @@ def test_what_is_set_on_a_backend_acts_and_changes_no_result():
         other.backend.segment_bytes = 1.5
 
 
+def test_kernels_can_be_asked_for_where_a_device_runs_them_and_nowhere_else():
+    for backend in (NumpyBackend(), ba.Backend(np)):
+        with pytest.raises(AttributeError, match=r"Backend\.persistent cannot be set: expected one of segment_bytes, "):
+            backend.persistent = True
+
+
 def test_a_class_of_ones_own_may_have_attributes_of_its_own():
     class Mine(ba.RNN):
         pass

@@ -454,3 +454,25 @@ def test_a_cupy_whose_gemm_changed_is_noticed(device, broken, monkeypatch):
         }[broken]
         monkeypatch.setattr(cupy.cublas, "gemm", changed)
     assert ba.backend.CupyBackend(ba.backend.resolve(device)._index).gemm is None
+
+
+@pytest.mark.parametrize("device", cuda)
+def test_kernels_of_segments_can_be_switched_off(device, monkeypatch):
+    index = ba.backend.resolve(device)._index
+    backend = ba.backend.CupyBackend(index)
+    assert backend.persistent
+    rnn = ba.RNN(2, 3, device=backend)
+    assert rnn.kernels(4)["l0 backward"].startswith("one launch a segment: ")
+    backend.persistent = False
+    assert rnn.kernels(4) == {
+        "l0 forward": "step by step: kernels are off",
+        "l0 backward": "step by step: kernels are off",
+    }
+    with pytest.raises(TypeError, match="persistent=1 is "):
+        backend.persistent = 1
+    monkeypatch.setenv("BPTT_ARRAY_PERSISTENT", "0")
+    assert not ba.backend.CupyBackend(index).persistent
+    assert ba.backend.CupyBackend(index, persistent=True).persistent
+    monkeypatch.setenv("BPTT_ARRAY_PERSISTENT", "no")
+    with pytest.raises(ValueError, match=r"BPTT_ARRAY_PERSISTENT='no' in the environment; expected 0 or 1"):
+        ba.backend.CupyBackend(index)

@@ -52,7 +52,7 @@ def _rows_apart(shape: tuple[int, ...], dtype: Any) -> Array:
 _BLOCK_BYTES = 1 << 18
 
 
-@place
+@place()
 class NumpyBackend(Backend):
     """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop."""
 

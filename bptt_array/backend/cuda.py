@@ -15,12 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from .portable import Array, Backend, CudaDevice, Elementwise, place
+from .portable import Array, Backend, CudaDevice, Elementwise, flag, place
 
 
-@place
+@place(persistent=flag)
 class CupyBackend(Backend):
-    """CuPy on one CUDA device."""
+    """CuPy on one CUDA device.
+
+    Parameters
+    ----------
+    index : int
+        Of the device.
+    persistent : bool, optional
+        Whether a segment of time is one launch each way, where there is a kernel for it; may be set later. If left out,
+        unless ``BPTT_ARRAY_PERSISTENT=0`` is in the environment.
+    """
 
     cupy: Any
     gemm: Any
@@ -38,8 +47,11 @@ class CupyBackend(Backend):
         import cupy
 
         if persistent is None:
-            persistent = os.environ.get("BPTT_ARRAY_PERSISTENT", "1") not in ("0", "")
-        if not persistent:
+            said = os.environ.get("BPTT_ARRAY_PERSISTENT", "1")
+            if said not in ("0", "1"):
+                raise ValueError(f"BPTT_ARRAY_PERSISTENT={said!r} in the environment; expected 0 or 1")
+            persistent = said == "1"
+        if not flag("persistent", persistent):
             self.persistent = False
 
         self.cupy = cupy

@@ -14,7 +14,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
 import array_api_compat.numpy
@@ -25,6 +25,7 @@ from .host import host_copy
 from .namespaces import dtypes_of, namespace_of
 
 Array = Any  # an array of the backend's namespace
+_Kind = TypeVar("_Kind", bound=type)
 DTYPES = ("float32", "float64")
 
 
@@ -70,7 +71,8 @@ def _of_module(kind: type[Backend], namespace: str, device: Any) -> Backend:
     return kind(importlib.import_module(namespace), device)
 
 
-def _flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any) -> bool:
+    """A setting that is True or False."""
     check_flag(name, value)
     return bool(value)
 
@@ -78,25 +80,23 @@ def _flag(name: str, value: Any) -> bool:
 #: What may be set on a backend, with its check: choices of speed and memory, no result depends on them.
 _SETTINGS: Settings = {
     "segment_bytes": check_count,
-    "keeps_arrays": _flag,
-    "temporaries": _flag,
-    "persistent": _flag,
+    "keeps_arrays": flag,
+    "temporaries": flag,
     "one_thread_multiply_adds": lambda name, value: None if value is None else check_count(name, value),
 }
 
 
-#: Of a class of backends: nothing else can be set, since it is a place and does not move.
-place = only_settings(
-    _SETTINGS,
-    f"expected one of {', '.join(_SETTINGS)}",
-    dict.fromkeys(
-        ("xp", "device", "name"),
-        "a backend is one place; make another, ba.Backend(xp, device), and move the network there, rnn.to(backend)",
-    ),
-)
+_ONE_PLACE = "a backend is one place; make another, ba.Backend(xp, device), and move the network there, rnn.to(backend)"
 
 
-@place
+def place(**more: Callable[[str, Any], Any]) -> Callable[[_Kind], _Kind]:
+    """Of a class of backends: its settings, and ``more``; nothing else can be set, since it is a place."""
+    settings = {**_SETTINGS, **more}
+    ways_out = dict.fromkeys(("xp", "device", "name"), _ONE_PLACE)
+    return only_settings(settings, f"expected one of {', '.join(settings)}", ways_out)
+
+
+@place()
 class Backend:
     """A mutable Array API namespace and one of its devices; the portable form of every primitive.
 
@@ -199,7 +199,7 @@ class Backend:
     @property
     def settings(self) -> dict[str, Any]:
         """What was set on this one, and differs from its class."""
-        return {name: value for name, value in vars(self).items() if name in _SETTINGS}
+        return {name: value for name, value in vars(self).items() if name in (*_SETTINGS, "persistent")}
 
     def __repr__(self) -> str:
         return f"Backend({self.xp.__name__!r}, device={str(self.device)!r})"
