@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import add
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..backend.portable import Array, Backend
 from ..equations.cell import Cell, Tape
@@ -24,6 +24,9 @@ from ..schedules.chunks import best_chunks
 from . import chunk_times
 from .padding import Padding
 from .workspace import Loan, Scratch
+
+if TYPE_CHECKING:
+    from ..kernels.segments import BackwardKernel, ForwardKernel
 
 States = tuple[Array, ...]
 Finish = Callable[[], dict[str, Array]]
@@ -98,7 +101,11 @@ class LayerForward:
         # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
         self.state = initial if padding is None else tuple(map(padding.zeroed_if_empty, initial))
         self._kept: dict[int, Segment] = {}
-        self._kernel: Any = kernel_of(backend, layer, initial[0].shape, mask, "ForwardKernel")
+        self._kernel: ForwardKernel | None = None  # runs a segment in one launch
+        if backend.persistent:
+            from ..kernels.segments import ForwardKernel  # not where nothing runs kernels
+
+            self._kernel = ForwardKernel.find(backend, layer.cell, layer.params, initial[0].shape, mask)
         self._table: Array | None = None  # (I, G*H) rows: W_xh x + b_h for every token x, of one member after the other
         self._step = _none
         if self._kernel is None:
@@ -197,18 +204,6 @@ def _none(*rows: Array) -> None:
     raise RuntimeError("no segment comes any more")
 
 
-def kernel_of(backend: Backend, layer: Layer, row: tuple[int, ...], mask: Array | None, kind: str) -> Any:
-    """A kernel that runs a layer's segments in one launch, or None where they run step by step."""
-    if not backend.persistent:
-        return None
-    from ..kernels import segments  # not where nothing runs kernels
-
-    try:
-        return getattr(segments, kind)(backend, layer.cell, layer.params, row, mask)
-    except segments.NoKernelError:
-        return None
-
-
 def how_time_runs(backend: Backend, cell: Cell, params: Mapping[str, Array], row: tuple[int, ...]) -> dict[str, str]:
     """In words, forward and backward, for states of the shape ``row (..., N, H)``."""
     if not backend.persistent:
@@ -251,9 +246,11 @@ class LayerBackward:
         self._rows, self._names = rows, [f"d{name}" for name in layer.cell.states]
         row = forward.initial[0].shape
         self._step = _none
-        self._kernel: Any = None
-        if self.backward != "parallel":
-            self._kernel = kernel_of(backend, layer, row, forward.mask, "BackwardKernel")
+        self._kernel: BackwardKernel | None = None
+        if backend.persistent and self.backward != "parallel":
+            from ..kernels.segments import BackwardKernel
+
+            self._kernel = BackwardKernel.find(backend, layer.cell, layer.params, row, forward.mask)
         if self._kernel is None:
             product = StateProduct(backend, layer.params["W_hh"], row[:-1], forward.T, forward.mask, backward=True)
             self._step = layer.cell.backward_(backend, layer.params, product)

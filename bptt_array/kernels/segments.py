@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 from ..backend.portable import Array, Backend
@@ -157,10 +157,19 @@ def _same(then: Any, now: Any) -> bool:
 
 
 class _Pass:
-    """What both directions of a pass have: the kernel, and arrays as it takes them."""
+    """What both directions have: the kernel, and arrays of a pass as it takes them.
+
+    ``row (..., N, H)`` is the shape of the layer's states, the mask what multiplies h before its product.
+
+    Raises
+    ------
+    NoKernelError
+    """
+
+    backward: bool
 
     def __init__(
-        self, backend: Backend, cell: Cell, params: Params, row: tuple[int, ...], mask: Array | None, *, backward: bool
+        self, backend: Backend, cell: Cell, params: Params, row: tuple[int, ...], mask: Array | None = None
     ) -> None:
         kernels = Kernels.of(backend)
         *lead, N, H = row
@@ -168,7 +177,7 @@ class _Pass:
         self.E, self.N = math.prod(lead), N
         itemsize = int(backend.xp.finfo(W.dtype).bits) // 8
         self.text = kernels.text(cell, H, {4: "float32", 8: "float64"}[itemsize])
-        work = Work(self.text.size, H, max(1, N), self.E, itemsize, backward)
+        work = Work(self.text.size, H, max(1, N), self.E, itemsize, self.backward)
         self.layout, self._function, _ = kernels.find(self.text, work)
         self._grid = self.layout.grid(N, self.E)
         self._counter = kernels.counter(self._grid[1] * self.E if self.layout.OB > 1 else 0)
@@ -176,6 +185,16 @@ class _Pass:
         self._W = backend.cuda_operand(W)
         self._mask = None if mask is None else backend.cuda_operand(mask)
         self._own = [backend.cuda_operand(params[name]) for name in self.text.traced.own]
+
+    @classmethod
+    def find(
+        cls, backend: Backend, cell: Cell, params: Params, row: tuple[int, ...], mask: Array | None = None
+    ) -> Self | None:
+        """The kernel of a layer, or None where there is none: :func:`describe` says why."""
+        try:
+            return cls(backend, cell, params, row, mask)
+        except NoKernelError:
+            return None
 
     def empty_like(self, states: States) -> States:
         return tuple([self.backend.empty(tuple(state.shape), state.dtype) for state in states])
@@ -187,17 +206,9 @@ class _Pass:
 
 
 class ForwardKernel(_Pass):
-    """A layer's segments forward; ``row (..., N, H)`` is the shape of its states, the mask what multiplies h.
+    """A layer's segments forward."""
 
-    Raises
-    ------
-    NoKernelError
-    """
-
-    def __init__(
-        self, backend: Backend, cell: Cell, params: Params, row: tuple[int, ...], mask: Array | None = None
-    ) -> None:
-        super().__init__(backend, cell, params, row, mask, backward=False)
+    backward = False
 
     def __call__(self, before: States, z: Array | None, tape: Tape) -> States:
         """As :func:`bptt_array.equations.recurrence.forward_`, from the states before the segment, which become row 0.
@@ -214,11 +225,12 @@ class ForwardKernel(_Pass):
 class BackwardKernel(_Pass):
     """A layer's segments backward."""
 
-    def __init__(
-        self, backend: Backend, cell: Cell, params: Params, row: tuple[int, ...], mask: Array | None = None
-    ) -> None:
-        super().__init__(backend, cell, params, row, mask, backward=True)
-        self.stored = len(self.text.traced.extra)
+    backward = True
+
+    @property
+    def stored(self) -> int:
+        """X: how many numbers of a unit and step :meth:`finish_` needs."""
+        return len(self.text.traced.extra)
 
     def __call__(
         self, tape: Tape, dstates: States, after: States | None, dz: Array, extra: Array | None, *, direct_c: bool
@@ -267,8 +279,8 @@ def widest(backend: Backend, cell: Cell, N: int, dtype: str = "float32") -> int:
 def describe(backend: Backend, cell: Cell, params: Mapping[str, Array], row: tuple[int, ...]) -> dict[str, str]:
     """How segments run, forward and backward, in words."""
     found: dict[str, str] = {}
-    makes: dict[str, Callable[..., _Pass]] = {"forward": ForwardKernel, "backward": BackwardKernel}
-    for way, make in makes.items():
+    ways: tuple[tuple[str, type[_Pass]], ...] = (("forward", ForwardKernel), ("backward", BackwardKernel))
+    for way, make in ways:
         try:
             of_pass = make(backend, cell, params, row)
         except NoKernelError as error:
