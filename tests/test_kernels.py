@@ -4,6 +4,7 @@ Without CUDA only the first part runs. What is said about races needs the emulat
 """
 
 import copy
+import gc
 import importlib.util
 import json
 import math
@@ -12,6 +13,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import cells_without_kernels
@@ -775,3 +777,109 @@ def test_a_batch_may_be_empty(device, backend, options):
 def test_a_device_with_few_multiprocessors_gives_the_same_bits(device, backend):
     cells, shapes = [("peephole", "float32")], [Shape(H=24, N=9, mask=True)]
     assert elsewhere("bits", cells, shapes, GPUEMU_SMS="1") == bits(cells, shapes, backend)
+
+
+class Numbers(CELLS_OF_USERS["softsign"]):
+    """With its two numbers in some other place."""
+
+    name = "numbers"
+
+    def __init__(self):
+        pass
+
+
+def _in_a_list():
+    cell = Numbers()
+    cell.numbers = [1.5, 1.25]
+    type(cell).scale, type(cell).width = (property(lambda self, k=k: self.numbers[k]) for k in range(2))
+
+    def change():
+        cell.numbers[0] = 0.5
+
+    return cell, change
+
+
+def _in_an_array():
+    cell, _ = _in_a_list()
+    cell.numbers = np.array([1.5, 1.25])
+
+    def change():
+        cell.numbers[0] = 0.5
+
+    return cell, change
+
+
+def _on_its_class():
+    cell = type("OfClass", (Numbers,), {"scale": 1.5, "width": 1.25})()
+
+    def change():
+        type(cell).scale = 0.5
+
+    return cell, change
+
+
+def _in_another_cell():
+    cell = type("Outer", (Numbers,), {"scale": property(lambda self: self.inner.scale), "width": 1.25})()
+    cell.inner = CELLS_OF_USERS["softsign"]()
+
+    def change():
+        cell.inner.scale = 0.5
+
+    return cell, change
+
+
+def _in_a_dataclass():
+    """Which has no hash."""
+
+    @dataclass
+    class WithFields(Numbers):
+        scale: float = 1.5
+        width: float = 1.25
+
+    cell = WithFields()
+
+    def change():
+        cell.scale = 0.5
+
+    return cell, change
+
+
+PLACES = [_in_a_list, _in_an_array, _on_its_class, _in_another_cell, _in_a_dataclass]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_wherever_a_number_is_on_a_cell_its_change_is_seen(place):
+    (cell, change), kernels = place(), segments.Kernels(OnPaper())
+    first = kernels.text(cell, 6, "float32")
+    assert kernels.text(cell, 6, "float32") is first
+    change()
+    second = kernels.text(cell, 6, "float32")
+    assert "(T)1.5" in first.text
+    assert "(T)0.5" in second.text
+    assert kernels.text(cell, 6, "float32") is second
+
+
+@on_cuda
+@pytest.mark.parametrize("place", PLACES[:1] + PLACES[-1:], ids=lambda place: place.__name__)
+def test_wherever_a_number_is_on_a_cell_results_are_those_of_numpy(device, backend, place):
+    cell, change = place()
+    compare(backend, cell, NETWORKS["plain"], "float64")
+    change()
+    compare(backend, cell, NETWORKS["plain"], "float64")
+
+
+def test_a_number_that_keeps_changing_ends_in_the_loops_and_one_that_is_none_in_one_text():
+    cell, backend = CELLS_OF_USERS["softsign"](), OnPaper()
+    cell.unused = float("nan")
+    for k in range(20):
+        cell.scale = 1 + k / 8
+        said = described(cell, backend=backend)["forward"]
+        assert said.startswith("one launch") == (k < 8)
+    assert said == "step by step: what is on <cell 'softsign'> keeps changing, and each time would need another kernel"
+    cell.scale = 1.0
+    assert described(cell, backend=backend)["forward"].startswith("one launch")
+    kernels = segments.Kernels.of(backend)
+    assert len(kernels._texts) == 1
+    del cell
+    gc.collect()
+    assert not kernels._texts

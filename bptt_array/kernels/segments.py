@@ -10,17 +10,21 @@ import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 from ..backend.portable import Array, Backend
 from ..equations.cell import Cell, Params, Tape
 from ..tracing.program import CannotTraceError
+from .attributes import written_down
 from .layouts import Device, Layout, Work, best, microseconds, of_loops
 from .text import CellText
 from .trace import trace
 
 States = tuple[Array, ...]
 
+#: Kernels of one cell, width and dtype, for what is on the cell at a time, at most: a number that changes in every step
+#: would take a compilation each.
+_VARIANTS = 8
 #: A layout of which the compiler needs more registers than there are is tried again with so many fewer, 8 times.
 _ROOM = 12
 #: A kernel that was compiled for a larger batch is taken for a smaller one if it is not slower than this, by the model.
@@ -52,7 +56,7 @@ class Kernels:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.device = Device.of(*backend.cuda_limits())
-        self._texts: WeakKeyDictionary[Cell, list[tuple[Any, CellText | str]]] = WeakKeyDictionary()
+        self._texts: dict[int, list[tuple[Any, CellText | str]]] = {}  # by the id of a cell that is alive
         self._kernels: dict[Any, list[Kernel] | str] = {}
         self._counters: dict[Any, list[Array]] = {}
 
@@ -66,10 +70,15 @@ class Kernels:
 
     def text(self, cell: Cell, H: int, dtype: str) -> CellText:
         """The text of a cell as it is now: numbers on it are in the text, so those are compared with what they were."""
-        traced = self._texts.setdefault(cell, [])
-        now = H, dtype, dict(vars(cell))
-        text = next((text for then, text in traced if _same(then, now)), None)
+        traced = self._texts.get(id(cell))
+        if traced is None:
+            traced = self._texts[id(cell)] = []
+            finalize(cell, self._texts.pop, id(cell), None).atexit = False
+        now = H, dtype, written_down(cell)
+        text = next((text for then, text in traced if then == now), None)
         if text is None:
+            if len([then for then, _ in traced if then[:2] == now[:2]]) >= _VARIANTS:
+                raise NoKernelError(f"what is on {cell!r} keeps changing, and each time would need another kernel")
             try:
                 text = CellText(trace(cell, H, dtype))
             except CannotTraceError as error:
@@ -144,16 +153,6 @@ class Kernels:
         if not kept or kept[-1].shape[0] < groups * _WORD:  # the ones before may be in a graph that is launched again
             kept.append(self.backend.zeros((max(64, groups) * _WORD,), self.backend.dtype("uint32")))
         return kept[-1]
-
-
-def _same(then: Any, now: Any) -> bool:
-    """Whether a cell is as it was: the same objects, or equal plain values."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return then.keys() == now.keys() and all(_same(then[name], value) for name, value in now.items())
-    if isinstance(then, tuple) and isinstance(now, tuple):
-        return len(then) == len(now) and all(map(_same, then, now))
-    plain = (bool, int, float, str)
-    return then is now or (isinstance(then, plain) and type(then) is type(now) and then == now)
 
 
 class _Pass:
