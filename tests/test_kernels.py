@@ -13,6 +13,7 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -241,6 +242,24 @@ def test_what_needs_more_registers_than_there_are_is_tried_with_fewer_and_then_l
         for way in said:
             assert said[way] == f"step by step: {way}, the compiler needs more registers than there are for H=128"
         assert len(backend.compilations) <= 18  # and not once more
+
+
+@pytest.mark.parametrize(("error", "said"), [("no compiler\nand much else", "no compiler"), ("", "RuntimeError")])
+def test_what_does_not_compile_is_reported_once(error, said):
+    def answer(name, options):
+        raise RuntimeError(error)
+
+    backend, why = OnPaper(), f"its kernel did not compile: {said}"
+    backend.answer = answer
+    with pytest.warns(RuntimeWarning, match=rf"<cell 'gru'> runs step by step, since {why}\. ") as warned:
+        found = described("gru", backend=backend)
+    assert len(warned) == 1
+    assert set(found.values()) == {f"step by step: {why}"}
+    for dtype, width in (("float64", 12), ("float32", 13)):
+        assert described("gru", width, backend=backend, dtype=dtype) == found
+    assert len(backend.compilations) == 6
+    described("gru", backend=backend)
+    assert len(backend.compilations) == 6  # it is not tried again
 
 
 # ---- one launch alone ---------------------------------------------------------------------------------------
@@ -613,6 +632,26 @@ def kernels_of(call):
     with gpuemu.count() as counted:
         call()
     return {name: counted.kernels[name] for name in ("forward", "backward") if name in counted.kernels}
+
+
+@on_cuda
+@needs_counters
+def test_what_does_not_compile_runs_step_by_step_and_says_so_once(device):
+    backend = Mutated(0)
+    vars(backend)["change"] = lambda source, name: source + "\n#error of a compiler\n"
+    said = (
+        r"<cell 'lstm'> runs step by step, since its kernel did not compile: .* Results are the same, only slower\. "
+        r"Please report this with the output of `python -m bptt_array info` and the cell; BPTT_ARRAY_PERSISTENT=0 keeps"
+    )
+    with pytest.warns(RuntimeWarning, match=said) as warned:
+        compare(backend, CELLS["lstm"], NETWORKS["two layers"], "float64")
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare(backend, CELLS["lstm"], NETWORKS["members"], "float64")
+    assert all(
+        why.startswith("step by step: its kernel did not compile") for why in described("lstm", H, N, backend).values()
+    )
 
 
 @on_cuda

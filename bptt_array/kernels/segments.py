@@ -58,6 +58,7 @@ class Kernels:
         self.device = Device.of(*backend.cuda_limits())
         self._texts: dict[int, list[tuple[Any, CellText | str]]] = {}  # by the id of a cell that is alive
         self._kernels: dict[Any, list[Kernel] | str] = {}
+        self._reported: set[str] = set()  # texts that did not compile
         self._counters: dict[Any, list[Array]] = {}
 
     @classmethod
@@ -131,21 +132,28 @@ class Kernels:
                     text.source, name, options, shared=layout.shared, cooperative=layout.OB > 1
                 )
             except Exception as error:
-                why = f"its kernel did not compile: {str(error).strip().splitlines()[0]}"
+                said = str(error).strip() or type(error).__name__
+                why = f"its kernel did not compile: {said.splitlines()[0]}"
                 self._kernels[key] = why
-                warnings.warn(
-                    f"{text.traced.cell!r} runs step by step, since {why}. Results are the same, only slower. Please "
-                    "report this with the output of `python -m bptt_array info` and the cell; "
-                    "BPTT_ARRAY_PERSISTENT=0 keeps it quiet.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                self._report(text, why)
                 raise NoKernelError(why) from error
             if not spilled:
                 return Kernel(layout, function, work.N)
         why = f"{name}, the compiler needs more registers than there are for H={work.H}"
         self._kernels[key] = why
         raise NoKernelError(why)
+
+    def _report(self, text: CellText, why: str) -> None:
+        """Once for a text, whichever way, width and dtype."""
+        if text.key in self._reported:
+            return
+        self._reported.add(text.key)
+        warnings.warn(
+            f"{text.traced.cell!r} runs step by step, since {why}. Results are the same, only slower. Please report "
+            "this with the output of `python -m bptt_array info` and the cell; BPTT_ARRAY_PERSISTENT=0 keeps it quiet.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def counter(self, groups: int) -> Array:
         """Zeros with which the blocks of groups of rows count themselves, of the current stream."""
