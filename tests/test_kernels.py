@@ -15,6 +15,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import cells_without_kernels
@@ -219,10 +220,18 @@ def test_without_cooperative_launches_no_blocks_wait_for_each_other():
 
 
 def test_a_kernel_that_would_be_slower_than_the_loops_is_not_taken():
-    said = described("tanh", 1, 1_000_000)
+    said = described("tanh", 1, 500_000)
     assert re.fullmatch(
-        r"step by step: forward, a step of H=1, N=1000000 would take \d+ us, step by step \d+ us", said["forward"]
+        r"step by step: forward, a step of H=1, N=500000 would take \d+ us, step by step \d+ us", said["forward"]
     )
+
+
+def test_a_grid_is_as_large_as_cuda_allows():
+    device = layouts.Device.of(*OnPaper("H100").cuda_limits())
+    for sequences, networks in ((600_000, 1), (524_281, 1), (1, 70_000)):
+        for size, width in product(SIZES.values(), (1, 128, 200)):
+            layout = layouts.best(layouts.Work(size, width, sequences, networks, 4, False), device)
+            assert layout is None or max(layout.grid(sequences, networks)[1:]) <= 65535
 
 
 # ---- compiling ----------------------------------------------------------------------------------------------

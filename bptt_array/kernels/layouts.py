@@ -21,6 +21,8 @@ BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SHARING = (2, 4, 8, 16, 32)
 UNITS = (1, 2, 3, 4, 6, 8, 12, 16)
 MOST_THREADS = 512
+#: Blocks along the second and third axes of a grid, at most.
+MOST_BLOCKS = 65535
 #: Steps whose numbers are loaded ahead, at most.
 PREFETCH = 4
 #: Multiply-adds of a thread in the unrolled loop, at most: 16 bytes an instruction, and code has to stay in its cache.
@@ -117,6 +119,7 @@ class Work(NamedTuple):
     backward: bool
 
 
+@lru_cache(maxsize=1024)  # asked for in every pass
 def best(work: Work, device: Device, *, room: int = 0) -> Layout | None:
     """The layout with the fewest clocks, or None where the weights do not fit; ``room``: registers to be left free."""
     KS = sharing(work.size, work.H, work.itemsize, backward=work.backward)
@@ -175,7 +178,7 @@ def _layout(work: Work, device: Device, OB: int, NB: int, KS: int, UT: int, room
     operations, reads = size.operations[backward], size.reads[backward]
     UB, R = math.ceil(H / OB), UT * gates
     TH = math.ceil(math.ceil(UB / UT) * KS / 32) * 32
-    if TH > MOST_THREADS or UT > UB:
+    if TH > MOST_THREADS or UT > UB or max(math.ceil(N / NB), E) > MOST_BLOCKS:
         return None
     KC, own = math.ceil(K / (VEC * KS)), math.ceil(NB * UT / KS)
     # Registers belong to the four schedulers of a multiprocessor: warps count by fours.

@@ -98,7 +98,7 @@ class Kernels:
         fitting = [kernel for kernel in there if kernel.N >= work.N]
         if fitting:
             kernel = min(fitting, key=lambda kernel: kernel.N)
-            ideal = best(work, self.device)
+            ideal = best(work, self.device, room=0)
             if ideal is None or kernel.layout.clocks <= _AS_GOOD * ideal.clocks:
                 return kernel
         kernel = self._compiled(text, work, key)
