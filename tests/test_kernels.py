@@ -480,6 +480,32 @@ def test_a_memory_budget_runs_every_segment_in_one_launch(device, backend):
 
 
 @on_cuda
+def test_what_a_kernel_leaves_for_finish_is_in_the_plan_of_memory(device, backend):
+    import cupy
+
+    class Pool(cupy.cuda.MemoryPool):
+        peak = 0
+
+        def malloc(self, size):
+            found = super().malloc(size)
+            self.peak = max(self.peak, self.used_bytes())
+            return found
+
+    pool = Pool()
+    gc.collect()
+    with cupy.cuda.using_allocator(pool.malloc):
+        rnn = ba.RNN(I, 24, O, cell=CELLS["peephole"], device=backend)
+        x, target = (rnn.asarray(np.ones((40, 100, size))) for size in (I, O))
+        most = rnn.plan(x.shape).peak
+        least = smallest_budget(lambda memory: rnn.plan(x.shape, memory))
+        for memory in (most, (most + least) // 2):
+            rnn.loss_and_grad(x, target, memory=memory)
+            before, pool.peak = pool.used_bytes(), 0
+            rnn.loss_and_grad(x, target, memory=memory)
+            assert most / 4 < pool.peak - before <= memory
+
+
+@on_cuda
 @pytest.mark.parametrize("cell", [cells_without_kernels.Centred(), cells_without_kernels.Width()], ids=str)
 @pytest.mark.parametrize("options", ["plain", "bidirectional", "dropout"])
 def test_what_has_no_kernel_runs_step_by_step_with_the_same_gradients(device, backend, cell, options):
