@@ -29,9 +29,11 @@ PAGES = {
     "bptt_array/diagnostics/README.md": 1,
     "bptt_array/distributed/README.md": 2,
     "bptt_array/equations/README.md": 2,
+    "bptt_array/optimizers/README.md": 0,
     "bptt_array/rnn/README.md": 4,
     "bptt_array/runs/README.md": 0,
     "bptt_array/schedules/README.md": 3,
+    "bptt_array/tracing/README.md": 0,
     "bptt_array/training/README.md": 0,
     "tests/README.md": 0,
 }
