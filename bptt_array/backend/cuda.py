@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .cuda_updates import FusedOver
 from .portable import Array, Backend, CudaDevice, Elementwise, place
 
 
@@ -24,6 +25,7 @@ class CupyBackend(Backend):
     gemm: Any
     _index: int
     _fused: dict[Any, Callable[..., None]]
+    _fused_over: dict[Any, Callable[..., None]]
     _one_minus_square: Any
 
     #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
@@ -37,6 +39,7 @@ class CupyBackend(Backend):
         self.cupy = cupy
         self._index = index
         self._fused = {}
+        self._fused_over = {}
         with self.active():
             super().__init__(array_api_compat.cupy)
             self.gemm = self._find_gemm()
@@ -165,6 +168,11 @@ class CupyBackend(Backend):
         if make not in self._fused:
             self._fused[make] = self.cupy.fuse(make(self.elementwise))
         return self._fused[make]
+
+    def fused_over(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
+        if make not in self._fused_over:
+            self._fused_over[make] = FusedOver(self.cupy, make, self.fused(make))
+        return self._fused_over[make]
 
 
 def _add_product_of(ops: Elementwise) -> Callable[[Array, Array, Array], None]:

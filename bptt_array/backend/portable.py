@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -366,6 +366,19 @@ class Backend:
         it must not compute with each other: CuPy would do that in half precision.
         """
         return make(self.elementwise)
+
+    def fused_over(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
+        """:meth:`fused` for many groups of arrays: a function ``(groups, *numbers)``, with a tuple of arrays a group.
+
+        It is called for one after the other, or for all of them in as few launches as the device can.
+        """
+        function = self.fused(make)
+
+        def over(groups: Iterable[tuple[Array, ...]], *numbers: float) -> None:
+            for arrays in groups:
+                function(*arrays, *numbers)
+
+        return over
 
     def over_segment(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
         """:meth:`fused` for whole segments ``(S, ...)``, where passes over blocks of steps may pay."""

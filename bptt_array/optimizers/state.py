@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from ..backend.arrays import dtype_name, rounded
 from ..backend.devices import backend_of, packed, resolve, unpacked
-from ..backend.portable import Array, Backend
+from ..backend.portable import Array, Backend, Elementwise
 from ..checks import check_count
 from .arguments import Arrays, check_arrays, check_update
 
@@ -75,13 +75,18 @@ class Optimizer(ABC):
             changed their shape, dtype or device since the last update; nothing is changed then.
         """
         check_update(params, grads, self._kept)
+        together: dict[Any, list[tuple[Array, ...]]] = {}
         for name, param in params.items():
             backend = backend_of(param)
-            with backend.active():
-                if name not in self._kept:
+            if name not in self._kept:
+                with backend.active():
                     self._kept[name] = [backend.xp.zeros_like(param) for _ in range(self.slots)]
-                self._updates[name] = self._updates.get(name, 0) + 1
-                self._update(backend, self._updates[name], param, grads[name], *self._kept[name])
+            self._updates[name] = self._updates.get(name, 0) + 1
+            alike = backend, self._numbers(backend, param.dtype, self._updates[name])
+            together.setdefault(alike, []).append((param, grads[name], *self._kept[name]))
+        for (backend, numbers), groups in together.items():
+            with backend.active():
+                backend.fused_over(self._equation())(groups, *numbers)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next update depends on beside the settings, for :meth:`load_state_dict`.
@@ -167,5 +172,9 @@ class Optimizer(ABC):
         vars(self).update(state | {"_kept": kept})
 
     @abstractmethod
-    def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
-        """Change one parameter, and what is kept for it, in place; ``t``: its updates, this one included."""
+    def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
+        """Makes the function ``(param, grad, *kept, *numbers)``, which changes a parameter and what is kept for it."""
+
+    @abstractmethod
+    def _numbers(self, backend: Backend, dtype: Any, t: int) -> tuple[float, ...]:
+        """Those of a parameter; ``t``: its updates, this one included."""

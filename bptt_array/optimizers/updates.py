@@ -85,11 +85,11 @@ class SGD(Optimizer):
         self.momentum = check_number("momentum", momentum, below=1.0)
         vars(self)["slots"] = 1 if self.momentum else 0
 
-    def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
-        if kept:
-            backend.fused(_momentum)(param, grad, *kept, self.momentum, self.lr)
-        else:
-            backend.fused(_gradient_descent)(param, grad, self.lr)
+    def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
+        return _momentum if self.slots else _gradient_descent
+
+    def _numbers(self, backend: Backend, dtype: Any, t: int) -> tuple[float, ...]:
+        return (self.momentum, self.lr) if self.slots else (self.lr,)
 
 
 def _positive(name: str, value: Any) -> float:
@@ -134,10 +134,12 @@ class Adam(Optimizer):
         super().__init__(lr)
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
-    def _update(self, backend: Backend, t: int, param: Array, grad: Array, *kept: Array) -> None:
+    def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
+        return _adam
+
+    def _numbers(self, backend: Backend, dtype: Any, t: int) -> tuple[float, ...]:
         # The two corrections as scalars: lr m_hat / (sqrt(v_hat) + eps) = lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)
         lr = self.lr / (1 - self.beta1**t)
         correction = (1 - self.beta2**t) ** -0.5
-        eps = max(self.eps, float(backend.xp.finfo(param.dtype).smallest_normal))  # which no dtype takes for 0
-        moments = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
-        backend.fused(_adam)(param, grad, *kept, *moments, correction, eps, lr)
+        eps = max(self.eps, float(backend.xp.finfo(dtype).smallest_normal))  # which no dtype takes for 0
+        return self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2, correction, eps, lr
