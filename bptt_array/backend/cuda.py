@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
+from .cuda_norms import CudaNorms
 from .cuda_updates import FusedOver
 from .portable import Array, Backend, CudaDevice, Elementwise, place
 
@@ -27,6 +28,7 @@ class CupyBackend(Backend):
     _fused: dict[Any, Callable[..., None]]
     _fused_over: dict[Any, Callable[..., None]]
     _one_minus_square: Any
+    _norms: CudaNorms
 
     #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
     segment_bytes = 1 << 26
@@ -43,6 +45,7 @@ class CupyBackend(Backend):
         with self.active():
             super().__init__(array_api_compat.cupy)
             self.gemm = self._find_gemm()
+        self._norms = CudaNorms(cupy, index)
         self._one_minus_square = cupy.ElementwiseKernel("T y", "T out", "out = 1 - y * y", "bptt_one_minus_square")
 
     def _find_gemm(self) -> Any:
@@ -173,6 +176,15 @@ class CupyBackend(Backend):
         if make not in self._fused_over:
             self._fused_over[make] = FusedOver(self.cupy, make, self.fused(make))
         return self._fused_over[make]
+
+    def largest_entries(self, grads: Mapping[str, Array], members: int | None) -> dict[str, Array] | None:
+        return self._norms.largest_entries(grads, members)
+
+    def global_norm(self, grads: Mapping[str, Array], members: int | None) -> Array | None:
+        return self._norms.global_norm(grads, members)
+
+    def clipped(self, grads: Mapping[str, Array], max_norm: float, members: int | None) -> dict[str, Array] | None:
+        return self._norms.clipped(grads, max_norm, members)
 
 
 def _add_product_of(ops: Elementwise) -> Callable[[Array, Array, Array], None]:

@@ -384,6 +384,18 @@ class Backend:
         """:meth:`fused` for whole segments ``(S, ...)``, where passes over blocks of steps may pay."""
         return self.fused(make)
 
+    def largest_entries(self, grads: Mapping[str, Array], members: int | None) -> dict[str, Array] | None:
+        """The largest absolute value of each array, of each of its members; None where that takes several calls."""
+        return None
+
+    def global_norm(self, grads: Mapping[str, Array], members: int | None) -> Array | None:
+        """The Euclidean norm of all arrays together, of each of their members; or None."""
+        return None
+
+    def clipped(self, grads: Mapping[str, Array], max_norm: float, members: int | None) -> dict[str, Array] | None:
+        """New arrays, scaled by ``min(1, max_norm / norm)`` of that norm; or None."""
+        return None
+
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         """``result[i..., k] = 1 if index[i...] == k else 0``, shape ``(*index.shape, size)``."""
         return self.xp.astype(index[..., None] == self.arange(size), dtype)

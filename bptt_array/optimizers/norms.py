@@ -62,8 +62,10 @@ def largest_entries(grads: Arrays, members: int | None = None) -> dict[str, Arra
         0-d; of an ensemble (E,).
     """
     members = _check_clipped(grads, members)
-    with backend_of(next(iter(grads.values()))).active():
-        return _largest(_rows(grads, members))
+    backend = backend_of(next(iter(grads.values())))
+    with backend.active():
+        found = backend.largest_entries(grads, members)
+        return _largest(_rows(grads, members)) if found is None else found
 
 
 def _widest(backend: Backend, arrays: Mapping[str, Array]) -> Any:
@@ -123,7 +125,11 @@ def global_norm(grads: Arrays, members: int | None = None) -> Array:
         Of float64 if any gradient is.
     """
     members = _check_clipped(grads, members)
-    with backend_of(next(iter(grads.values()))).active():
+    backend = backend_of(next(iter(grads.values())))
+    with backend.active():
+        norm = backend.global_norm(grads, members)
+        if norm is not None:
+            return norm
         rows = _rows(grads, members)
         scale, root = _scaled_norm(rows, _largest(rows))
         return scale * root
@@ -162,10 +168,13 @@ def clip_by_global_norm(
         raise ValueError(f"largest has keys {names_of(largest)}; expected those of grads, {names_of(grads)}")
     backend = backend_of(next(iter(grads.values())))
     with backend.active():
-        rows = _rows(grads, members)
         xp, dtype = backend.xp, _widest(backend, grads)
         limits = xp.finfo(dtype)
         max_norm = max(min(max_norm, float(limits.max)), float(limits.smallest_normal))
+        clipped = backend.clipped(grads, max_norm, members)
+        if clipped is not None:
+            return clipped
+        rows = _rows(grads, members)
         largest = _largest(rows) if largest is None else largest
         scale, root = _scaled_norm(rows, largest, least=min(1.0, max_norm))  # such that bound does not overflow
         bound = max_norm / scale
