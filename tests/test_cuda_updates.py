@@ -375,7 +375,7 @@ def test_what_is_no_number_or_infinite_shows_as_in_the_portable_code(device, dty
 @each_dtype
 def test_sums_neither_overflow_nor_underflow_between_the_ends_of_a_dtype(device, dtype):
     limits = np.finfo(dtype)
-    for size in (limits.max / 4, limits.smallest_normal * 4, 1.0):
+    for size in (limits.max, limits.max / 4, limits.smallest_normal * 4, 1.0):
         host = {"a": np.full(9, size, dtype), "b": np.full((2, 8), -size / 2, dtype)}
         grads = there(device, host)
         exact = float(np.float64(size) / limits.max * 13**0.5)  # of 9 + 16 / 4
@@ -398,6 +398,8 @@ def test_entries_of_all_sizes_are_summed_together(device):
         [1e-300, 2e-300],
         [5e-324, 1e-310],
         [1e308, 1e308, 1e308],
+        [1e160, 2e160],  # whose squares are too large, or too small, as they are
+        [1e-170, 3e-170],
         [1e-310, 3.0, -4.0],
     ):
         host = np.array(values)
@@ -438,8 +440,9 @@ def test_a_member_is_what_it_is_alone_and_names_have_no_order(device, dtype):
 
 @on_cuda
 @each_dtype
-def test_gradients_of_more_chunks_than_are_added_up_have_longer_ones(device, dtype, monkeypatch):
+def test_gradients_of_more_chunks_than_are_added_up_have_longer_ones_that_blocks_share(device, dtype, monkeypatch):
     monkeypatch.setattr("bptt_array.backend.cuda_norms._CHUNKS", 2)
+    monkeypatch.setitem(vars(ba.backend.resolve(device)._norms), "_blocks", 3)  # each has several chunks, and members
     host = arrays_of([(2, 9000), (2, 1), (2, 6001)], dtype)
     grads = there(device, host)
     for name, call in calls(2).items():
