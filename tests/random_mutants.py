@@ -52,7 +52,7 @@ TESTS = {
     "training/": "training older_files any_input runs distributed",
     "checks.py": "bad_input any_input",
     "gradcheck.py": "gradients bad_input any_input",
-    "optimizers.py": "parts pickling training parity bad_input costs any_input",
+    "optimizers/": "parts pickling training parity bad_input costs any_input",
     "parity.py": "parity any_input",
     "plots.py": "report training diagnostics",
     "serialization.py": "hostile_files older_files runs",

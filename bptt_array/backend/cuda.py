@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .cuda_norms import CudaNorms
+from .cuda_updates import FusedOver
 from .portable import Array, Backend, CudaDevice, Elementwise, flag, place
 
 
@@ -35,7 +37,9 @@ class CupyBackend(Backend):
     gemm: Any
     _index: int
     _fused: dict[Any, Callable[..., None]]
+    _fused_over: dict[Any, Callable[..., None]]
     _one_minus_square: Any
+    _norms: CudaNorms
 
     #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
     segment_bytes = 1 << 26
@@ -57,9 +61,11 @@ class CupyBackend(Backend):
         self.cupy = cupy
         self._index = index
         self._fused = {}
+        self._fused_over = {}
         with self.active():
             super().__init__(array_api_compat.cupy)
             self.gemm = self._find_gemm()
+        self._norms = CudaNorms(cupy, index)
         self._one_minus_square = cupy.ElementwiseKernel("T y", "T out", "out = 1 - y * y", "bptt_one_minus_square")
 
     def _find_gemm(self) -> Any:
@@ -215,6 +221,20 @@ class CupyBackend(Backend):
         if make not in self._fused:
             self._fused[make] = self.cupy.fuse(make(self.elementwise))
         return self._fused[make]
+
+    def fused_over(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
+        if make not in self._fused_over:
+            self._fused_over[make] = FusedOver(self.cupy, make, self.fused(make))
+        return self._fused_over[make]
+
+    def largest_entries(self, grads: Mapping[str, Array], members: int | None) -> dict[str, Array] | None:
+        return self._norms.largest_entries(grads, members)
+
+    def global_norm(self, grads: Mapping[str, Array], members: int | None) -> Array | None:
+        return self._norms.global_norm(grads, members)
+
+    def clipped(self, grads: Mapping[str, Array], max_norm: float, members: int | None) -> dict[str, Array] | None:
+        return self._norms.clipped(grads, max_norm, members)
 
 
 #: The stream that has this number is another one in every thread (cudaStreamPerThread).

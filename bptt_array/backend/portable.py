@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -403,9 +403,34 @@ class Backend:
         """
         return make(self.elementwise)
 
+    def fused_over(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
+        """:meth:`fused` for many groups of arrays: a function ``(groups, *numbers)``, with a tuple of arrays a group.
+
+        It is called for one after the other, or for all of them in as few launches as the device can.
+        """
+        function = self.fused(make)
+
+        def over(groups: Iterable[tuple[Array, ...]], *numbers: float) -> None:
+            for arrays in groups:
+                function(*arrays, *numbers)
+
+        return over
+
     def over_segment(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
         """:meth:`fused` for whole segments ``(S, ...)``, where passes over blocks of steps may pay."""
         return self.fused(make)
+
+    def largest_entries(self, grads: Mapping[str, Array], members: int | None) -> dict[str, Array] | None:
+        """The largest absolute value of each array, of each of its members; None where that takes several calls."""
+        return None
+
+    def global_norm(self, grads: Mapping[str, Array], members: int | None) -> Array | None:
+        """The Euclidean norm of all arrays together, of each of their members; or None."""
+        return None
+
+    def clipped(self, grads: Mapping[str, Array], max_norm: float, members: int | None) -> dict[str, Array] | None:
+        """New arrays, scaled by ``min(1, max_norm / norm)`` of that norm; or None."""
+        return None
 
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         """``result[i..., k] = 1 if index[i...] == k else 0``, shape ``(*index.shape, size)``."""

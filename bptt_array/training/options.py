@@ -8,7 +8,7 @@ from typing import Any
 
 from ..backend.portable import DTYPES
 from ..checks import check_count, check_flag, check_number, check_option
-from ..optimizers import SGD, Adam
+from ..optimizers.updates import SGD, Adam
 from ..rnn.cells import CELLS
 from ..rnn.initializers import INITIALIZERS
 

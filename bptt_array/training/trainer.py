@@ -19,7 +19,7 @@ import numpy as np
 from ..backend.portable import Array
 from ..bptt.state import State
 from ..distributed.ranks import OneProcess
-from ..optimizers import clip_by_global_norm, global_norm, largest_entries
+from ..optimizers.norms import clip_by_global_norm, global_norm, largest_entries
 from ..rnn.architecture import Architecture
 from ..rnn.rnn import RNN
 from .checkpoint import Checkpoint, check_fits, json_line, read_lines
