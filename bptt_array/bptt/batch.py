@@ -69,11 +69,14 @@ def without(backend: Backend, layers: Sequence[States], reset: Array) -> list[St
     return [tuple([xp.where(reset[:, None], xp.zeros_like(a), a) for a in states]) for states in layers]
 
 
-def as_state(backend: Backend, layers: Sequence[States], *, bidirectional: bool) -> State:
-    """The states of every layer as ``(L, D, [E,] N, H)`` of their own, which later writes cannot reach."""
+def as_state(backend: Backend, layers: Sequence[States], *, bidirectional: bool, own: bool = False) -> State:
+    """The states of every layer as ``(L, D, [E,] N, H)`` of their own, which later writes cannot reach.
+
+    ``own``: nobody else has the arrays any more, and they need no copy.
+    """
     xp = backend.xp
     if bidirectional:
         return State(*(xp.stack([xp.moveaxis(a, -3, 0) for a in of_layers]) for of_layers in zip(*layers, strict=True)))
     if len(layers) == 1:
-        return State(*[backend.copy(a)[None, None, ...] for a in layers[0]])
+        return State(*[(a if own else backend.copy(a))[None, None, ...] for a in layers[0]])
     return State(*(xp.stack(of_layers)[:, None, ...] for of_layers in zip(*layers, strict=True)))

@@ -6,10 +6,11 @@ Each is a schedule run over the segments of :mod:`bptt_array.bptt.unrolled`.
 from __future__ import annotations
 
 import math
+import operator
 from typing import NamedTuple
 
 from ..backend.portable import Array, Backend
-from ..equations.long_sums import Sums
+from ..equations.long_sums import Sums, Waiting
 from ..equations.losses import Objective
 from ..equations.readout import Readout
 from ..schedules.instructions import Backward, Forget, Forward, Remember, Restore, Segments, full, longest_segment
@@ -51,8 +52,13 @@ class BoundNetwork(NamedTuple):
         inputs = self.stack.layers[0].params["W_xh"].shape[-1]
         return self.backend.empty((batch.T, *batch.member_axis, batch.N, inputs), batch.dtype)
 
-    def as_state(self, layers: list[States]) -> State:
-        return as_state(self.backend, layers, bidirectional=self.stack.bidirectional)
+    def as_state(self, layers: list[States], *, own: bool = False) -> State:
+        return as_state(self.backend, layers, bidirectional=self.stack.bidirectional, own=own)
+
+    def last_state(self, unrolled: Unrolled) -> State:
+        """That after a pass that is over; where a batch has no steps at all it may be the caller's."""
+        last, initial = unrolled.last, unrolled.batch.initial
+        return self.as_state(last, own=not any(map(operator.is_, last[0], initial[0])))
 
 
 def run_forward(network: BoundNetwork, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
@@ -88,7 +94,8 @@ def run_backward(
     """Full BPTT from gradients of the outputs and of the last states of every layer."""
     backend, _, readout, mode, _ = network
     batch = unrolled.batch
-    readout_grads = Sums()
+    waiting = Waiting.on(backend)
+    readout_grads = Sums(waiting)
     direct: DirectPart = nothing_direct
     if dy is not None and mode == "every":
         direct = GivenAtEveryStep(readout, Feed(backend, dy, batch.padding, features=True), readout_grads)
@@ -97,7 +104,7 @@ def run_backward(
         d_outputs = last_state_gradient(backend, readout, last, dy, batch.padding, readout_grads)
         d_last = unrolled.with_last_outputs(d_last, d_outputs)
     dx = network.empty_dx(batch) if input_grad else None
-    sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward)
+    sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward, waiting=waiting)
     for step in full(batch.T, network.segment_length(batch)):
         if isinstance(step, Backward):
             sweep.segment(step.start, step.stop, cut=step.cut)
@@ -109,14 +116,14 @@ def run_loss(
 ) -> tuple[Array, State]:
     """Loss and last state; no segment is kept."""
     arrays = Loan(network.backend, network.workspace)
-    head = loss_head(network.mode, objective, *targets, batch, Sums())
+    head = loss_head(network.mode, objective, *targets, batch, Sums(Waiting.on(network.backend)))
     length = network.segment_length(batch)
     unrolled = Unrolled(network.backend, network.stack, batch, length, arrays, dropout, keep=False)
     for start, stop in Segments(0, batch.T, length):
         h = unrolled.forward(start, stop)
         head.add_loss(start, stop, h, unrolled.last_outputs)
         unrolled.release(start)
-    last_state = network.as_state(unrolled.last)
+    last_state = network.last_state(unrolled)
     arrays.end()
     return head.loss, last_state
 
@@ -135,11 +142,12 @@ def run_loss_and_grad(
 ) -> tuple[Array, Gradients, State]:
     """Loss, gradients and last state, as planned."""
     arrays = Loan(network.backend, network.workspace, plan.memory)
-    readout_grads = Sums()
+    waiting = Waiting.on(network.backend)
+    readout_grads = Sums(waiting)
     head = loss_head(network.mode, objective, *targets, batch, readout_grads)
     unrolled = Unrolled(network.backend, network.stack, batch, plan.longest, arrays, dropout)
     dx = network.empty_dx(batch) if input_grad else None
-    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward, watch)
+    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward, watch, waiting)
     for instruction in plan.schedule():
         match instruction:
             case Forward(start, stop, keep):
@@ -156,7 +164,7 @@ def run_loss_and_grad(
                 unrolled.restore(start)
             case Forget(start):
                 unrolled.forget(start)
-    last_state = network.as_state(unrolled.last)
+    last_state = network.last_state(unrolled)
     arrays.end()
     return head.loss, _gradients(network, sweep, readout_grads, objective.steps), last_state
 
@@ -171,4 +179,4 @@ def _gradients(network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, 
     reset, d_initial = sweep.unrolled.batch.reset, sweep.d_initial
     if reset is not None:  # what the state was there does not matter
         d_initial = without(network.backend, d_initial, reset)
-    return Gradients(params=params, state=network.as_state(d_initial), x=sweep.dx, steps=steps)
+    return Gradients(params=params, state=network.as_state(d_initial, own=True), x=sweep.dx, steps=steps)
