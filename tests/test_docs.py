@@ -32,6 +32,7 @@ PAGES = {
     "bptt_array/rnn/README.md": 4,
     "bptt_array/runs/README.md": 0,
     "bptt_array/schedules/README.md": 3,
+    "bptt_array/tracing/README.md": 0,
     "bptt_array/training/README.md": 0,
     "tests/README.md": 0,
 }
