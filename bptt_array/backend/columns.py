@@ -16,9 +16,9 @@ THREADS, ROWS_OF_A_THREAD = 256, 16
 #: Blocks of one matrix beyond which its rows are not shared out to more, and matrices of a launch.
 BLOCKS, MATRICES = 2048, 16
 
-#: A block adds up some rows of up to 32 columns; the last one of those columns that is done, what all of them found, in
-#: the order of the rows: the result does not depend on which it is. All in double: in float a sum of a million would
-#: lose what makes it up.
+#: A block adds up some rows of 32 columns, or of more where these have few; the last one of those columns that is done
+#: adds up what all of them found, in the order of the rows: the result does not depend on which it is. All in double:
+#: in float a sum of a million would lose what makes it up.
 SOURCE = r"""
 struct Matrix {
     const T* rows;  // (lead, K, F)
@@ -91,7 +91,8 @@ class _Layout(NamedTuple):
 
 
 def _layout(lead: int, K: int, F: int) -> _Layout:
-    width = min(32, 1 << max(0, F - 1).bit_length())
+    lanes = 1 << max(0, -(-K // ROWS_OF_A_THREAD) - 1).bit_length()  # that the rows of a column keep busy
+    width = min(max(32, THREADS // lanes), 1 << max(0, F - 1).bit_length())
     tiles = -(-F // width)
     wanted = -(-K // (THREADS // width * ROWS_OF_A_THREAD))
     chunks = max(1, min(wanted, BLOCKS // max(1, lead * tiles)))
