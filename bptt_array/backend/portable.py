@@ -283,6 +283,10 @@ class Backend:
         """A copy that shares no memory with ``a``."""
         return self.xp.asarray(a, copy=True)
 
+    def reshape(self, a: Array, shape: tuple[int, ...]) -> Array:
+        """``a`` in another shape; a view where that can be."""
+        return self.xp.reshape(a, shape)
+
     def rows(self, a: Array, *, reverse: bool = False) -> Iterator[Array]:
         """``a[t, ...]`` for every t, as views, first to last or last to first."""
         steps = range(a.shape[0])

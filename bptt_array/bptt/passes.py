@@ -6,7 +6,6 @@ Each is a schedule run over the segments of :mod:`bptt_array.bptt.unrolled`.
 from __future__ import annotations
 
 import math
-import operator
 from typing import NamedTuple
 
 from ..backend.portable import Array, Backend
@@ -57,8 +56,8 @@ class BoundNetwork(NamedTuple):
 
     def last_state(self, unrolled: Unrolled) -> State:
         """That after a pass that is over; where a batch has no steps at all it may be the caller's."""
-        last, initial = unrolled.last, unrolled.batch.initial
-        return self.as_state(last, own=not any(map(operator.is_, last[0], initial[0])))
+        last = unrolled.last
+        return self.as_state(last, own=last[0][0] is not unrolled.batch.initial[0][0])
 
 
 def run_forward(network: BoundNetwork, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:

@@ -43,7 +43,7 @@ class Readout:
         if self.W_hy.ndim > 2:
             return xp.matmul(h, self.W_hy.mT)
         v = xp.matmul(flat(self.backend, h, 2), self.W_hy.mT)
-        return xp.reshape(v, (*h.shape[:-1], v.shape[-1]))
+        return self.backend.reshape(v, (*h.shape[:-1], v.shape[-1]))
 
     def pre_activation(self, h: Array) -> Array:
         """``v = W_hy h + b_y``, a new array ``(..., O)``."""
