@@ -332,6 +332,42 @@ def test_every_row_is_in_a_product_of_blocks_once(device, K, lead, monkeypatch):
 
 
 @pytest.mark.parametrize("device", cuda)
+def test_without_a_batched_product_of_cublas_copies_are_multiplied(device, monkeypatch):
+    import cupy
+
+    index, found = ba.backend.resolve(device)._index, []
+    rng = np.random.default_rng(0)
+    dz, a = (rng.integers(-9, 9, (1200, F)).astype("float32") for F in (3, 2))
+    for batched in (True, False):
+        if not batched:
+            monkeypatch.setattr(cupy.cuda.cublas, "sgemmStridedBatched", lambda handle: None)
+        backend = ba.backend.CupyBackend(index)
+        assert (backend._batched is not None) == batched
+        with backend.active():
+            sums = Sums()
+            add_product(backend, sums, "W", *map(backend.from_host, (dz, a)))
+            found.append(backend.to_host(sums.totals()["W"]))
+    assert np.array_equal(found[0], dz.T @ a)
+    assert np.array_equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("device", cuda)
+@pytest.mark.parametrize("members", [None, 3])
+def test_the_loss_of_many_segments_is_that_of_one(device, members):
+    """More segments than may wait at a time."""
+    rng, T, backend = np.random.default_rng(0), 40, ba.backend.CupyBackend(ba.backend.resolve(device)._index)
+    rnn = ba.RNN(3, 4, 2, dtype="float64", members=members, device=backend)
+    x, target = (rnn.asarray(rng.standard_normal((T, 2, size))) for size in (3, 2))
+    weights = rnn.asarray(rng.standard_normal((T, 2)))
+    whole = [backend.to_host(rnn.loss(x, target, weights=of)[0]) for of in (None, weights)]
+    backend.segment_bytes = 1
+    for of, expected in zip((None, weights), whole, strict=True):
+        for loss in (rnn.loss(x, target, weights=of)[0], rnn.loss_and_grad(x, target, weights=of)[0]):
+            assert loss.shape == (() if members is None else (members,))
+            np.testing.assert_allclose(backend.to_host(loss), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("device", cuda)
 @pytest.mark.parametrize("options", [{}, {"members": 2}, {"cell": "gru"}, {"bidirectional": True}], ids=str)
 def test_a_plan_counts_what_waits_to_be_summed(device, options):
     import cupy
