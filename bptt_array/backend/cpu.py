@@ -91,6 +91,9 @@ class NumpyBackend(Backend):
     def copy(self, a: Array) -> Array:
         return a.copy()
 
+    def reshape(self, a: Array, shape: tuple[int, ...]) -> Array:
+        return a.reshape(shape)
+
     def matmul_(self, out: Array, a: Array, b: Array) -> None:
         np.matmul(a, b, out=out)
 

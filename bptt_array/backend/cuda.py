@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
+from .columns import ColumnSums
 from .cuda_norms import CudaNorms
 from .cuda_updates import FusedOver
-from .portable import Array, Backend, CudaDevice, Elementwise, flag, place
+from .portable import Array, Backend, CudaDevice, Elementwise, RowFunction, flag, place
+from .row_kernels import RowKernels
 
 
 @place(persistent=flag)
@@ -40,11 +43,17 @@ class CupyBackend(Backend):
     _fused_over: dict[Any, Callable[..., None]]
     _one_minus_square: Any
     _norms: CudaNorms
+    _one_hot: Any
+    _batched: Any
+    _read_columns: Any
+    _column_sums: dict[Any, ColumnSums]
+    _rows: RowKernels
 
     #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
     segment_bytes = 1 << 26
     temporaries = False
     persistent = True
+    sums_columns = True
 
     def __init__(self, index: int, *, persistent: bool | None = None) -> None:
         import array_api_compat.cupy
@@ -65,8 +74,22 @@ class CupyBackend(Backend):
         with self.active():
             super().__init__(array_api_compat.cupy)
             self.gemm = self._find_gemm()
+            self._batched = self._find_batched()
         self._norms = CudaNorms(cupy, index)
         self._one_minus_square = cupy.ElementwiseKernel("T y", "T out", "out = 1 - y * y", "bptt_one_minus_square")
+        self._one_hot = cupy.ElementwiseKernel(
+            "I index, int64 size", "T out", "out = index == i % size", "bptt_one_hot"
+        )
+        # A number that is none of a column wraps, as in a take.
+        column = "W[((i / M / N) % E * M + i % M) * columns + (index % columns + columns) % columns]"
+        self._read_columns = cupy.ElementwiseKernel(
+            "raw T W, T b, I index, int64 E, int64 N, int64 M, int64 columns",
+            "T out",
+            f"out = {column} + b",
+            "bptt_read_columns",
+        )
+        self._column_sums = {}
+        self._rows = RowKernels(cupy)
 
     def _find_gemm(self) -> Any:
         """``cupy.cublas.gemm``, if there is one that adds to ``out`` in place; it is not documented.
@@ -83,6 +106,33 @@ class CupyBackend(Backend):
                     return None
             return gemm
         except (ImportError, AttributeError, TypeError, AssertionError, ValueError):
+            return None
+
+    def _find_batched(self) -> Any:
+        """cuBLAS' product of many matrices, of which one is transposed without a copy: ``(out, a, b)``, in float32.
+
+        ``None`` where CuPy has none with these arguments; copies are then multiplied.
+        """
+        one, zero = np.ones(1, "float32"), np.zeros(1, "float32")
+
+        def batched(out: Array, a: Array, b: Array) -> None:  # out^T = b^T a, by columns
+            cublas, (B, R, M), F = self.cupy.cuda.cublas, a.shape, b.shape[-1]
+            handle = self.cupy.cuda.get_cublas_handle()
+            mode = cublas.getPointerMode(handle)
+            cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
+            try:
+                operands = one.ctypes.data, b.data.ptr, F, R * F, a.data.ptr, M, R * M, zero.ctypes.data
+                order = cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_T
+                cublas.sgemmStridedBatched(handle, *order, F, M, R, *operands, out.data.ptr, F, M * F, B)
+            finally:
+                cublas.setPointerMode(handle, mode)
+
+        try:
+            a, b = (self.cupy.arange(4 * R, dtype="float32").reshape(2, 2, R) for R in (3, 5))
+            out = self.cupy.empty((2, 3, 5), "float32")
+            batched(out, a, b)
+            return batched if (out == self.cupy.matmul(a.mT, b)).all() else None
+        except (AttributeError, TypeError):
             return None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -157,6 +207,13 @@ class CupyBackend(Backend):
     def matmul_(self, out: Array, a: Array, b: Array) -> None:
         self.cupy.matmul(a, b, out=out)
 
+    def transposed_products_(self, out: Array, a: Array, b: Array) -> None:
+        batched = self._batched
+        if batched is None or a.ndim != 3 or not all(array.flags.c_contiguous for array in (out, a, b)):
+            self.cupy.matmul(a.mT, b, out=out)  # which copies what is transposed
+        else:
+            batched(out, a, b)
+
     def _in_order(self, W: Array) -> Array:
         """A batched product copies a transposed operand in every call: copy it once."""
         return self.cupy.ascontiguousarray(W) if W.ndim > 2 else W
@@ -214,8 +271,33 @@ class CupyBackend(Backend):
         self.cupy.take(table, index, axis=0, out=out)
 
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
-        result = self.empty((*index.shape, size), dtype)
-        return self.cupy.equal(index[..., None], self.arange(size), out=result)  # no array of bools in between
+        return self._one_hot(index[..., None], size, self.empty((*index.shape, size), dtype))
+
+    def copy(self, a: Array) -> Array:
+        result = self.cupy.empty(a.shape, a.dtype)
+        result[...] = a  # no launch where a is in one piece
+        return result
+
+    def column_reader(self, W: Array, b: Array, uses: int) -> Callable[[Array, Array], None]:
+        *lead, M, columns = W.shape
+        b = b[..., None, :]
+
+        def read_(out: Array, index: Array) -> None:
+            self._read_columns(W, b, index[..., None], math.prod(lead), out.shape[-2], M, columns, out)
+
+        return read_
+
+    def column_sums(self, matrices: Sequence[Array], factors: Sequence[float]) -> list[Array]:
+        dtype = matrices[0].dtype
+        if dtype not in self._column_sums:
+            self._column_sums[dtype] = ColumnSums(self.cupy, dtype)
+        return self._column_sums[dtype](matrices, factors)
+
+    def over_rows(self, function: RowFunction) -> Callable[..., tuple[Array, ...]]:
+        def run(*values: Any) -> tuple[Array, ...]:
+            return self._rows(function, *values)
+
+        return run
 
     def fused(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
         if make not in self._fused:

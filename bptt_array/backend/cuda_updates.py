@@ -157,7 +157,9 @@ def kernel_text(make: Make, T: str, arrays: int, numbers: int) -> str:
     pairs = [symbols(program, [program.leaf(f"a{k}[{i}]", place=(i,)) for i in range(2)]) for k in range(arrays)]
     operands = [pair.view(np.ndarray)[0] for pair in pairs]
     scalars = [program.leaf(f"x{k}") for k in range(numbers)]
-    make(Elementwise(Namespace(program)))(*pairs, *(symbols(program, number) for number in scalars))
+    make(Elementwise(Namespace(program, {"float": "float32", "double": "float64"}[T])))(
+        *pairs, *(symbols(program, number) for number in scalars)
+    )
     given = {number.k: f"groups.array[{k}][g][i]" for k, number in enumerate(operands)}
     outputs = {}
     for k, pair in enumerate(pairs):

@@ -11,10 +11,12 @@ They rely on basic slices (and reshapes of contiguous arrays) being views. That 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import array_api_compat
 import array_api_compat.numpy
@@ -57,6 +59,15 @@ class Elementwise:
     def tanh_(self, out: Array, a: Array) -> None:
         """``out <- tanh(a)``"""
         out[...] = self.xp.tanh(a)
+
+
+class RowFunction(Protocol):
+    """``(backend, v, ...)``, see :meth:`Backend.over_rows`; equal ones do the same."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]: ...
+
+    def __call__(self, *backend_and_arrays: Any, **none: Any) -> tuple[Array, ...]: ...
 
 
 class CudaDevice(NamedTuple):
@@ -158,6 +169,8 @@ class Backend:
     persistent = False
     #: Products of at most so many multiply-adds are not shared out to threads, which would wait for each other.
     one_thread_multiply_adds: int | None = None
+    #: Whether there is :meth:`column_sums`, of many matrices at once: then sums over rows are no products with ones.
+    sums_columns = False
 
     def __init__(self, xp: Any, device: Any = None) -> None:
         self.xp, self.device = namespace_of(xp, device)
@@ -277,6 +290,10 @@ class Backend:
         """A copy that shares no memory with ``a``."""
         return self.xp.asarray(a, copy=True)
 
+    def reshape(self, a: Array, shape: tuple[int, ...]) -> Array:
+        """``a`` in another shape; a view where that can be."""
+        return self.xp.reshape(a, shape)
+
     def rows(self, a: Array, *, reverse: bool = False) -> Iterator[Array]:
         """``a[t, ...]`` for every t, as views, first to last or last to first."""
         steps = range(a.shape[0])
@@ -342,6 +359,10 @@ class Backend:
         """``out <- a @ b``"""
         out[...] = self.xp.matmul(a, b)
 
+    def transposed_products_(self, out: Array, a: Array, b: Array) -> None:
+        """``out <- a^T b`` for each of many ``a (..., B, R, M)`` and ``b (..., B, R, F)``"""
+        self.matmul_(out, a.mT, b)
+
     def accumulator(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
         """A function ``(out, a)`` that does ``out += a @ W``, to be called ``steps`` times with the same ``W``.
 
@@ -394,6 +415,50 @@ class Backend:
         """``out[i..., :] <- table[index[i...], :]``"""
         rows = self.xp.take(table, self.xp.reshape(index, (-1,)), axis=0)
         out[...] = self.xp.reshape(rows, out.shape)
+
+    def column_reader(self, W: Array, b: Array, uses: int) -> Callable[[Array, Array], None]:
+        """A function ``(out, index)`` that does ``out[i...] <- W[..., index[i...]] + b``, for ``uses`` numbers in all.
+
+        ``W (..., M, I)`` and ``b (..., M)`` stay as they are; ``out (S, ..., N, M)``, ``index (S, ..., N)`` with axes
+        in between that may be 1. Columns are read without a one-hot array.
+        """
+        xp, (*lead, M, I) = self.xp, W.shape  # noqa: E741
+        if not lead and uses < I:
+
+            def read_few_(out: Array, index: Array) -> None:  # fewer than there are columns: fetch those
+                columns = xp.take(W, xp.reshape(index, (-1,)), axis=1)
+                out[...] = xp.reshape(columns.mT, out.shape)
+                out += b
+
+            return read_few_
+        table: Array = None  # (I, M) rows: W[:, i] + b for every i, of one of the leading axes after the other
+
+        def read_(out: Array, index: Array) -> None:
+            nonlocal table
+            if table is None:
+                table = self.empty((*lead, I, M), out.dtype)  # each row in one piece
+                table[...] = W.mT
+                table += b[..., None, :]
+                table = xp.reshape(table, (-1, M)) if lead else table
+            if lead:
+                index = index + I * xp.reshape(self.arange(math.prod(lead)), (*lead, 1))
+            self.take_rows_(out, table, index)
+
+        return read_
+
+    def column_sums(self, matrices: Sequence[Array], factors: Sequence[float]) -> list[Array]:
+        """Of each ``(..., K, F)`` the sum of its rows, ``(..., F)``, times its factor; as exact as by pairs."""
+        sums = [self.xp.sum(matrix, axis=-2) for matrix in matrices]
+        return [total * factor for total, factor in zip(sums, factors, strict=True)]
+
+    def over_rows(self, function: RowFunction) -> Callable[..., tuple[Array, ...]]:
+        """A function of rows ``(..., O)``, of which each result row depends on one row of each argument, in one kernel
+        where there are any.
+
+        Its arguments, named by ``function.arguments``, are ``"entry"`` arrays that broadcast with the first, ``"row"``
+        arrays without the last axis, a ``"target"``, of either kind, integers if it is without, and ``"number"``.
+        """
+        return partial(function, self)
 
     def fused(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
         """The elementwise function ``make(ops)``, which writes into its arguments, as one kernel where there are any.

@@ -69,18 +69,14 @@ def without(backend: Backend, layers: Sequence[States], reset: Array) -> list[St
     return [tuple([xp.where(reset[:, None], xp.zeros_like(a), a) for a in states]) for states in layers]
 
 
-def as_state(
-    backend: Backend, layers: Sequence[States], *, bidirectional: bool, shared: Sequence[Array] | None = None
-) -> State:
+def as_state(backend: Backend, layers: Sequence[States], *, bidirectional: bool, own: bool = False) -> State:
     """The states of every layer as ``(L, D, [E,] N, H)`` of their own, which later writes cannot reach.
 
-    ``shared``: those of the arrays that something else has too; all of them, if left out.
+    ``own``: nobody else has the arrays any more, and they need no copy.
     """
     xp = backend.xp
     if bidirectional:
         return State(*(xp.stack([xp.moveaxis(a, -3, 0) for a in of_layers]) for of_layers in zip(*layers, strict=True)))
     if len(layers) == 1:
-        own = [shared is not None and not any(a is other for other in shared) for a in layers[0]]
-        pairs = zip(layers[0], own, strict=True)
-        return State(*[(a if is_own else backend.copy(a))[None, None, ...] for a, is_own in pairs])
+        return State(*[(a if own else backend.copy(a))[None, None, ...] for a in layers[0]])
     return State(*(xp.stack(of_layers)[:, None, ...] for of_layers in zip(*layers, strict=True)))

@@ -18,24 +18,22 @@ from .padding import Feed, Padding
 class _SumOfLosses:
     """A loss that adds up over the segments."""
 
-    def __init__(self, batch: Batch) -> None:
-        self._nothing = batch.no_loss
-        self._losses = Sums()
+    def __init__(self, batch: Batch, grads: Sums) -> None:
+        self._batch = batch
+        self.losses = Sums(grads.waiting)
 
     @property
     def loss(self) -> Array:
         """Of the segments so far, 0-d or (E,)."""
-        return self._losses.totals().get("loss", self._nothing)
-
-    def _add(self, loss: Array) -> None:
-        self._losses.add("loss", loss)
+        total = self.losses.totals().get("loss")
+        return self._batch.no_loss if total is None else total
 
 
 class LossAtEveryStep(_SumOfLosses):
     """``L = sum_t L_t`` over all valid steps; :attr:`loss` adds up over the segments."""
 
     def __init__(self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums) -> None:
-        super().__init__(batch)
+        super().__init__(batch, grads)
         backend, padding = objective.readout.backend, batch.padding
         self.objective = objective
         self.batch = batch
@@ -47,9 +45,7 @@ class LossAtEveryStep(_SumOfLosses):
 
     def add_loss(self, start: int, stop: int, h: Array, last: Array) -> Array:
         """Add the loss of a segment to :attr:`loss`; returns ``dv (S, [E,] N, O)``."""
-        loss, dv = self.objective(h, self.target(start, stop), self._weights(start, stop, h))
-        self._add(loss)
-        return dv
+        return self.objective.add_(self.losses, h, self.target(start, stop), self._weights(start, stop, h))
 
     def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
         dv = self.add_loss(start, stop, h, last)
@@ -69,7 +65,7 @@ class LossAtLastStep(_SumOfLosses):
     """A loss of the last valid step of every sequence, in the segment in which that step is."""
 
     def __init__(self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums) -> None:
-        super().__init__(batch)
+        super().__init__(batch, grads)
         backend = objective.readout.backend
         self.objective = objective
         features = target.ndim > 1 + (batch.members is not None)
@@ -91,9 +87,7 @@ class LossAtLastStep(_SumOfLosses):
             last = xp.where(padding.last(start, stop)[:, None], last, xp.zeros_like(last))
         elif stop != self.T:
             return None
-        loss, dv = self.objective(last, self.target, weights)
-        self._add(loss)
-        return last, dv
+        return last, self.objective.add_(self.losses, last, self.target, weights)
 
     def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> Array | None:
         dh[...] = 0

@@ -7,7 +7,6 @@ caller's. Axes ``...`` are those of the members of an ensemble, then of two dire
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import add
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..backend.portable import Array, Backend
 from ..equations.cell import Cell, Tape
-from ..equations.long_sums import Sums, add_rows
+from ..equations.long_sums import Sums, Waiting, add_rows
 from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
 from ..equations.state_product import StateProduct
@@ -101,12 +100,14 @@ class LayerForward:
         # The state before the next segment. That of a sequence without steps is nothing, even if it is no number.
         self.state = initial if padding is None else tuple(map(padding.zeroed_if_empty, initial))
         self._kept: dict[int, Segment] = {}
+        self._look_up: Callable[[Array, Array], None] | None = None  # rows[t] <- W_xh x_t + b_h of tokens
+        if tokens:
+            self._look_up = backend.column_reader(layer.params["W_xh"], layer.params["b_h"], T * initial[0].shape[-2])
         self._kernel: ForwardKernel | None = None  # runs a segment in one launch
         if backend.persistent:
             from ..kernels.segments import ForwardKernel  # not where nothing runs kernels
 
             self._kernel = ForwardKernel.find(backend, layer.cell, layer.params, initial[0].shape, mask)
-        self._table: Array | None = None  # (I, G*H) rows: W_xh x + b_h for every token x, of one member after the other
         self._step = _none
         if self._kernel is None:
             product = StateProduct(backend, layer.params["W_hh"].mT, initial[0].shape[:-1], T, mask)
@@ -128,7 +129,7 @@ class LayerForward:
             kept = arrays[-1][:steps, ...]
         tape = Tape(states, kept, params)
         z = None if cell.in_place else self._rows("z", steps, (*row[:-1], cell.gates * row[-1]), dtype)
-        if self.tokens:
+        if self._look_up is not None:
             self._look_up(tape.h if z is None else z, x)
         else:
             project_(backend, tape.h if z is None else z, x, params["W_xh"], params["b_h"])
@@ -148,25 +149,6 @@ class LayerForward:
         self._kept[start] = Segment(x, tape, arrays)
         return tape.h
 
-    def _look_up(self, rows: Array, x: Array) -> None:
-        """``rows[t] <- W_xh x_t + b_h`` for tokens: columns of W_xh, without a one-hot array."""
-        backend, params = self.backend, self.layer.params
-        xp, W_xh, b_h = backend.xp, params["W_xh"], params["b_h"]
-        *lead, GH, I = W_xh.shape  # noqa: E741
-        if not lead and self.T * x.shape[-1] < I:  # fewer tokens than columns: fetch those
-            columns = xp.take(W_xh, xp.reshape(x, (-1,)), axis=1)
-            rows[...] = xp.reshape(columns.mT, rows.shape)
-            rows += b_h
-            return
-        if self._table is None:
-            table = backend.empty((*lead, I, GH), rows.dtype)  # each row in one piece
-            table[...] = W_xh.mT
-            table += b_h[..., None, :]
-            self._table = xp.reshape(table, (-1, GH))
-        if lead:
-            x = x + I * xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))
-        backend.take_rows_(rows, self._table, x)
-
     def _without_padding(self, start: int, stop: int, tape: Tape) -> None:
         """Pick up the last states of sequences that end in this segment, then zero what is past the end."""
         padding = self.padding
@@ -185,7 +167,7 @@ class LayerForward:
 
     def end(self) -> None:
         """No segment comes any more: let go of what only running forward needs."""
-        self._table = None
+        self._look_up = None
         self._step, self._kernel = _none, None
 
     def kept(self, start: int) -> Segment:
@@ -234,12 +216,14 @@ class LayerBackward:
         Gradients of the initial states, once the first segment has run backward; added up if it does so more than once.
     """
 
-    def __init__(self, forward: LayerForward, d_last: States | None, rows: Scratch, backward: str) -> None:
+    def __init__(
+        self, forward: LayerForward, d_last: States | None, rows: Scratch, backward: str, waiting: Waiting | None = None
+    ) -> None:
         backend, layer = forward.backend, forward.layer
         self.forward = forward
         self.d_last = d_last
         self.backward = backward if layer.cell.diagonal else "sequential"
-        self._sums = Sums()
+        self._sums = Sums(waiting)
         self.d_initial: States | None = None
         self._dstates: States = ()
         self._carried: States | None = None  # what the segment after the one at hand hands to the states before it
@@ -347,6 +331,7 @@ class LayerBackward:
             return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
 
         add_weight_sums(backend, self._sums, rows, h_before, x, of_input)
+        self._sums.settle()  # dz and what was made of it is written to again
 
     def _sum_up_own(self, own: dict[str, Array]) -> None:
         """Gradients of every step, of the cell's own parameters."""

@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 from ..backend.portable import Array, Backend
-from ..equations.long_sums import Sums
+from ..equations.long_sums import Sums, Waiting
 from ..equations.losses import Objective
 from ..equations.readout import Readout
 from ..schedules.instructions import Backward, Forget, Forward, Remember, Restore, Segments, full, longest_segment
@@ -51,13 +51,13 @@ class BoundNetwork(NamedTuple):
         inputs = self.stack.layers[0].params["W_xh"].shape[-1]
         return self.backend.empty((batch.T, *batch.member_axis, batch.N, inputs), batch.dtype)
 
-    def as_state(self, layers: list[States], shared: list[Array] | None = None) -> State:
-        """See :func:`bptt_array.bptt.batch.as_state`."""
-        return as_state(self.backend, layers, bidirectional=self.stack.bidirectional, shared=shared)
+    def as_state(self, layers: list[States], *, own: bool = False) -> State:
+        return as_state(self.backend, layers, bidirectional=self.stack.bidirectional, own=own)
 
     def last_state(self, unrolled: Unrolled) -> State:
-        """Of a pass that nothing looks at any more; without steps it is the initial state, which is the caller's."""
-        return self.as_state(unrolled.last, [a for states in unrolled.batch.initial for a in states])
+        """That after a pass that is over; where a batch has no steps at all it may be the caller's."""
+        last = unrolled.last
+        return self.as_state(last, own=last[0][0] is not unrolled.batch.initial[0][0])
 
 
 def run_forward(network: BoundNetwork, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
@@ -93,7 +93,8 @@ def run_backward(
     """Full BPTT from gradients of the outputs and of the last states of every layer."""
     backend, _, readout, mode, _ = network
     batch = unrolled.batch
-    readout_grads = Sums()
+    waiting = Waiting.on(backend)
+    readout_grads = Sums(waiting)
     direct: DirectPart = nothing_direct
     if dy is not None and mode == "every":
         direct = GivenAtEveryStep(readout, Feed(backend, dy, batch.padding, features=True), readout_grads)
@@ -102,7 +103,7 @@ def run_backward(
         d_outputs = last_state_gradient(backend, readout, last, dy, batch.padding, readout_grads)
         d_last = unrolled.with_last_outputs(d_last, d_outputs)
     dx = network.empty_dx(batch) if input_grad else None
-    sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward)
+    sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward, waiting=waiting)
     for step in full(batch.T, network.segment_length(batch)):
         if isinstance(step, Backward):
             sweep.segment(step.start, step.stop, cut=step.cut)
@@ -114,7 +115,7 @@ def run_loss(
 ) -> tuple[Array, State]:
     """Loss and last state; no segment is kept."""
     arrays = Loan(network.backend, network.workspace)
-    head = loss_head(network.mode, objective, *targets, batch, Sums())
+    head = loss_head(network.mode, objective, *targets, batch, Sums(Waiting.on(network.backend)))
     length = network.segment_length(batch)
     unrolled = Unrolled(network.backend, network.stack, batch, length, arrays, dropout, keep=False)
     for start, stop in Segments(0, batch.T, length):
@@ -140,11 +141,12 @@ def run_loss_and_grad(
 ) -> tuple[Array, Gradients, State]:
     """Loss, gradients and last state, as planned."""
     arrays = Loan(network.backend, network.workspace, plan.memory)
-    readout_grads = Sums()
+    waiting = Waiting.on(network.backend)
+    readout_grads = Sums(waiting)
     head = loss_head(network.mode, objective, *targets, batch, readout_grads)
     unrolled = Unrolled(network.backend, network.stack, batch, plan.longest, arrays, dropout)
     dx = network.empty_dx(batch) if input_grad else None
-    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward, watch)
+    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward, watch, waiting)
     for instruction in plan.schedule():
         match instruction:
             case Forward(start, stop, keep):
@@ -176,4 +178,4 @@ def _gradients(network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, 
     reset, d_initial = sweep.unrolled.batch.reset, sweep.d_initial
     if reset is not None:  # what the state was there does not matter
         d_initial = without(network.backend, d_initial, reset)
-    return Gradients(params=params, state=network.as_state(d_initial, []), x=sweep.dx, steps=steps)
+    return Gradients(params=params, state=network.as_state(d_initial, own=True), x=sweep.dx, steps=steps)

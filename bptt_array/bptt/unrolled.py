@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..backend.portable import Array, Backend
+from ..equations.long_sums import Waiting
 from . import directions
 from .batch import Batch
 from .direct import nothing_direct
@@ -183,6 +184,8 @@ class BackwardPass:
         How the time loops run, see :class:`~bptt_array.bptt.layer.LayerBackward`.
     watch : Watch, optional
         Is shown the gradients of the states of every layer and segment.
+    waiting : Waiting, optional
+        Where the sums of ``direct`` wait for those of the layers.
     """
 
     def __init__(
@@ -194,6 +197,7 @@ class BackwardPass:
         rows: Scratch | None = None,
         backward: str = "sequential",
         watch: Watch | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         self.watch = watch
         self.unrolled = unrolled
@@ -201,7 +205,7 @@ class BackwardPass:
         self.dx: Array = dx
         rows = Scratch(Loan(unrolled.backend), unrolled.rows.longest) if rows is None else rows
         self.layers = [
-            LayerBackward(layer, None if d_last is None else d_last[k], rows, backward)
+            LayerBackward(layer, None if d_last is None else d_last[k], rows, backward, waiting)
             for k, layer in enumerate(unrolled.layers)
         ]
 

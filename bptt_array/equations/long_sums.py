@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ..backend.portable import Array, Backend
 
@@ -18,6 +19,10 @@ PARTS = 64
 ROWS, BLOCK = 512, 256
 #: Numbers of the products of blocks that there are at once.
 NUMBERS = 1 << 16
+#: The same where there are sums of columns: this many bytes, or so many products, if those are more.
+PRODUCT_BYTES, PRODUCTS = 1 << 26, 4
+#: Rows that a block then has at least, and at most :data:`ROWS`.
+FEWEST = 128
 #: The BLAS of a CPU adds up a product of so many numbers or more in blocks of a few hundred rows by itself.
 SMALL_PRODUCT = 1024
 
@@ -25,11 +30,13 @@ SMALL_PRODUCT = 1024
 class Sums:
     """Sums by name, of any number of parts each: 64 make one of the next level, 64 of those one of the level above.
 
-    An array that is added belongs to the sum. There is one array for every level that has been reached.
+    An array that is added belongs to the sum. There is one array for every level that has been reached. Parts may be
+    ``waiting`` together with those of other sums.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Waiting | None = None) -> None:
         self._levels: dict[str, list[tuple[int, Array]]] = {}
+        self.waiting = waiting
 
     def add(self, name: str, part: Array) -> None:
         """``sum += part``; the first part becomes the sum."""
@@ -49,8 +56,15 @@ class Sums:
             part = there
         levels.append((1, part))
 
+    def settle(self) -> None:
+        """Add what is waiting: its arrays may be written to again."""
+        if self.waiting is not None:
+            self.waiting.settle()
+
     def totals(self) -> dict[str, Array]:
         """All sums. They are those of this object: what is added later may be added to the same arrays."""
+        if self.waiting is not None:
+            self.waiting.settle()
         found = {}
         for name, levels in self._levels.items():
             while len(levels) > 1:
@@ -60,6 +74,45 @@ class Sums:
                 levels[:2] = [(count_above, upper) if count_above else (count, lower)]
             found[name] = levels[0][1]
         return found
+
+
+class Waiting:
+    """Rows that are to be added up, for any number of :class:`Sums`, in one launch: ``backend.column_sums``.
+
+    They have to stay as they are until they are.
+    """
+
+    #: At so many they are added up without being asked: what is at hand stays little.
+    MOST = 16
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._parts: list[tuple[Sums, str, tuple[int, ...]]] = []
+        self._rows: list[Array] = []
+        self._factors: list[float] = []
+
+    @classmethod
+    def on(cls, backend: Backend) -> Waiting | None:
+        """Where sums are made together; None where each is made at once."""
+        return cls(backend) if backend.sums_columns else None
+
+    def add(self, sums: Sums, name: str, rows: Array, shape: tuple[int, ...], factor: float = 1.0) -> None:
+        """``sums[name] += factor`` times the sum of ``rows (..., K, F)``, in the shape of a sum."""
+        self._parts.append((sums, name, shape))
+        self._rows.append(rows)
+        self._factors.append(factor)
+        if len(self._rows) == self.MOST:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add them up."""
+        if not self._rows:
+            return
+        parts, rows, factors = self._parts, self._rows, self._factors
+        self._parts, self._rows, self._factors = [], [], []
+        totals = self._backend.column_sums(rows, factors)
+        for (sums, name, shape), total in zip(parts, totals, strict=True):
+            sums.add(name, self._backend.xp.reshape(total, shape))
 
 
 def levels_of(parts: int) -> int:
@@ -76,14 +129,23 @@ def add_product(backend: Backend, sums: Sums, name: str, a: Array, b: Array) -> 
     if K <= ROWS or _is_short(backend, a, 8192 if min(M, F) >= 16 and M * F >= SMALL_PRODUCT else ROWS):
         sums.add(name, backend.xp.matmul(a.mT, b))
         return
+    if backend.sums_columns:
+        _add_products_of_blocks(backend, sums, name, a, b)
+        return
     numbers = math.prod(a.shape[:-2]) * M * F  # of all members, where they share what they read too
     for a_blocks, b_blocks in zip(*(_blocks(backend, rows, numbers) for rows in (a, b)), strict=True):
         sums.add(name, backend.xp.sum(backend.xp.matmul(a_blocks.mT, b_blocks), axis=-3))
 
 
 def add_rows(backend: Backend, sums: Sums, name: str, rows: Array) -> None:
-    """Add the sum of rows ``(..., K, F)``, ``(..., F)``: a product with ones (faster than a sum over leading axes)."""
+    """Add the sum of rows ``(..., K, F)``, ``(..., F)``: a product with ones (faster than a sum over leading axes).
+
+    Where there are sums of columns, one of those, perhaps later: until ``sums.settle()`` the rows must stay.
+    """
     xp = backend.xp
+    if backend.sums_columns:
+        with_waiting(backend, sums).add(sums, name, rows, (*rows.shape[:-2], rows.shape[-1]))
+        return
     K, F = rows.shape[-2:]
     if K <= ROWS or _is_short(backend, rows, 2048 if F >= 16 else ROWS):
         sums.add(name, xp.matmul(backend.ones((1, K), rows.dtype), rows)[..., 0, :])
@@ -91,6 +153,38 @@ def add_rows(backend: Backend, sums: Sums, name: str, rows: Array) -> None:
     for blocks in _blocks(backend, rows, math.prod(rows.shape[:-2]) * F):
         ones = backend.ones((1, blocks.shape[-2]), rows.dtype)
         sums.add(name, xp.sum(xp.matmul(ones, blocks), axis=-3)[..., 0, :])
+
+
+def with_waiting(backend: Backend, sums: Sums) -> Waiting:
+    """Where parts of a sum wait; one is made where there is none."""
+    if sums.waiting is None:
+        sums.waiting = Waiting(backend)
+    return sums.waiting
+
+
+def _add_products_of_blocks(backend: Backend, sums: Sums, name: str, a: Array, b: Array) -> None:
+    """Products of blocks of a few hundred rows, of as many at once as may be; their sum is one of columns."""
+    *lead, K, M = a.shape
+    F, xp = b.shape[-1], backend.xp
+    numbers, rows = math.prod(lead) * M * F, rows_of_block(K)
+    at_once = max(PRODUCTS, PRODUCT_BYTES * 8 // (xp.finfo(a.dtype).bits * numbers))
+    waiting, whole = with_waiting(backend, sums), K - K % rows
+    for start in range(0, whole, at_once * rows):
+        part = slice(start, min(whole, start + at_once * rows))
+        blocks = [xp.reshape(of[..., part, :], (*of.shape[:-2], -1, rows, of.shape[-1])) for of in (a, b)]
+        count = blocks[0].shape[-3]
+        rest = part.stop == whole < K  # fewer rows than a block has
+        products = backend.empty((*lead, count + rest, M, F), a.dtype)
+        backend.transposed_products_(products[..., :count, :, :], *blocks)
+        if rest:
+            backend.matmul_(products[..., count, :, :], a[..., whole:, :].mT, b[..., whole:, :])
+        waiting.add(sums, name, xp.reshape(products, (*lead, count + rest, M * F)), (*lead, M, F))
+
+
+@lru_cache(maxsize=256)
+def rows_of_block(K: int) -> int:
+    """Into how many rows a sum of products is cut up: so that nothing is left over, if that can be."""
+    return next((rows for rows in range(ROWS, FEWEST - 1, -1) if K % rows == 0), ROWS)
 
 
 def _is_short(backend: Backend, rows: Array, limit: int) -> bool:

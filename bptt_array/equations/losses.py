@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backend.arrays import is_plain
 from ..backend.portable import Array, Backend
-from .activations import sigmoid
-from .readout import Readout
+from .activations import Activation, sigmoid
+from .long_sums import Sums, with_waiting
+from .readout import Readout, with_bias
 
 UserLoss = Callable[[Array, Array], tuple[Array, Array]]
 #: What the losses of steps are multiplied by: a number, or an array of one for each, ``(...)``.
@@ -110,6 +111,58 @@ LOSSES = {
 }
 
 
+class LossOfRows(NamedTuple):
+    """A loss of the library and g: from ``W_hy h`` of a step to the loss and its derivative, a function of rows."""
+
+    loss: str
+    g: Activation
+    before: float
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Of v, b_y, target, weights, scale."""
+        return ("entry", "entry", "target", "row", "number")
+
+    def __call__(
+        self, backend: Backend, v: Array, b_y: Array | None, target: Array, weights: Array | None, scale: float
+    ) -> tuple[Array, Array]:
+        """``factor L_t`` and ``scale dL_t/dv``; v is used up."""
+        per_step = partial(self._per_step, backend, with_bias(backend, v, b_y), target)
+        return _weighted(backend, per_step, weights, scale, self.before)
+
+    def _per_step(self, backend: Backend, v: Array, target: Array, factor: Factor) -> tuple[Array, Array]:
+        """``factor L_t`` and ``dL_t/dv``."""
+        loss = LOSSES[self.loss]
+        if loss.output is not None:
+            return loss.function(backend, v, target, factor)
+        y, g = v, self.g
+        g.value_(backend, y)
+        losses, dy = loss.function(backend, y, target, factor)
+        return losses, g.vjp(backend, y, dy)  # (3.2): g' * dL/dy
+
+
+def _weighted(
+    backend: Backend,
+    per_step: Callable[[Factor], tuple[Array, Array]],
+    weights: Array | None,
+    scale: float,
+    before: float,
+) -> tuple[Array, Array]:
+    """``factor L_t`` and ``scale dL_t/dv`` of every step, or weighted; ``before`` is the factor without weights."""
+    xp = backend.xp
+    if weights is None:
+        loss, dv = per_step(before)
+        dv *= scale
+        return loss, dv
+    counts = weights != 0
+    weights = weights * scale
+    # 0 times a loss that is infinite would be no number.
+    loss, dv = per_step(xp.where(counts, weights, xp.ones_like(weights)))
+    loss = xp.where(counts, loss, xp.zeros_like(loss))
+    dv = xp.where(counts[..., None], dv, xp.zeros_like(dv)) * weights[..., None]
+    return loss, dv
+
+
 def _checked(backend: Backend, y: Array, result: Any) -> tuple[Array, Array]:
     """What a caller's own loss returned, or an error that says what it should have been."""
     expected = f"expected (loss, dy) of shapes {tuple(y.shape[:-1])} and {tuple(y.shape)}"
@@ -129,8 +182,7 @@ def _checked(backend: Backend, y: Array, result: Any) -> tuple[Array, Array]:
     return result
 
 
-@dataclass(frozen=True)
-class Objective:
+class Objective(NamedTuple):
     """A loss with its weights and its reduction: from hidden states to ``L`` and ``dL/dv``.
 
     ``loss`` is one of :data:`LOSSES` or the caller's ``(y, target) -> (loss, dy)``; ``steps`` is what a mean is taken
@@ -148,52 +200,49 @@ class Objective:
         """What the sum is multiplied by; without any valid step it is 0 either way."""
         return 1.0 if self.steps is None else 1.0 / max(1, self.steps)
 
-    def __call__(self, h: Array, target: Array, weights: Array | None) -> tuple[Array, Array]:
-        """Loss (reduced: 0-d or (E,)) and ``dv (..., O)`` of states ``h (..., H)``; ``weights (...)``.
+    def add_(self, losses: Sums, h: Array, target: Array, weights: Array | None) -> Array:
+        """Add the loss (reduced: 0-d or (E,)) to ``losses["loss"]``; ``dv (..., O)`` of states ``h (..., H)``.
 
-        Where a weight is zero, so is the loss, even if the target there is no number.
+        Where a weight is zero, ``weights (...)``, so is the loss, even if the target there is no number.
         """
-        xp = self.readout.backend.xp
-        if weights is None:
-            # A power of two, which rounds nothing, before the sum: it does not overflow where the mean does not.
-            before = 1.0 if self.steps is None else 2.0 ** -self.steps.bit_length()
-            loss, dv = self._per_step(h, target, before)
-            dv *= self.scale
-            return self._sum(loss) * (self.scale / before), dv
-        counts = weights != 0
-        weights = weights * self.scale
-        # 0 times a loss that is infinite would be no number.
-        loss, dv = self._per_step(h, target, xp.where(counts, weights, xp.ones_like(weights)))
-        loss = xp.where(counts, loss, xp.zeros_like(loss))
-        dv = xp.where(counts[..., None], dv, xp.zeros_like(dv)) * weights[..., None]
-        return self._sum(loss), dv
+        backend, scale = self.readout.backend, self.scale
+        # A power of two, which rounds nothing, before the sum: it does not overflow where the mean does not.
+        before = 1.0 if self.steps is None or weights is not None else 2.0 ** -self.steps.bit_length()
+        after = 1.0 if weights is not None else scale / before
+        if isinstance(self.loss, str):
+            v = self.readout.product(h)
+            rows = backend.over_rows(LossOfRows(self.loss, self.readout.g, before))
+            target = self._for_every_member(target, v) if LOSSES[self.loss].output is not None else target
+            loss, dv = rows(v, self.readout.bias, target, weights, scale)
+        else:
+            loss, dv = _weighted(backend, partial(self._callers, h, target), weights, scale, before)
+        self._sum(losses, loss, after)
+        return dv
 
-    def _sum(self, loss: Array) -> Array:
+    def _sum(self, losses: Sums, loss: Array, after: float) -> None:
         """Over steps and sequences: ``([S,] [E,] N)``."""
         backend, xp = self.readout.backend, self.readout.backend.xp
-        if self.members is None:
-            return xp.sum(loss)
-        # Each member's in one piece, which NumPy adds up in pairs; over a leading axis it adds one to the other.
-        of_members = backend.empty((self.members, math.prod(loss.shape) // self.members), loss.dtype)
-        of_members[...] = xp.reshape(xp.moveaxis(loss, -2, 0), of_members.shape)
-        return xp.sum(of_members, axis=-1)
-
-    def _per_step(self, h: Array, target: Array, factor: Factor) -> tuple[Array, Array]:
-        """``factor L_t`` and ``dL_t/dv`` of every step."""
-        backend = self.readout.backend
-        if isinstance(self.loss, str) and LOSSES[self.loss].output is not None:
-            v = self.readout.pre_activation(h)
-            return LOSSES[self.loss].function(backend, v, self._for_every_member(target, v), factor)
-        y = self.readout(h)
-        if isinstance(self.loss, str):
-            loss, dy = LOSSES[self.loss].function(backend, y, target, factor)
+        if self.members is not None:
+            # Each member's in one piece, which NumPy adds up in pairs; over a leading axis it adds one to the other.
+            of_members = backend.empty((self.members, math.prod(loss.shape) // self.members), loss.dtype)
+            of_members[...] = xp.reshape(xp.moveaxis(loss, -2, 0), of_members.shape)
+            loss = of_members
+        if backend.sums_columns:
+            rows = xp.reshape(loss, (-1, 1)) if self.members is None else loss[..., None]
+            with_waiting(backend, losses).add(losses, "loss", rows, rows.shape[:-2], after)
         else:
-            target = self._for_every_member(target, y)
-            # Copies both ways: neither side may see the other write into its arrays.
-            copy = partial(backend.xp.asarray, copy=True)
-            loss, dy = _checked(backend, y, self.loss(copy(y), copy(target)))
-            loss, dy = loss * factor, copy(dy)
-        return loss, self.readout.g.vjp(backend, y, dy)  # (3.2): g' * dL/dy
+            total = xp.sum(loss, axis=-1 if self.members is not None else None)
+            losses.add("loss", total if after == 1 else total * after)
+
+    def _callers(self, h: Array, target: Array, factor: Factor) -> tuple[Array, Array]:
+        """Of a caller's own loss, ``factor L_t`` and ``dL_t/dv`` of every step."""
+        assert not isinstance(self.loss, str)
+        backend, y = self.readout.backend, self.readout(h)
+        target = self._for_every_member(target, y)
+        # Copies both ways: neither side may see the other write into its arrays.
+        copy = partial(backend.xp.asarray, copy=True)
+        loss, dy = _checked(backend, y, self.loss(copy(y), copy(target)))
+        return loss * factor, self.readout.g.vjp(backend, y, copy(dy))  # (3.2): g' * dL/dy
 
     def _for_every_member(self, target: Array, y: Array) -> Array:
         """``target`` with the E of ``y`` where it has one axis of 1 for all members."""

@@ -30,18 +30,24 @@ class Readout:
         """O, or H without an output layer."""
         return hidden_size if self.b_y is None else int(self.b_y.shape[-1])
 
-    def pre_activation(self, h: Array) -> Array:
-        """``v = W_hy h + b_y``, a new array ``(..., O)``."""
+    @property
+    def bias(self) -> Array | None:
+        """``b_y`` with an axis for the sequences where it is stacked; None without an output layer."""
+        return self.b_y if self.b_y is None or self.b_y.ndim == 1 else self.b_y[..., None, :]
+
+    def product(self, h: Array) -> Array:
+        """``W_hy h``, a new array ``(..., O)``; without an output layer h itself."""
         xp = self.backend.xp
         if self.W_hy is None:
-            return self.backend.copy(h)
+            return h
         if self.W_hy.ndim > 2:
-            v = xp.matmul(h, self.W_hy.mT)
-            v += self.b_y[..., None, :]
-            return v
+            return xp.matmul(h, self.W_hy.mT)
         v = xp.matmul(flat(self.backend, h, 2), self.W_hy.mT)
-        v += self.b_y
-        return xp.reshape(v, (*h.shape[:-1], v.shape[-1]))
+        return self.backend.reshape(v, (*h.shape[:-1], v.shape[-1]))
+
+    def pre_activation(self, h: Array) -> Array:
+        """``v = W_hy h + b_y``, a new array ``(..., O)``."""
+        return with_bias(self.backend, self.product(h), self.bias)
 
     def __call__(self, h: Array) -> Array:
         """``y = g(W_hy h + b_y)``, a new array ``(..., O)``."""
@@ -64,3 +70,11 @@ class Readout:
             backend.matmul_(flat(backend, dh, 2), rows, self.W_hy)
         add_weight_sum(backend, grads, "W_hy", rows, h)
         add_rows(backend, grads, "b_y", rows)
+
+
+def with_bias(backend: Backend, v: Array, b_y: Array | None) -> Array:
+    """``v + b_y``, v used up; without an output layer a copy of v."""
+    if b_y is None:
+        return backend.copy(v)
+    v += b_y
+    return v

@@ -45,8 +45,7 @@ def flat(backend: Backend, a: Array, weight_ndim: int) -> Array:
 
     A view where the weights are one matrix; one copy where they are stacked.
     """
-    xp = backend.xp
     if weight_ndim == 2:
-        return xp.reshape(a, (-1, a.shape[-1]))
-    a = xp.moveaxis(a, 0, -3)
-    return xp.reshape(a, (*a.shape[:-3], -1, a.shape[-1]))
+        return backend.reshape(a, (-1, a.shape[-1]))
+    a = backend.xp.moveaxis(a, 0, -3)
+    return backend.reshape(a, (*a.shape[:-3], -1, a.shape[-1]))

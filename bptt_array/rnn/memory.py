@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..backend.portable import Backend
-from ..equations.long_sums import BLOCK, SMALL_PRODUCT, levels_of
+from ..equations.long_sums import BLOCK, FEWEST, PRODUCT_BYTES, PRODUCTS, SMALL_PRODUCT, levels_of
 from ..equations.losses import LOSSES
 from ..equations.parallel import rows_of_a_chunk
 from ..schedules.instructions import longest_segment
@@ -67,21 +67,28 @@ class Workload:
 
 
 def costs(
-    network: Architecture, work: Workload, *, temporaries: bool, in_chunks: bool, persistent: bool = False
+    network: Architecture,
+    work: Workload,
+    *,
+    temporaries: bool,
+    in_chunks: bool,
+    persistent: bool = False,
+    columns: bool = False,
 ) -> Costs:
     """Bytes of a training step.
 
     ``temporaries``: every elementwise operation and product makes an array before it is written where it belongs, as in
     namespaces without ``out=``. ``in_chunks``: time may run backward in parallel. ``persistent``: a segment may be one
-    launch, which stores what the cell's ``finish_`` needs in place of slopes.
+    launch, which stores what the cell's ``finish_`` needs in place of slopes. ``columns``: sums of columns.
     """
     itemsize = 4 if network.dtype == "float32" else 8
     one = _OfAStep(network, work, itemsize, persistent=persistent)
     states = network.num_layers * len(network.cell.states) * one.row
     results = one.results() if temporaries else 0
-    work_step = one.scratch() + max(one.forward(), one.loss(), one.backward()) + results
+    waiting, at_most = one.waiting() if columns else (0, 0)
+    work_step = one.scratch() + max(one.forward(), one.loss(), one.backward() + waiting) + results
     return Costs(
-        fixed=OBJECTS_BYTES + math.ceil(itemsize * (one.parameters() + 6 * states + one.once())),
+        fixed=OBJECTS_BYTES + math.ceil(itemsize * (one.parameters() + 6 * states + one.once() + at_most)),
         checkpoint=itemsize * states + one.objects_of_state(),
         kept=math.ceil(itemsize * one.kept()),
         work=math.ceil(itemsize * work_step),
@@ -107,7 +114,14 @@ def plan_for(
         backend.segment_bytes, work.T, math.prod(row) * itemsize, bidirectional=two, members=network.members is not None
     )
     in_chunks = backward != "sequential" and network.cell.diagonal
-    counted = costs(network, work, temporaries=backend.temporaries, in_chunks=in_chunks, persistent=backend.persistent)
+    counted = costs(
+        network,
+        work,
+        temporaries=backend.temporaries,
+        in_chunks=in_chunks,
+        persistent=backend.persistent,
+        columns=backend.sums_columns,
+    )
     return plan(work.T, memory, costs=counted, longest=longest, truncate=truncate, whole=two)
 
 
@@ -233,6 +247,26 @@ class _OfAStep:
         if self.work.input_grad:
             count += self.sequences * self.network.input_size * (3 if self.sides == 2 else 1)
         return count + self._mask() + self._turned()
+
+    def waiting(self) -> tuple[float, float]:
+        """What waits to be summed over its columns, of a step, and what does however many steps there are.
+
+        Derivatives of the outputs; what blocks of rows add up to; in float32 products of blocks of rows.
+        """
+        outputs = self.outputs if self.network.readout == "every" else 0
+        of_steps = outputs + self.of_bytes(8) * (self.gates * self.row + self.row + outputs) / 128
+        at_most: float = 0
+        if self.itemsize == 4:
+            sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items() if "W" in name}
+            for last in ("W_xh", "W_hh", "W_hy"):
+                size = max((size for name, size in sizes.items() if name.endswith(last)), default=0)
+                limit = max(self.of_bytes(PRODUCT_BYTES), PRODUCTS * size) + size
+                of_step = size * self.work.N / FEWEST
+                if of_step * self.work.T > limit:
+                    at_most += limit
+                else:
+                    of_steps += of_step
+        return of_steps, at_most
 
     def _copy_of_x(self) -> float:
         if self.work.tokens:
