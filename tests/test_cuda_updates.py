@@ -451,6 +451,16 @@ def test_gradients_of_more_chunks_than_are_added_up_have_longer_ones_that_blocks
         found, expected = here(call(grads)), call(host)
         for key, value in expected.items():
             np.testing.assert_allclose(found[key], value, rtol=8 * np.finfo(dtype).eps, err_msg=name)
+    norms = ba.global_norm(grads, 2).get()
+    assert [float(ba.global_norm({name: a[k] for name, a in grads.items()})) for k in range(2)] == norms.tolist()
+
+
+@on_cuda
+def test_the_largest_entry_is_found_in_every_chunk_of_a_long_row(device):
+    host = {"a": np.ones(70_000, np.float32), "b": np.ones(3, np.float32)}
+    for k in (0, 66_000, 69_999):  # the first of 35 chunks, one beyond 32, and the last entry
+        host["a"][k] = -2.0 - k
+        assert float(largest_entries(there(device, host))["a"]) == 2.0 + k
 
 
 @on_cuda
