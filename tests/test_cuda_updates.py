@@ -378,9 +378,11 @@ def test_sums_neither_overflow_nor_underflow_between_the_ends_of_a_dtype(device,
     for size in (limits.max, limits.max / 4, limits.smallest_normal * 4, 1.0):
         host = {"a": np.full(9, size, dtype), "b": np.full((2, 8), -size / 2, dtype)}
         grads = there(device, host)
-        exact = float(np.float64(size) / limits.max * 13**0.5)  # of 9 + 16 / 4
         norm = float(ba.global_norm(grads))
-        assert norm / float(limits.max) == pytest.approx(exact, rel=1e-6) if exact <= 1 else norm == np.inf
+        if size == limits.max:
+            assert norm == np.inf
+        else:
+            assert norm / float(size) == pytest.approx(13**0.5, rel=1e-6)  # of 9 + 16 / 4
         for bound in (size / 8, size, limits.max, limits.smallest_normal, 1e300, 1e-300):
             found, expected = ba.clip_by_global_norm(grads, float(bound)), ba.clip_by_global_norm(host, float(bound))
             for name, value in expected.items():
@@ -406,7 +408,7 @@ def test_entries_of_all_sizes_are_summed_together(device):
         scale = np.abs(host).max()
         with np.errstate(over="ignore"):
             expected = scale * np.sqrt(np.sum((host / scale) ** 2))
-        assert float(ba.global_norm(there(device, {"a": host}))) == pytest.approx(expected, rel=1e-15)
+        assert float(ba.global_norm(there(device, {"a": host}))) == pytest.approx(expected, rel=1e-15, abs=0)
 
 
 @on_cuda
@@ -449,6 +451,16 @@ def test_gradients_of_more_chunks_than_are_added_up_have_longer_ones_that_blocks
         found, expected = here(call(grads)), call(host)
         for key, value in expected.items():
             np.testing.assert_allclose(found[key], value, rtol=8 * np.finfo(dtype).eps, err_msg=name)
+    norms = ba.global_norm(grads, 2).get()
+    assert [float(ba.global_norm({name: a[k] for name, a in grads.items()})) for k in range(2)] == norms.tolist()
+
+
+@on_cuda
+def test_the_largest_entry_is_found_in_every_chunk_of_a_long_row(device):
+    host = {"a": np.ones(70_000, np.float32), "b": np.ones(3, np.float32)}
+    for k in (0, 66_000, 69_999):  # the first of 35 chunks, one beyond 32, and the last entry
+        host["a"][k] = -2.0 - k
+        assert float(largest_entries(there(device, host))["a"]) == 2.0 + k
 
 
 @on_cuda
