@@ -94,8 +94,9 @@ def described(cell, H=12, N=4, backend=None, dtype="float32"):
         "b_h": (cell.gates * H,),
         **cell.own_parameters(H),
     }
-    params = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
-    return segments.describe(backend or OnPaper(), cell, params, (N, H))
+    backend = backend or OnPaper()
+    params = {name: backend.from_host(np.zeros(shape, dtype)) for name, shape in shapes.items()}
+    return segments.describe(backend, cell, params, (N, H))
 
 
 # ---- tracing: no CUDA needed --------------------------------------------------------------------------------
