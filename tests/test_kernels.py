@@ -146,7 +146,7 @@ def test_a_cell_is_traced(name, dtype):
     assert len(text.traced.extra) == stored
     assert {name: len(blocks) for name, blocks in text.traced.d_own.items()} == own
     assert text.size.gates == cell.gates
-    assert ("own_" in text.text.replace("read_own", "")) == bool(cell.own_parameters(7))
+    assert ("__restrict__ own0" in text.text) == bool(cell.own_parameters(7))
     assert text.key == CellText(trace(cell, 12, dtype)).key  # no width is in it
     assert set(described(cell, dtype=dtype)) == {"forward", "backward"}
     assert all(said.startswith("one launch a segment: 1 block") for said in described(cell, dtype=dtype).values())
@@ -941,6 +941,81 @@ def test_wherever_a_number_is_on_a_cell_results_are_those_of_numpy(device, backe
     compare(backend, cell, NETWORKS["plain"], "float64")
     change()
     compare(backend, cell, NETWORKS["plain"], "float64")
+
+
+class Renamed(CELLS_OF_USERS["leaky"]):
+    """With other names for its parameters."""
+
+    name = "renamed"
+
+    def __init__(self, *names):
+        self.names = names
+
+    def __repr__(self):
+        return f"leaky,\n#with {self.names}"
+
+    def own_parameters(self, hidden_size):
+        return dict.fromkeys(self.names, (hidden_size,))
+
+    def usual(self, params):
+        return dict(zip(("s", "gain"), [params[name] for name in self.names], strict=True)) | {"b_h": params["b_h"]}
+
+    def rate(self, xp, params):
+        return super().rate(xp, params if "gain" in params else self.usual(params))
+
+    def forward_(self, backend, params, product):
+        return super().forward_(backend, self.usual(params), product)
+
+    def backward_(self, backend, params, product):
+        return super().backward_(backend, self.usual(params), product)
+
+    def finish_(self, backend, slopes, dz, dh, tape):
+        return dict(zip(self.names, super().finish_(backend, slopes, dz, dh, tape).values(), strict=True))
+
+
+@on_cuda
+@pytest.mark.parametrize("names", [("c", "z"), ("kept0", "sum"), ("a b", "größe"), ("h_before", "own0.")], ids=str)
+def test_parameters_of_a_cell_may_have_any_name(device, backend, names):
+    compare(backend, Renamed(*names), NETWORKS["plain"], "float64")
+    assert all(said.startswith("one launch") for said in described(Renamed(*names), H, N, backend, "float64").values())
+
+
+class Sine(ba.Cell):
+    """In place, and with a c."""
+
+    name, in_place, has_c = "sine", True, True
+
+    def forward_(self, backend, params, product):
+        add_product, xp = product.adding(), backend.xp
+
+        def step_(h_before, h, c_before, c):
+            add_product(h, h_before)
+            c[...] = 0.5 * c_before + xp.tanh(h)
+            h[...] = xp.sin(c)
+
+        return step_
+
+    def slopes_(self, backend, slopes, dz, tape):
+        dz[...] = 1 - (tape.c - 0.5 * tape.c_before) ** 2
+        return (backend.xp.cos(tape.c),)
+
+    def backward_(self, backend, params, product):
+        add_product = product.adding()
+
+        def step_(dz, dh, dh_before, dc, dc_before, cos_c):
+            dc += cos_c * dh
+            dz *= dc
+            dc_before += 0.5 * dc
+            add_product(dh_before, dz)
+
+        return step_
+
+
+@on_cuda
+@pytest.mark.parametrize("options", NETWORKS)
+def test_a_cell_may_work_in_place_and_have_a_c(device, backend, options):
+    compare(backend, Sine(), NETWORKS[options], "float64")
+    assert all(said.startswith("one launch") for said in described(Sine(), H, N, backend, "float64").values())
 
 
 def test_a_number_that_keeps_changing_ends_in_the_loops_and_one_that_is_none_in_one_text():
