@@ -236,6 +236,9 @@ REFUSED = {
     "floor": (_of(lambda xp, z, h, p: xp.floor(z)), "uses floor, which is none of", "xp.floor"),
     "not in the standard": (_of(lambda xp, z, h, p: xp.erf(z)), "uses xp.erf, which is not in the Array API", "xp.erf"),
     "a function of Python": (_of(lambda xp, z, h, p: np.frompyfunc(abs, 1, 1)(z)), "which is none of", "frompyfunc"),
+    "whole numbers": (_of(lambda xp, z, h, p: xp.tanh(z - xp.astype(z, xp.int32))), "rounds numbers, to int32", "xp.int32"),
+    "half precision": (_of(lambda xp, z, h, p: xp.tanh(xp.astype(z, xp.float16))), "rounds numbers, to float16", "xp.float16"),
+    "no NaN": (_of(lambda xp, z, h, p: xp.nan_to_num(z)), "uses nan_to_num, which looks at values", "nan_to_num"),
     # shapes, chance, memory
     "noise": (_of(lambda xp, z, h, p: z + np.random.default_rng().normal()), _DEPENDS, None),
     "counter": (_of(lambda xp, z, h, p: z * next(_counter)), _DEPENDS, None),

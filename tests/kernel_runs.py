@@ -99,15 +99,20 @@ def expected(cell, shape, arrays):
     step_ = cell.backward_(backend, params, StateProduct(backend, W, (E, N), S, mask, backward=True))
     backward_(backend, cell, step_, tape, dstates, dz, slopes)
     found = {"dz": dz.copy(), **cell.finish_(backend, slopes, dz, dstates[0][1:, ...], tape), "dz at last": dz}
-    return found | _named(cell, tape, dstates)
+    last, first = ([state[row] for state in rows] for rows, row in ((states, S), (dstates, 0)))
+    return found | _named(cell, tape, last, dstates, first)
 
 
-def _named(cell, tape, dstates):
-    found = dict(zip(cell.states, tape.states, strict=True))
-    for name, dstate in zip(cell.states, dstates, strict=True):
-        found[f"d{name}"] = dstate[1:]
-        found[f"d{name} before"] = dstate[0]
-    return found | ({} if tape.kept is None else {"kept": tape.kept})
+def _named(cell, tape, last, dstates, first):
+    found = {} if tape.kept is None else {"kept": tape.kept}
+    for k, name in enumerate(cell.states):
+        found |= {
+            name: tape.states[k],
+            f"last {name}": last[k],
+            f"d{name}": dstates[k][1:],
+            f"d{name} before": first[k],
+        }
+    return found
 
 
 def launched(backend, cell, shape, arrays, dtype):
@@ -128,15 +133,16 @@ def launched(backend, cell, shape, arrays, dtype):
     if cell.in_place:
         states[0][1:, ...] = z
         z = None
-    segments.ForwardKernel(backend, cell, params, row, mask)(tuple(map(device, arrays["before"])), z, tape)
+    last = segments.ForwardKernel(backend, cell, params, row, mask)(tuple(map(device, arrays["before"])), z, tape)
     dstates = tuple(map(device, arrays["direct"]))
     for k, dstate in enumerate(dstates):
         dstate[: 1 if k == 0 or shape.c else S + 1] = np.nan
     kernel = segments.BackwardKernel(backend, cell, params, row, mask)
     dz, extra = nothing(S, E, N, cell.gates * H), nothing(S, kernel.stored, *row) if kernel.stored else None
     after = None if arrays["after"] is None else tuple(map(device, arrays["after"]))
-    kernel(tape, dstates, after, dz, extra, direct_c=shape.c)
-    found = {"dz": backend.copy(dz), **kernel.finish_(dz, extra), "dz at last": dz} | _named(cell, tape, dstates)
+    first = kernel(tape, dstates, after, dz, extra, direct_c=shape.c)
+    found = {"dz": backend.copy(dz), **kernel.finish_(dz, extra), "dz at last": dz}
+    found |= _named(cell, tape, last, dstates, first)
     return {name: backend.to_host(a) for name, a in found.items()}
 
 
@@ -217,7 +223,11 @@ MUTANTS = {
     "the state before the segment not written": ("if (it[j].mine) hs[it[j].at] = h_before[j];", "", BOTH),
     "c before the segment not written": ("if (HAS_C && it[j].mine) cs[it[j].at] = c_before[j];", "", BOTH),
     "the last total not written": ("if (it[j].mine) dhs[last] = dh[j];", "", BOTH),
-    "dc before the segment not written": ("if (HAS_C && t == 0) dcs[it[j].at] = dc[j];", "", BOTH),
+    "dh before the segment not written": ("dh_first[it[j].at] = dh[j];", "", BOTH),
+    "dc before the segment not written": ("if (HAS_C) dc_first[it[j].at] = dc[j];", "", BOTH),
+    "the last h not written": ("h_last[it[j].at] = h;", "", BOTH),
+    "the last c not written": ("if (HAS_C) c_last[it[j].at] = c;", "", BOTH),
+    "the last states of the first member for all": ("h0 += begin; h_last += begin;", "h0 += begin; h_last += (size_t)n0 * H;", BOTH),
     "h of the step before that": ("h_before[j] = h; c_before[j] = c;", "c_before[j] = c;", BOTH),
     "c of the step before that": ("h_before[j] = h; c_before[j] = c;", "h_before[j] = h;", BOTH),
     "z of the step before": ("load_z(t + PF, next[p])", "load_z(t + PF - 1, next[p])", BOTH),

@@ -34,6 +34,7 @@ from kernel_runs import (
     cell_text_mutants,
     check,
     draw,
+    expected,
     forced,
     launched,
     notices,
@@ -94,8 +95,9 @@ def described(cell, H=12, N=4, backend=None, dtype="float32"):
         "b_h": (cell.gates * H,),
         **cell.own_parameters(H),
     }
-    params = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
-    return segments.describe(backend or OnPaper(), cell, params, (N, H))
+    backend = backend or OnPaper()
+    params = {name: backend.from_host(np.zeros(shape, dtype)) for name, shape in shapes.items()}
+    return segments.describe(backend, cell, params, (N, H))
 
 
 # ---- tracing: no CUDA needed --------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ def test_a_cell_is_traced(name, dtype):
     assert len(text.traced.extra) == stored
     assert {name: len(blocks) for name, blocks in text.traced.d_own.items()} == own
     assert text.size.gates == cell.gates
-    assert ("own_" in text.text.replace("read_own", "")) == bool(cell.own_parameters(7))
+    assert ("__restrict__ own0" in text.text) == bool(cell.own_parameters(7))
     assert text.key == CellText(trace(cell, 12, dtype)).key  # no width is in it
     assert set(described(cell, dtype=dtype)) == {"forward", "backward"}
     assert all(said.startswith("one launch a segment: 1 block") for said in described(cell, dtype=dtype).values())
@@ -722,12 +724,12 @@ def test_the_switch_is_in_the_environment(device):
         "    rnn(rnn.asarray(np.ones((4, 2, 2))))\n"
         "print('forward' in counted.kernels)"
     )
-    for value, expected in (("0", "False"), ("1", "True")):
+    for value, answer in (("0", "False"), ("1", "True")):
         environment = os.environ | {"BPTT_ARRAY_PERSISTENT": value}
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
         )
-        assert done.stdout.strip() == expected
+        assert done.stdout.strip() == answer
 
 
 @on_cuda
@@ -940,6 +942,186 @@ def test_wherever_a_number_is_on_a_cell_results_are_those_of_numpy(device, backe
     compare(backend, cell, NETWORKS["plain"], "float64")
     change()
     compare(backend, cell, NETWORKS["plain"], "float64")
+
+
+class Function(ba.Cell):
+    """``h_t = f(z_t)``, and backward ``f(z_t) dh_t``: whatever f is, the same on every device."""
+
+    name, keeps = "function", 1
+
+    def __init__(self, f):
+        self.f = f
+
+    def forward_(self, backend, params, product):
+        add_product, xp = product.adding(), backend.xp
+
+        def step_(z, h_before, h, kept):
+            add_product(z, h_before)
+            kept[0, ...] = z
+            h[...] = self.f(xp, z)
+
+        return step_
+
+    def slopes_(self, backend, slopes, dz, tape):
+        return (tape.kept[:, 0, ...],)
+
+    def backward_(self, backend, params, product):
+        add_product, xp = product.adding(), backend.xp
+
+        def step_(dz, dh, dh_before, z):
+            dz[...] = self.f(xp, z) * dh
+            add_product(dh_before, dz)
+
+        return step_
+
+
+def _functions(xp, z):
+    smooth = xp.exp(-z * z) + xp.log(1.5 + z * z) + xp.sqrt(1 + xp.abs(z)) + xp.sin(z) - xp.cos(2 * z) + xp.atan(z)
+    more = xp.sinh(0.1 * z) - xp.cosh(0.2 * z) + xp.expm1(-xp.abs(z)) + xp.log1p(z * z) + xp.square(z) / (1 + z**2)
+    return 0.1 * xp.tanh(smooth) + 0.05 * more
+
+
+def _powers(xp, z):
+    return (
+        (1 + z * z) ** -0.75 + (0.5 + xp.tanh(z)) ** 3 / 7 - 2.0 ** (-z * z) + (+z) * 0.1 - (-z) / 9 + (z**1 + z**0) / 8
+    )
+
+
+def _bounds(xp, z):
+    return xp.maximum(z, -0.3) - xp.minimum(z, 0.25 * xp.ones_like(z)) + xp.clip(z, -0.4, 0.6) + xp.clip(z, max=0.1)
+
+
+def _conditions(xp, z):
+    kinds = xp.where((z > 0.1) | ~(z >= -0.5), 0.3 * z, xp.tanh(z)) + xp.where(xp.logical_not(z < 0), 0.5, z)
+    return (
+        kinds + xp.astype((z <= 0.3) & (z != 0.1), z.dtype) * 0.25 + (z == z) * 0.125 - xp.where(z < xp.inf, z, -xp.inf)
+    )
+
+
+def _truth(xp, z):
+    both = xp.astype(z > 0, bool) + (z > -0.5)  # of NumPy: or
+    return both * xp.tanh(z) + xp.astype(xp.astype(z, bool), z.dtype) * 0.1 + (z > 0) * (z < 1) * 0.2
+
+
+def asks_for_dtypes(xp, z):
+    small = 0.375 if z.dtype == xp.float32 else 0.625
+    return small * xp.tanh(z) + (0.1 if (z > 0).dtype == xp.bool else 0.3) + xp.finfo(z.dtype).eps
+
+
+def _pieces(xp, z):
+    first, second = z[..., :2], z[..., 2:]
+    whole = xp.concat([xp.tanh(first), xp.tanh(second)], axis=-1)
+    return xp.reshape(xp.stack([whole, z], axis=0)[0, ...], z.shape) + xp.zeros(z.shape, dtype=z.dtype)
+
+
+FUNCTIONS = [_functions, _powers, _bounds, _conditions, _truth, _pieces]
+
+
+@on_cuda
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_every_operation_is_that_of_numpy(device, backend, function, dtype):
+    compare(backend, Function(function), NETWORKS["plain"], dtype)
+    assert all(said.startswith("one launch") for said in described(Function(function), H, N, backend, dtype).values())
+
+
+def test_a_cell_may_ask_of_which_dtype_a_number_is():
+    for dtype, there, not_there in (("float32", "0.375", "0.625"), ("float64", "0.625", "0.375")):
+        text = CellText(trace(Function(asks_for_dtypes), 5, dtype)).text
+        assert f"(T){there}" in text
+        assert f"(T){not_there}" not in text
+        assert f"(T){float(np.finfo(dtype).eps)!r}" in text
+        assert "(T)0.3;" not in text
+
+
+@on_cuda
+@pytest.mark.parametrize("function", [_bounds, _conditions], ids=lambda function: function.__name__)
+def test_what_is_no_number_stays_none(device, backend, function):
+    cell, shape = Function(function), Shape(S=1, N=7, H=6)
+    arrays = draw(cell, shape, "float64")
+    arrays["params"]["W_hh"][...] = 0
+    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 0.1, 5.0]
+    arrays["z"][...] = np.array(special)[:, None]
+    with np.errstate(invalid="ignore"):
+        found, wanted = launched(backend, cell, shape, arrays, "float64"), expected(cell, shape, arrays)
+    for name in ("h", "kept"):
+        assert np.array_equal(np.isnan(found[name]), np.isnan(wanted[name]))
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-13, atol=0)
+
+
+class Renamed(CELLS_OF_USERS["leaky"]):
+    """With other names for its parameters."""
+
+    name = "renamed"
+
+    def __init__(self, *names):
+        self.names = names
+
+    def __repr__(self):
+        return f"leaky,\n#with {self.names}"
+
+    def own_parameters(self, hidden_size):
+        return dict.fromkeys(self.names, (hidden_size,))
+
+    def usual(self, params):
+        return dict(zip(("s", "gain"), [params[name] for name in self.names], strict=True)) | {"b_h": params["b_h"]}
+
+    def rate(self, xp, params):
+        return super().rate(xp, params if "gain" in params else self.usual(params))
+
+    def forward_(self, backend, params, product):
+        return super().forward_(backend, self.usual(params), product)
+
+    def backward_(self, backend, params, product):
+        return super().backward_(backend, self.usual(params), product)
+
+    def finish_(self, backend, slopes, dz, dh, tape):
+        return dict(zip(self.names, super().finish_(backend, slopes, dz, dh, tape).values(), strict=True))
+
+
+@on_cuda
+@pytest.mark.parametrize("names", [("c", "z"), ("kept0", "sum"), ("a b", "größe"), ("h_before", "own0.")], ids=str)
+def test_parameters_of_a_cell_may_have_any_name(device, backend, names):
+    compare(backend, Renamed(*names), NETWORKS["plain"], "float64")
+    assert all(said.startswith("one launch") for said in described(Renamed(*names), H, N, backend, "float64").values())
+
+
+class Sine(ba.Cell):
+    """In place, and with a c."""
+
+    name, in_place, has_c = "sine", True, True
+
+    def forward_(self, backend, params, product):
+        add_product, xp = product.adding(), backend.xp
+
+        def step_(h_before, h, c_before, c):
+            add_product(h, h_before)
+            c[...] = 0.5 * c_before + xp.tanh(h)
+            h[...] = xp.sin(c)
+
+        return step_
+
+    def slopes_(self, backend, slopes, dz, tape):
+        dz[...] = 1 - (tape.c - 0.5 * tape.c_before) ** 2
+        return (backend.xp.cos(tape.c),)
+
+    def backward_(self, backend, params, product):
+        add_product = product.adding()
+
+        def step_(dz, dh, dh_before, dc, dc_before, cos_c):
+            dc += cos_c * dh
+            dz *= dc
+            dc_before += 0.5 * dc
+            add_product(dh_before, dz)
+
+        return step_
+
+
+@on_cuda
+@pytest.mark.parametrize("options", NETWORKS)
+def test_a_cell_may_work_in_place_and_have_a_c(device, backend, options):
+    compare(backend, Sine(), NETWORKS[options], "float64")
+    assert all(said.startswith("one launch") for said in described(Sine(), H, N, backend, "float64").values())
 
 
 def test_a_number_that_keeps_changing_ends_in_the_loops_and_one_that_is_none_in_one_text():

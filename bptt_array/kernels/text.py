@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..tracing.program import CannotTraceError, Program
 from ..tracing.text import PRELUDE, statements
-from .trace import Traced
+from .trace import Traced, own_leaf
 
 _TEMPLATE = Path(__file__).with_name("segment.cu")
 
@@ -39,7 +39,7 @@ class CellText:
         self.traced = traced
         cell, program = traced.cell, traced.program
         G, K = cell.gates, cell.keeps
-        own = [name if n == 1 else f"{name}{k}" for name, n in traced.own.items() for k in range(n)]
+        own = [leaf for i, n in enumerate(traced.own.values()) for leaf in _numbered(own_leaf(i), n)]
         forward, before, after = self._outputs()
         biases = _numbered("b_h", G)
         used = {*biases} & {*program.leaves([*forward.values(), *before.values(), *after.values()])}
@@ -73,19 +73,19 @@ class CellText:
             (max(1, len(reads_forward)), max(1, len(reads_backward))),
             (len(of_forward), len(of_before) + len(of_after)),
         )
-        parameters = "".join(f", const T* __restrict__ own_{name}" for name in traced.own)
-        blocks = [(name, k, n) for name, n in traced.own.items() for k in range(n)]
+        parameters = "".join(f", const T* __restrict__ own{i}" for i in range(len(traced.own)))
+        blocks = [(of, k, n) for of, n in enumerate(traced.own.values()) for k in range(n)]
         of_own = [
-            f"own[{i}] = ok ? own_{name}[((size_t)e * {n} + {k}) * H + unit] : (T)0;"
-            for i, (name, k, n) in enumerate(blocks)
+            f"own[{i}] = ok ? own{of}[((size_t)e * {n} + {k}) * H + unit] : (T)0;"
+            for i, (of, k, n) in enumerate(blocks)
         ]
         of_z = [f"in[{i}] = ok ? z[{z.index(name)} * H] : (T)0;" for i, name in enumerate(reads_forward)]
         of_rows = [
             f"in[{i}] = {_READ[name] if name in _READ else _read_kept(name)};" for i, name in enumerate(reads_backward)
         ]
-        self.text = f"""// Of {cell!r}, from its Python text.
+        self.text = f"""// Of {" ".join(repr(cell).split())}, from its Python text.
 #define OWN_PARAMETERS {parameters}
-#define OWN_ARGUMENTS {"".join(f", own_{name}" for name in traced.own)}
+#define OWN_ARGUMENTS {"".join(f", own{i}" for i in range(len(traced.own)))}
 constexpr int G = {G}, K = {K}, X = {len(traced.extra)}, P = {len(own) or 1}, CARRY = {len(carry) or 1};
 constexpr int LF = {self.size.reads[0]}, LB = {self.size.reads[1]};
 constexpr bool HAS_C = {_bool(cell.has_c)}, IN_PLACE = {_bool(cell.in_place)};

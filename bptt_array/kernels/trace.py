@@ -37,8 +37,8 @@ class Traced:
 
     Leaves are ``z0, …`` (what the products of the input gave), ``sum0, …`` (the product with ``W_hh``, forward of each
     gate, backward one), ``h_before``, ``h``, ``c_before``, ``c``, ``kept0, …``, ``dh``, ``dc`` (total after the step),
-    ``dh_before``, ``dc_before`` (direct parts before it) and the cell's own parameters; where there is one block a name
-    has no number.
+    ``dh_before``, ``dc_before`` (direct parts before it) and the cell's own parameters (:func:`own_leaf`); where
+    there is one block a name has no number.
     """
 
     cell: Cell
@@ -111,6 +111,11 @@ def _own_blocks(cell: Cell) -> dict[str, int]:
         if shape[0] % 6 or many[name] != (shape[0] // 6 * 10,):
             raise CannotTraceError(f"own_parameters: {name} has not a whole number of values for each unit")
     return {name: shape[0] // 6 for name, shape in few.items()}
+
+
+def own_leaf(k: int) -> str:
+    """The leaf of the k-th of a cell's own parameters: whatever that is called, no other leaf is called so."""
+    return f"own{k}."
 
 
 class TraceBackend(Backend):
@@ -195,10 +200,12 @@ class _OneTrace:
 
     def _params(self) -> Params:
         lead, H, G, program = self.rows[:-1], self.H, self.cell.gates, self.program
-        params = {
-            name: leaves(program, name, (*lead, blocks * H), H, lambda i: (*i[:-1], None, i[-1]))
-            for name, blocks in {"b_h": G, **self.own}.items()
-        }
+
+        def of_units(name: str, blocks: int) -> Symbols:
+            return leaves(program, name, (*lead, blocks * H), H, lambda i: (*i[:-1], None, i[-1]))
+
+        params = {name: of_units(own_leaf(k), blocks) for k, (name, blocks) in enumerate(self.own.items())}
+        params["b_h"] = of_units("b_h", G)
         for name, width in {"W_hh": H, "W_xh": H + 1}.items():
             params[name] = symbols(program, np.full((*lead, G * H, width), program.leaf(name)))
         return params

@@ -38,6 +38,8 @@ class Program:
     """
 
     def __init__(self, opaque: Collection[str] = ()) -> None:
+        #: Of all numbers.
+        self.dtype = "float64"
         #: Leaves that no operation may use.
         self.opaque = frozenset(opaque)
         self.ops: list[Op] = []
@@ -68,10 +70,16 @@ class Program:
             return Number(self, self.op("const", float(a)))
         raise CannotTraceError(f"computes with {a!r} of type {type(a).__name__}")
 
+    def is_bool(self, a: Any) -> bool:
+        """Whether it is a truth value."""
+        if isinstance(a, Number):
+            return self.ops[a.k][0] in ("bool", *BOOLEAN)
+        return isinstance(a, (bool, np.bool_))
+
     def as_float(self, a: Any) -> Number:
         """A truth value as 1 or 0."""
         a = self.number(a)
-        return self.apply("where", a, 1.0, 0.0) if self.ops[a.k][0] in ("bool", *BOOLEAN) else a
+        return self.apply("where", a, 1.0, 0.0) if self.is_bool(a) else a
 
     def apply(self, name: str, *operands: Any) -> Number:
         """The result of an operation; ``a + 0`` (of which -0 stays) and ``1 a`` are left out."""
@@ -79,6 +87,8 @@ class Program:
         if any(a.k == self.foreign.k for a in args):
             return self.foreign
         place = merged([a.place for a in args])
+        if name in ("add", "mul") and all(map(self.is_bool, args)):  # as NumPy adds truth values
+            name = "or" if name == "add" else "and"
         name, args = self._plainer(name, args)
         if name == "positive":
             return args[0]

@@ -81,17 +81,34 @@ class Symbols(np.ndarray[Any, Any]):
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if func is np.where and len(args) == 3:
             return self.elementwise("where", args)
+        if func in (np.nan_to_num, np.real_if_close):  # which leave objects as they are
+            raise CannotTraceError(f"uses {func.__name__}, which looks at values")
         result = super().__array_function__(func, types, args, kwargs)
         if type(result) is np.ndarray and result.dtype == object:  # concatenations
             return symbols(program_of(args), result)
         return result
 
+    @property
+    def dtype(self) -> Any:
+        """What it stands for: a cell may ask."""
+        entries = self.view(np.ndarray).ravel()
+        if len(entries) and self.program is not None and self.program.is_bool(entries[0]):
+            return np.dtype(bool)
+        return np.dtype(getattr(self.program, "dtype", "float64"))
+
     def astype(self, dtype: Any, **how: Any) -> Any:  # type: ignore[override]
-        """Truth values become 1 and 0; of numbers there is one kind."""
+        """Truth values become 1 and 0, numbers truth values; no number becomes another."""
+        program, to = self.program, np.dtype(dtype)
         result = np.empty(self.shape, object)
         for i in np.ndindex(self.shape):
-            result[i] = self.program.as_float(self.view(np.ndarray)[i])
-        return symbols(self.program, result)
+            a = self.view(np.ndarray)[i]
+            if to.kind == "b":
+                result[i] = a if program.is_bool(a) else program.apply("ne", a, 0.0)
+            elif program.is_bool(a) or to.kind == "O" or (to.kind == "f" and to.itemsize >= self.dtype.itemsize):
+                result[i] = program.as_float(a)
+            else:
+                raise CannotTraceError(f"rounds numbers, to {to}")
+        return symbols(program, result)
 
 
 def program_of(a: Any) -> Any:
@@ -130,7 +147,7 @@ class Namespace:
 
     def __init__(self, program: Program, dtype: str) -> None:
         self._program = program
-        self._dtype = dtype
+        self._dtype = program.dtype = dtype
 
     def finfo(self, type: Any = None) -> np.finfo[Any]:  # noqa: A002 (a name of the standard)
         return np.finfo(self._dtype)
