@@ -52,29 +52,46 @@ def counts(device, *arguments, **more):
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("cell", "of_the_loop"), [("tanh", 1), ("lstm", 5), ("gru", 3)]
-)  # slopes; zeros of c; what a GRU changes in dz
-def test_beside_the_loop_a_step_launches_little(device, cell, of_the_loop, kind):
-    few, many = (counts(device, cell, kind, T) for T in (4, 12))
-    launches = few.launches - (many.launches - few.launches) // 2
-    products = few.gemms - (many.gemms - few.gemms) // 2
-    named = {name: many.kernels.get(name, 0) for name in ("bptt_rows", "bptt_column_sums")}
-    assert named == {"bptt_rows": 1, "bptt_column_sums": 1}
-    assert many.kernels.get("bptt_read_columns", 0) == many.kernels.get("bptt_one_hot", 0) == (kind == "tokens")
-    assert launches <= (4 if kind == "tokens" else 3) + of_the_loop
-    assert products == (5 if kind == "tokens" else 6)
+@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
+@pytest.mark.parametrize("T", [1, 4, 24])
+def test_beside_its_segment_a_step_launches_little(device, cell, kind, T):
+    counted = counts(device, cell, kind, T, N=30)  # 720 rows: products of blocks of them
+    named = dict(counted.kernels)
+    for name in ("forward", "backward", "bptt_rows", "bptt_column_sums"):
+        assert named.pop(name) == 1
+    if kind == "tokens":
+        assert named.pop("bptt_read_columns") == named.pop("bptt_one_hot") == 1
+    else:
+        assert named.pop("cupy_add__float32_float32_float32") == 1  # b_h
+    assert named == ({"cupy_copy__float32_float32": 1} if cell == "gru" else {})  # into dz, after the sum for W_hh
+    assert counted.gemms == (5 if kind == "tokens" else 6)
 
 
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_long_sum_takes_no_launch_more(device, kind):
-    """Over 512 rows: products of blocks of them, whose sum is one of those that are made together."""
-    short, long = (counts(device, "tanh", kind, T, N=50) for T in (10, 24))
-    assert long.launches - short.launches == 2 * 14
-    assert long.gemms - short.gemms == 2 * 14
-    assert long.kernels["bptt_column_sums"] == 1
+@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
+@pytest.mark.parametrize(
+    "make", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, 0.9), ba.Adam], ids=["sgd", "momentum", "adam"]
+)
+def test_a_whole_step_of_training_is_at_most_eight_launches_and_products_beside_its_segment(device, cell, kind, make):
+    import gpuemu
+
+    rnn, gradients = step_of(device, cell, kind, 12)
+    optimizer = make()
+
+    def step():
+        _, grads, _ = gradients()
+        optimizer.update(rnn.params, ba.clip_by_global_norm(grads.params, 1.0))
+
+    for _ in range(2):
+        step()
+    with gpuemu.count() as counted:
+        step()
+    assert counted.kernels["forward"] == counted.kernels["backward"] == 1
+    assert counted.launches - 2 <= (7 if cell == "gru" else 6)
+    assert counted.gemms <= 6
+    assert counted.syncs == counted.implicit_syncs == counted.h2d == counted.d2h == 0
 
 
 @pytest.mark.parametrize("device", cuda)
