@@ -7,12 +7,15 @@ from pathlib import Path
 import array_api_strict
 import numpy as np
 import pytest
+from cells_without_kernels import cell_of
 from conftest import needs_torch
 
 import bptt_array as ba
 from bptt_array import cli, diagnostics, schedules
 from bptt_array.distributed import communicator
+from bptt_array.kernels.trace import trace
 from bptt_array.plots import plot_loss_gradients
+from bptt_array.tracing.program import CannotTraceError
 from bptt_array.training import text
 from bptt_array.training.options import Options
 from bptt_array.training.sampling import sample
@@ -217,6 +220,7 @@ ELSEWHERE = {
     "make another|set them, or build another network|build another network, ba.RNN|make a class of your own|make a new opt": "test_attributes.py",
     "make that a plain weight of the same values first|network of one layer: rename them": "test_torch.py",
     "came from standard input, .*; give it again": "test_training.py",
+    r"use xp\.where": "test_a_step_that_looks_at_values_has_a_kernel_with_where_as_the_error_says",
 }
 
 ADVICE = re.compile(
@@ -264,6 +268,18 @@ def test_no_error_of_the_package_has_advice_that_is_not_followed_here():
             unheard.append(f"{file.relative_to(package)}: {'…'.join(pieces)}")
     assert len(found) > 50
     assert unheard == []  # each wants a row, or to be named in ELSEWHERE
+
+
+def test_a_step_that_looks_at_values_has_a_kernel_with_where_as_the_error_says():
+    def with_where(self, xp, z, h, params):
+        return xp.where(z > 0, z, xp.zeros_like(z))
+
+    for name in ("branch", "by value"):
+        cell = cell_of(name)
+        with pytest.raises(CannotTraceError, match=r"use xp\.where, line \d+ of cells_without_kernels\.py"):
+            trace(cell, H, "float32")
+        cell.f = with_where.__get__(cell)
+        assert trace(cell, H, "float32").cell.gates == 1
 
 
 def test_a_folder_is_made_first_as_the_error_says(tmp_path):
