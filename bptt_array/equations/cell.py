@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..backend.portable import Array, Backend, Elementwise
 from ..checks import only_settings
@@ -189,8 +189,19 @@ class Cell:
 
 _SHARED = "all networks share this cell; make a class of your own from it, and give the network an object of that"
 
-#: Of a class of the library, whose cells every network with ``cell="lstm"`` and the like shares: nothing can be set.
-shared = only_settings({}, _SHARED, {})
+_FIXED: set[type[Cell]] = set()
+_Kind = TypeVar("_Kind", bound=type[Cell])
+
+
+def shared(kind: _Kind) -> _Kind:
+    """Of a class of the library, whose cells all networks with ``cell="lstm"`` and the like share: none can be set."""
+    _FIXED.add(kind)
+    return only_settings({}, _SHARED, {})(kind)
+
+
+def is_fixed(cell: Cell) -> bool:
+    """Whether nothing on a cell can change."""
+    return type(cell) in _FIXED
 
 
 def each(a: Array, count: int) -> tuple[Array, ...]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from weakref import finalize
 
 from ..backend.portable import Array, Backend
-from ..equations.cell import Cell, Params, Tape
+from ..equations.cell import Cell, Params, Tape, is_fixed
 from ..tracing.program import CannotTraceError
 from .attributes import written_down
 from .layouts import Device, Layout, Work, best, microseconds, of_loops
@@ -75,7 +75,7 @@ class Kernels:
         if traced is None:
             traced = self._texts[id(cell)] = []
             finalize(cell, self._texts.pop, id(cell), None).atexit = False
-        now = H, dtype, written_down(cell)
+        now = H, dtype, None if is_fixed(cell) else written_down(cell)
         text = next((text for then, text in traced if then == now), None)
         if text is None:
             if len([then for then, _ in traced if then[:2] == now[:2]]) >= _VARIANTS:
