@@ -26,8 +26,8 @@ PREFETCH = 4
 #: Multiply-adds of a thread in the unrolled loop, at most: 16 bytes an instruction, and code has to stay in its cache.
 UNROLLED = 2400
 #: Registers for addresses and counters, and how many more where blocks share rows. Of 469 layouts for six architectures
-#: compilers took 21 registers less than estimated in the median, with OB > 1 4 less; 1 in 20 took 8 (14) more. About as
-#: many do not fit at first, and are planned again with fewer.
+#: compilers took 21 registers less than estimated in the median, with OB > 1 4 less; 1 in 20 took 8 (14) more. Of 157
+#: others one did not fit at first, and was planned again with fewer.
 ADDRESSES, OF_BARRIER = 42, 8
 #: What a launch costs the host, in microseconds: two of them are a step of the loops.
 LAUNCH = 12.5
