@@ -17,7 +17,9 @@ import communication
 import compare
 import distributed
 import ensembles
+import exchange
 import gpu
+import kernels
 import longest
 import measure
 import memory
@@ -398,11 +400,23 @@ def test_the_gpu_script_runs_but_for_its_timers(device, tmp_path, capsys):
     if device == "cpu":
         assert ours["launches"] is None
         assert "not counted" in printed
+        assert list(result["rows"][0]["peers"])[1:] in ([], ["torch.nn.RNN"])
+        assert result["rows"][0]["kernels"] is None
     else:
         assert ours["pool_bytes"] > 0
+        stepwise = result["rows"][0]["peers"]["bptt_array, step by step"]
+        assert stepwise["gradient_difference"] < 1e-5
         if ours["counter"] == "emulated device":
-            assert ours["products"] >= 2 * shape.T
-            assert 2 * shape.T <= ours["launches"] < 2 * shape.T + 40
+            assert stepwise["products"] >= 2 * shape.T
+            assert 2 * shape.T <= stepwise["launches"] < 2 * shape.T + 40
+            assert ours["products"] == stepwise["products"] - 2 * shape.T
+            assert ours["launches"] <= stepwise["launches"] - 2 * shape.T + 2
+        for way, kernel in result["rows"][0]["kernels"].items():
+            assert kernel["path"].startswith("one launch a segment")
+            assert 0 < kernel["model_us_per_step"] < 5
+            assert f"| {way} |" in re.sub(" +", " ", printed)
+    for found in result["rows"][0]["peers"].values():
+        assert found["forward"].keys() == found["backward"].keys() == {"us_per_step", "fixed_us"}
     assert (tmp_path / "results" / "gpu-float32.json").exists()
 
 
@@ -412,7 +426,8 @@ def test_the_gpu_script_knows_cells_with_gates(cell, device, tmp_path):
     result = gpu.main([*QUICK, "--cell", cell, "--device", device, "--out", str(tmp_path)])
     found = result["rows"][0]["peers"]
     assert all(peer["gradient_difference"] < 1e-5 for peer in found.values())
-    assert set(found) <= {"bptt_array", f"torch.nn.{cell.upper()}"}
+    ours = {"bptt_array"} if device == "cpu" else {"bptt_array", "bptt_array, step by step"}
+    assert ours <= set(found) <= {*ours, f"torch.nn.{cell.upper()}"}
     assert (tmp_path / "results" / f"gpu-{cell}-float32.json").exists()
 
 
@@ -442,6 +457,79 @@ def test_the_gpu_script_says_what_is_missing(capsys):
     with pytest.raises(SystemExit):
         gpu.main(QUICK)
     assert "--device cpu tries everything but the CUDA timers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", cuda)
+def test_kernels_of_every_kind_are_held_against_the_cpu(device, tmp_path, capsys):
+    result = kernels.main([*QUICK, "--device", device, "--out", str(tmp_path)])
+    assert all(row["difference"] < 1e-5 for row in result["rows"])
+    one_block, several = (row["paths"] for row in result["rows"])
+    assert all("1 block(s)" in path for path in one_block.values())
+    assert all(path.startswith("one launch") and " 1 block(s)" not in path for path in several.values())
+    assert "| forward" in re.sub(" +", " ", capsys.readouterr().out)
+    assert (tmp_path / "results" / "kernels-small.json").exists()
+
+
+def test_kernels_that_give_other_numbers_are_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "gradient_difference", lambda *gradients: float("nan"))
+    with pytest.raises(SystemExit, match="gradients differ: tanh T=6 N=3 H=20 float32"):
+        kernels.main([*QUICK, "--device", "cpu", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("device", cuda)
+def test_the_exchange_between_blocks_is_clocked(device, tmp_path, capsys):
+    result = exchange.main([*QUICK, "--device", device, "--out", str(tmp_path)])
+    assert [row["OB"] for row in result["rows"]] == [2, 4]
+    assert min(row["clocks"] for row in result["rows"]) > 0
+    assert "`Device.exchange` is 1500; by this it should be " in capsys.readouterr().out
+    assert (tmp_path / "results" / "exchange.json").exists()
+
+
+GPU_DAY = FOLDER / "gpu_day.sh"
+
+
+def day(folder, path=(), **environment):
+    """``gpu_day.sh``, with programs of these folders before all others: its exit status, and its summary."""
+    path = os.pathsep.join([*map(str, path), os.environ["PATH"]])
+    environment = os.environ | {"PYTHON": sys.executable, "GPU_DAY": "quick", "PATH": path} | environment
+    status = subprocess.run([GPU_DAY, folder], env=environment, capture_output=True, text=True).returncode
+    return status, (folder / "summary.txt").read_text().splitlines()
+
+
+@pytest.mark.skipif("GPUEMU_STRICT" in os.environ, reason="once is enough, where device memory is not watched")
+@pytest.mark.parametrize("device", cuda[:1])
+def test_every_command_for_the_day_of_a_gpu_runs(device, tmp_path):
+    for tool in ("compute-sanitizer", "ncu"):  # which run what they are given
+        (tmp_path / tool).write_text('#!/bin/bash\nwhile [ "$1" != "$PYTHON" ]; do shift; done\nexec "$@"\n')
+        (tmp_path / tool).chmod(0o755)
+    status, summary = day(tmp_path / "day", [tmp_path])
+    assert [line.partition(":")[0] for line in summary] == [
+        *("info", "parity", "tests", "kernels"),
+        *(f"bench-{cell}{tf32}" for tf32 in ("", "-tf32") for cell in ("tanh", "lstm", "gru")),
+        *("racecheck", "memcheck", "synccheck", "exchange", "train", "ncu"),
+    ]
+    assert all(": ok, " in line for line in summary), summary
+    assert status == 0
+    written = {path.name for path in (tmp_path / "day" / "results").iterdir()}
+    assert {"gpu-gru-float32-tf32.json", "exchange.json", "kernels-small.json"} <= written
+    assert re.search(r"\n(\d+) of \1 within bounds\n", (tmp_path / "day" / "02-parity.txt").read_text())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script of bash")
+def test_a_part_of_the_day_that_fails_does_not_stop_the_others(tmp_path):
+    status, summary = day(tmp_path / "day", PYTHON="false", ONLY="info exchange train")
+    assert [line.rpartition(",")[0] for line in summary if "not run" not in line] == [
+        f"{part}: failed (1)" for part in ("info", "exchange", "train")
+    ]
+    assert status == 1
+
+
+def test_the_day_of_a_gpu_ends_within_25_minutes():
+    text = GPU_DAY.read_text()
+    limits = {name: int(seconds) for seconds, name in re.findall(r"^ *part (\d+) (\S+)", text, re.MULTILINE)}
+    times = {name: 6 if name.startswith('"bench') else 3 if name == "$tool" else 1 for name in limits}
+    assert len(limits) == 9
+    assert sum(seconds * times[name] for name, seconds in limits.items()) <= 25 * 60
 
 
 def test_the_parts_of_a_step_are_clocked(tmp_path, capsys):
