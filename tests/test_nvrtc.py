@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 import nvrtc
 import pytest
+from cells_of_users import Peephole
 from conftest import IN_CI
 from nvrtc import needs_nvrtc
 from test_docs import cell_of_the_page
@@ -20,58 +21,6 @@ import bptt_array as ba
 from bptt_array.kernels.layouts import Device, Work, best, microseconds
 from bptt_array.kernels.segments import Kernels
 from bptt_array.rnn.cells import CELLS
-
-
-class Peephole(ba.Cell):
-    """An LSTM whose gates i and f see ``c_{t-1}`` and whose o sees ``c_t``: ``p``, 3 numbers for each unit."""
-
-    name, gates, has_c, keeps = "peephole", 4, True, 4
-
-    def own_parameters(self, hidden_size):
-        return {"p": (3 * hidden_size,)}
-
-    def _p(self, params):
-        p = params["p"][..., None, :]
-        H = p.shape[-1] // 3
-        return p[..., :H], p[..., H : 2 * H], p[..., 2 * H :]
-
-    def forward_(self, backend, params, product):
-        add_product, xp, (p_i, p_f, p_o) = product.adding(), backend.xp, self._p(params)
-
-        def step_(z, h_before, h, c_before, c, kept):
-            add_product(z, h_before)
-            z_i, z_f, z_g, z_o = self.split(z)
-            i = kept[0, ...] = 1 / (1 + xp.exp(-(z_i + p_i * c_before)))
-            f = kept[1, ...] = 1 / (1 + xp.exp(-(z_f + p_f * c_before)))
-            g = kept[2, ...] = xp.tanh(z_g)
-            c[...] = f * c_before + i * g
-            o = kept[3, ...] = 1 / (1 + xp.exp(-(z_o + p_o * c)))
-            h[...] = o * xp.tanh(c)
-
-        return step_
-
-    def slopes_(self, backend, slopes, dz, tape):
-        return tape.kept, tape.c_before, tape.c
-
-    def backward_(self, backend, params, product):
-        add_product, xp, (p_i, p_f, p_o) = product.adding(), backend.xp, self._p(params)
-
-        def step_(dz, dh, dh_before, dc, dc_before, kept, c_before, c):
-            i, f, g, o = kept[0, ...], kept[1, ...], kept[2, ...], kept[3, ...]
-            dz_i, dz_f, dz_g, dz_o = self.split(dz)
-            tanh_c = xp.tanh(c)
-            dz_o[...] = dh * tanh_c * o * (1 - o)
-            dc += dh * o * (1 - tanh_c**2) + p_o * dz_o
-            dz_i[...], dz_f[...], dz_g[...] = dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g * g)
-            dc_before += dc * f + p_i * dz_i + p_f * dz_f
-            add_product(dh_before, dz)
-
-        return step_
-
-    def finish_(self, backend, slopes, dz, dh, tape):
-        dz_i, dz_f, _, dz_o = self.split(dz)
-        return {"p": backend.xp.concat([dz_i * tape.c_before, dz_f * tape.c_before, dz_o * tape.c], axis=-1)}
-
 
 OF_USERS = {"update gate": cell_of_the_page()(), "peephole": Peephole()}
 DTYPES = {4: "float32", 8: "float64"}
