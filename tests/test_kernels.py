@@ -251,8 +251,47 @@ def test_what_needs_more_registers_than_there_are_is_tried_with_fewer_and_then_l
     for _ in range(2):
         said = described("tanh", 128, 32, backend)
         for way in said:
-            assert said[way] == f"step by step: {way}, the compiler needs more registers than there are for H=128"
+            assert said[way] == f"step by step: {way}, the compiler needs more registers than there are for H=128, N=32"
         assert len(backend.compilations) <= 18  # and not once more
+    backend.answer = lambda name, options: 0
+    assert all(words.startswith("one launch") for words in described("tanh", 128, 33, backend).values())
+
+
+class Wave(ba.Cell):
+    """``h = sin(z)``, whose kernel has an array of its own: where the compiler puts large angles."""
+
+    name, keeps = "wave", 1
+
+    def forward_(self, backend, params, product):
+        add_product = product.adding()
+
+        def step_(z, h_before, h, kept):
+            add_product(z, h_before)
+            kept[0, ...] = backend.xp.cos(z)
+            h[...] = backend.xp.sin(z)
+
+        return step_
+
+    def slopes_(self, backend, slopes, dz, tape):
+        return (tape.kept[:, 0, ...],)
+
+    def backward_(self, backend, params, product):
+        add_product = product.adding()
+
+        def step_(dz, dh, dh_before, cos):
+            dz[...] = cos * dh
+            add_product(dh_before, dz)
+
+        return step_
+
+
+def test_the_array_of_a_function_is_not_taken_for_registers_without_room():
+    backend = OnPaper()
+    backend.answer = lambda name, options: 28  # however many registers are left free
+    found = described(Wave(), 128, 32, backend)
+    assert [name for name, _ in backend.compilations].count("forward") == 2
+    assert found["forward"].startswith("one launch")
+    assert found["backward"].startswith("step by step")  # there is no sine in it: those are registers
 
 
 @pytest.mark.parametrize(("error", "said"), [("no compiler\nand much else", "no compiler"), ("", "RuntimeError")])

@@ -92,9 +92,11 @@ class Kernels:
     def find(self, text: CellText, work: Work) -> Kernel:
         """A kernel that was compiled, or one that is now."""
         key = text.key, work.H, work.itemsize, work.backward, work.E
-        there = self._kernels.setdefault(key, [])
-        if isinstance(there, str):
-            raise NoKernelError(there)
+        there, of_batch = self._kernels.setdefault(key, []), self._kernels.get((*key, work.N))
+        for found in (there, of_batch):
+            if isinstance(found, str):
+                raise NoKernelError(found)
+        assert isinstance(there, list)
         fitting = [kernel for kernel in there if kernel.N >= work.N]
         if fitting:
             kernel = min(fitting, key=lambda kernel: kernel.N)
@@ -123,6 +125,7 @@ class Kernels:
     def _compiled(self, text: CellText, work: Work, key: Any) -> Kernel:
         name = "backward" if work.backward else "forward"
         T = {4: "float", 8: "double"}[work.itemsize]
+        tried: list[tuple[int, Kernel]] = []
         for room in range(0, 9 * _ROOM, _ROOM):
             layout = self.layout(work, room)
             macros = {"T": T, "H": work.H, "BACKWARD": int(work.backward), **layout.constants}
@@ -139,8 +142,11 @@ class Kernels:
                 raise NoKernelError(why) from error
             if not spilled:
                 return Kernel(layout, function, work.N)
-        why = f"{name}, the compiler needs more registers than there are for H={work.H}"
-        self._kernels[key] = why
+            if text.has_local_arrays[work.backward] and tried and tried[-1][0] == spilled:  # which is what they take
+                return tried[-1][1]
+            tried.append((spilled, Kernel(layout, function, work.N)))
+        why = f"{name}, the compiler needs more registers than there are for H={work.H}, N={work.N}"
+        self._kernels[*key, work.N] = why
         raise NoKernelError(why)
 
     def _report(self, text: CellText, why: str) -> None:

@@ -68,6 +68,11 @@ class CellText:
             after,
             self.own_given | {k: f"carry[{i}]" for i, k in enumerate(carry)} | _as_they_are(program, "sum"),
         )
+        #: Whether a step forward, and one backward, calls functions that have an array of their own: bytes of it are no
+        #: sign of too few registers.
+        self.has_local_arrays = tuple(
+            any("f_sin(" in line or "f_cos(" in line for line in lines) for lines in (of_forward, of_before + of_after)
+        )
         self.size = Size(
             G,
             (max(1, len(reads_forward)), max(1, len(reads_backward))),
