@@ -18,6 +18,9 @@ from nvrtc import needs_nvrtc
 from test_docs import cell_of_the_page
 
 import bptt_array as ba
+from bptt_array.backend import columns, cuda_norms, cuda_updates, row_kernels
+from bptt_array.equations.activations import OUTPUT_ACTIVATIONS
+from bptt_array.equations.losses import LOSSES, LossOfRows
 from bptt_array.kernels.layouts import Device, Work, best, microseconds
 from bptt_array.kernels.segments import Kernels
 from bptt_array.rnn.cells import CELLS
@@ -141,6 +144,33 @@ def test_what_is_read_in_a_cubin_is_what_ptxas_says(arch, tmp_path):
         seen.append(nvrtc.needs((tmp_path / "k.cubin").read_bytes(), "forward"))
         assert seen[-1] == (int(registers[1]), int(stack[1]))
     assert seen[0].local > 0 == seen[1].local
+
+
+def other_texts(real):
+    """The text of every other kind of kernel, by the name of its function."""
+    dtype = {"float": "float32", "double": "float64"}[real]
+    yield "clip", cuda_norms.kernel_text(dtype)
+    yield "bptt_column_sums", columns.kernel_text(real, 5)
+    for optimizer in (ba.SGD(0.1), ba.SGD(0.1, 0.9), ba.Adam()):
+        numbers = optimizer._numbers(ba.backend.NumpyBackend(), np.dtype(dtype), 1)
+        yield "over", cuda_updates.kernel_text(optimizer._equation(), real, 2 + optimizer.slots, len(numbers))
+    rows = (("mse", "identity", 1), ("cross_entropy", "softmax", 32), ("binary_cross_entropy", "sigmoid", 128))
+    for loss, output, lanes in rows:
+        kinds = ["entry", "entry", "class" if LOSSES[loss].takes_classes else "entry", "row", "number"]
+        function = LossOfRows(loss, OUTPUT_ACTIVATIONS[output], 0.5)
+        yield "bptt_rows", row_kernels.source(function, kinds, 3, real, lanes)[0]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids="sm_{}".format)
+def test_the_other_kernels_of_a_step_compile_and_do_not_spill(arch, real):
+    names = set()
+    for name, text in other_texts(real):
+        local = nvrtc.needs(nvrtc.compiled(text, ("--std=c++17",), arch), name).local
+        assert local <= (16 if real == "double" else 0)  # a frame for a call, as of a logarithm in double
+        names.add(name)
+    assert names == {"clip", "bptt_column_sums", "over", "bptt_rows"}
 
 
 #: Microseconds of a step, each way, that an H100 is to take at most: tanh, float32.

@@ -76,6 +76,12 @@ bptt_column_sums(const Matrices matrices, volatile double* found, unsigned int* 
 }
 """
 
+
+def kernel_text(real: str, count: int) -> str:
+    """For so many matrices at once."""
+    return f"typedef {real} T;\n#define COUNT {count}\n#define THREADS {THREADS}\n{SOURCE}"
+
+
 _PACKED = struct.Struct("=10qd")
 
 
@@ -139,8 +145,7 @@ class ColumnSums:
 
     def _kernel(self, count: int) -> Any:
         if count not in self._kernels:
-            kind = "float" if self._dtype.itemsize == 4 else "double"
-            text = f"typedef {kind} T;\n#define COUNT {count}\n#define THREADS {THREADS}\n{SOURCE}"
+            text = kernel_text("float" if self._dtype.itemsize == 4 else "double", count)
             self._kernels[count] = self._cupy.RawKernel(text, "bptt_column_sums", options=("--std=c++17",))
         return self._kernels[count]
 
