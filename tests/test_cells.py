@@ -1,10 +1,13 @@
 """A cell that is not in the library, as the README brings it; and what cells promise each other."""
 
+import copy
+
 import cases
 import numpy as np
 import pytest
 from cases import LENGTHS, Case
-from conftest import backends_and_dtypes
+from cells_of_users import Peephole
+from conftest import backends_and_dtypes, cuda
 from gradients import check_given_gradient, check_loss_gradient
 from test_docs import cell_of_the_page
 from test_gradients import (
@@ -146,6 +149,31 @@ def test_a_forget_bias_may_be_all_that_the_dtype_holds():
 def test_a_cell_has_the_name_of_its_class_and_an_lstm_made_by_hand_its_forget_gate():
     assert type("Mine", (ba.Cell,), {})().name == "Mine"
     ba.RNN(3, 4, cell=ba.equations.LSTM(), forget_bias=1.0)
+
+
+@pytest.mark.parametrize("device", ["cpu", *cuda])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_of_own_parameters_are_of_the_dtype_of_the_network(device, dtype):
+    """Whatever ``finish_`` made of them: on CUDA those of another were read as if they were of this one."""
+
+    class Otherwise(Peephole):
+        def finish_(self, backend, slopes, dz, dh, tape):
+            found = super().finish_(backend, slopes, dz, dh, tape)
+            other = backend.dtype("float64" if dtype == "float32" else "float32")
+            return {name: backend.xp.astype(grad, other) for name, grad in found.items()}
+
+    x = np.random.default_rng(0).standard_normal((6, 2, 3)).astype(dtype)
+    found = []
+    for cell in (Peephole(), Otherwise()):
+        backend = copy.copy(ba.backend.resolve(device))
+        if device != "cpu":
+            backend.persistent = False
+        rnn = ba.RNN(3, 5, cell=cell, dtype=dtype, device=backend)
+        _, grads, _ = rnn.loss_and_grad(rnn.asarray(x), rnn.asarray(np.ones((6, 2, 5))))
+        assert {str(grad.dtype) for grad in grads.params.values()} == {dtype}
+        found.append({name: rnn.backend.to_host(grad) for name, grad in grads.params.items()})
+    for name, grad in found[0].items():
+        np.testing.assert_allclose(found[1][name], grad, rtol=1e-5, atol=1e-6)
 
 
 def test_a_saved_network_needs_its_own_cell_to_be_read(update_gate, tmp_path):

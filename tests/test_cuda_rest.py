@@ -4,6 +4,7 @@ Values are held to NumPy in float64, counts to the emulated device, which counts
 """
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -321,6 +322,34 @@ def test_sums_of_columns_are_the_same_every_time_and_on_every_stream(device):
         with cupy.cuda.Stream():
             assert np.array_equal(backend.to_host(backend.column_sums([there], [1.0])[0]), first)
     assert np.abs(first - rows.astype("float64").sum(axis=0)).max() <= 1e-6 * np.abs(first).max()
+
+
+@pytest.mark.parametrize("device", cuda)
+def test_the_streams_that_each_thread_has_for_itself_share_nothing(device):
+    """They have one number. What a launch counts in, those of another thread may not."""
+    import cupy
+
+    backend, rows = ba.backend.resolve(device), np.ones((20_000, 3), "float32")
+    with backend.active():
+        there = backend.from_host(rows)
+        backend.column_sums([there], [1.0])
+        of_one = backend._column_sums[there.dtype]
+        before = len(of_one._tickets), len(backend._norms._words)
+
+        def run(ready):
+            with backend.active(), cupy.cuda.Stream.ptds:
+                totals.append(backend.to_host(backend.column_sums([there], [1.0])[0]).tolist())
+                totals.append([float(backend.global_norm({"a": there}, None)) ** 2] * 3)
+            ready.wait()  # both threads are there at a time: none has the number of one that is gone
+
+        totals, ready = [], threading.Barrier(2)
+        threads = [threading.Thread(target=run, args=(ready,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (len(of_one._tickets), len(backend._norms._words)) == (before[0] + 2, before[1] + 2)
+    np.testing.assert_allclose(sorted(totals), [[20_000] * 3] * 2 + [[60_000] * 3] * 2, rtol=1e-6)
 
 
 def test_sums_of_columns_have_a_portable_form():

@@ -367,6 +367,15 @@ def test_a_parameter_whose_entries_share_memory_is_refused_before_anything_chang
     assert not backend.to_host(first).any()
 
 
+@pytest.mark.parametrize(("make", "dtype"), WITH_STRIDES)
+def test_a_parameter_without_entries_is_updated_with_the_others(make, dtype):
+    """Those of NumPy have strides of 0, as what repeats itself has."""
+    backend = make()
+    params = {name: backend.ones(shape, backend.dtype(dtype)) for name, shape in (("a", (2,)), ("none", (0, 3)))}
+    ba.SGD(1.0).update(params, {name: backend.xp.ones_like(param) for name, param in params.items()})
+    assert not backend.to_host(params["a"]).any()
+
+
 @pytest.mark.parametrize("order", [("a", "b", "c"), ("b", "a", "c"), ("c", "b", "a")])
 @pytest.mark.parametrize("members", [None, 1])
 def test_the_norm_of_gradients_of_two_dtypes_is_that_of_the_wider_in_any_order(order, members):

@@ -79,7 +79,8 @@ def repeats_itself(array: Any) -> bool:
     """Whether entries of the array share their memory, as those of ``broadcast_to`` do: no place to write to."""
     stride = getattr(array, "stride", None)  # torch's
     strides = stride() if callable(stride) else getattr(array, "strides", ())
-    return any(step == 0 and size > 1 for step, size in zip(strides, array.shape, strict=False))
+    shape = tuple(array.shape)  # of NumPy, arrays without entries have strides of 0
+    return 0 not in shape and any(step == 0 and size > 1 for step, size in zip(strides, shape, strict=False))
 
 
 def is_writeable(array: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,13 +106,14 @@ def _layout(lead: int, K: int, F: int) -> _Layout:
 
 
 class ColumnSums:
-    """Of arrays of one dtype, ``(..., K, F)`` to ``(..., F)``, each times its factor."""
+    """Of arrays of one dtype, ``(..., K, F)`` to ``(..., F)``, each times its factor; ``stream()`` is the one."""
 
-    def __init__(self, cupy: Any, dtype: Any) -> None:
+    def __init__(self, cupy: Any, dtype: Any, stream: Callable[[], Any]) -> None:
         self._cupy = cupy
         self._dtype = dtype
+        self._stream = stream
         self._kernels: dict[int, Any] = {}
-        self._tickets: dict[int, Array] = {}  # by stream: all zero between launches
+        self._tickets: dict[Any, Array] = {}  # by stream: all zero between launches
 
     def __call__(self, matrices: Sequence[Array], factors: Sequence[float]) -> list[Array]:
         found = []
@@ -151,7 +152,7 @@ class ColumnSums:
 
     def _tickets_of_stream(self) -> Array:
         """Two streams may run a launch at the same time."""
-        stream = self._cupy.cuda.get_current_stream().ptr
+        stream = self._stream()
         if stream not in self._tickets:
             self._tickets[stream] = self._cupy.zeros(BLOCKS // 2 * MATRICES, "uint32")
         return self._tickets[stream]

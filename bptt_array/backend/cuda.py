@@ -75,7 +75,7 @@ class CupyBackend(Backend):
             super().__init__(array_api_compat.cupy)
             self.gemm = self._find_gemm()
             self._batched = self._find_batched()
-        self._norms = CudaNorms(cupy, index)
+        self._norms = CudaNorms(cupy, index, self.cuda_stream)
         self._one_minus_square = cupy.ElementwiseKernel("T y", "T out", "out = 1 - y * y", "bptt_one_minus_square")
         self._one_hot = cupy.ElementwiseKernel(
             "I index, int64 size", "T out", "out = index == i % size", "bptt_one_hot"
@@ -290,7 +290,7 @@ class CupyBackend(Backend):
     def column_sums(self, matrices: Sequence[Array], factors: Sequence[float]) -> list[Array]:
         dtype = matrices[0].dtype
         if dtype not in self._column_sums:
-            self._column_sums[dtype] = ColumnSums(self.cupy, dtype)
+            self._column_sums[dtype] = ColumnSums(self.cupy, dtype, self.cuda_stream)
         return self._column_sums[dtype](matrices, factors)
 
     def over_rows(self, function: RowFunction) -> Callable[..., tuple[Array, ...]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,14 @@ class CudaNorms:
     :data:`MOST`, and on devices and with compilers that cannot do it.
     """
 
-    def __init__(self, cupy: Any, index: int) -> None:
+    def __init__(self, cupy: Any, index: int, stream: Callable[[], Any]) -> None:
         self._cupy = cupy
+        self._stream = stream
         attributes = cupy.cuda.Device(index).attributes
         self._blocks = int(attributes["MultiProcessorCount"])
         self._able = bool(attributes["CooperativeLaunch"])
         self._kernels: dict[str, dict[str, Any]] = {}
-        self._words: dict[tuple[int, int], Array] = {}
+        self._words: dict[Any, Array] = {}
 
     def largest_entries(self, grads: Mapping[str, Array], members: int | None) -> dict[str, Array] | None:
         arrays = list(grads.values())
@@ -111,11 +111,8 @@ class CudaNorms:
         kernel((1, min(self._blocks, chunks)), (_THREADS,), (struct, parts, self._word(), out, *more))
 
     def _word(self) -> Array:
-        """Where blocks wait for each other: a word for each stream, since kernels of two may run at the same time.
-
-        And for each thread of the host, whose streams of its own have one name.
-        """
-        of = int(self._cupy.cuda.get_current_stream().ptr), threading.get_ident()
+        """Where blocks wait for each other: a word for each stream, since kernels of two may run at the same time."""
+        of = self._stream()
         if of not in self._words:
             self._words[of] = self._cupy.zeros(1, np.uint32)
         return self._words[of]

@@ -341,7 +341,10 @@ class LayerBackward:
             names = sorted(expected)
             raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {names}")
         for name, grad in own.items():
-            add_rows(backend, self._sums, name, flat(backend, grad, params["W_hh"].ndim))
+            rows = flat(backend, grad, params["W_hh"].ndim)
+            if rows.dtype != params[name].dtype:  # a number that a cell made an array of is of another
+                rows = backend.xp.astype(rows, params[name].dtype)
+            add_rows(backend, self._sums, name, rows)
 
     @property
     def grads(self) -> dict[str, Array]:
