@@ -1042,6 +1042,26 @@ def _truth(xp, z):
     return both * xp.tanh(z) + xp.astype(xp.astype(z, bool), z.dtype) * 0.1 + (z > 0) * (z < 1) * 0.2
 
 
+def _truth_in_numbers(xp, z):
+    """What is written to an array of numbers is no truth value any more, and the other way round."""
+    a, either, both = xp.empty_like(z), z > 0.5, xp.concat([z > 0, z], axis=-1)
+    a[...] = z > 0
+    a += xp.asarray(z > -0.5, dtype=z.dtype) + xp.asarray(z > -1, dtype=z.dtype)
+    either[...] = z * 0.5
+    a += either + (z > 9)
+    return 0.25 * (a + both[..., : z.shape[-1]] + (z < 1)) + xp.minimum(z > 0, z < 1) * z
+
+
+def _truth_of_truth(xp, z):
+    sums = xp.where(z > 0, z > 1, z < -1) + (z > -5), xp.maximum(z > 0, z > 1) + (z > -5), xp.abs(z > 0) + (z > -1)
+    more = (
+        xp.ones_like(z > 0) + (z > -1),
+        xp.ones_like(z, dtype=xp.bool) + (z > 1),
+        xp.stack([z > 0, z > 1])[0] + (z > 0),
+    )
+    return 0.1 * xp.tanh(z) + sum(xp.astype(truth, z.dtype) for truth in sums + more) / 8
+
+
 def asks_for_dtypes(xp, z):
     small = 0.375 if z.dtype == xp.float32 else 0.625
     return small * xp.tanh(z) + (0.1 if (z > 0).dtype == xp.bool else 0.3) + xp.finfo(z.dtype).eps
@@ -1053,7 +1073,7 @@ def _pieces(xp, z):
     return xp.reshape(xp.stack([whole, z], axis=0)[0, ...], z.shape) + xp.zeros(z.shape, dtype=z.dtype)
 
 
-FUNCTIONS = [_functions, _powers, _bounds, _conditions, _truth, _pieces]
+FUNCTIONS = [_functions, _powers, _bounds, _conditions, _truth, _truth_in_numbers, _truth_of_truth, _pieces]
 
 
 @on_cuda

@@ -130,13 +130,13 @@ class TraceBackend(Backend):
         self._zeros = {}
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return symbols(self.program, np.full(shape, None, object))
+        return self.xp.empty(shape, dtype=dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return symbols(self.program, np.full(shape, 0.0, object))
+        return self.xp.zeros(shape, dtype=dtype)
 
     def ones(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return symbols(self.program, np.full(shape, 1.0, object))
+        return self.xp.ones(shape, dtype=dtype)
 
     def copy(self, a: Array) -> Array:
         return symbols(self.program, np.array(a, object))
