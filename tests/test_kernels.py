@@ -47,6 +47,7 @@ from bptt_array.kernels import layouts, segments
 from bptt_array.kernels.text import CellText
 from bptt_array.kernels.trace import trace
 from bptt_array.schedules.instructions import Backward, Forward
+from bptt_array.tracing.program import CannotTraceError
 
 needs_counters = pytest.mark.skipif(
     importlib.util.find_spec("gpuemu") is None,
@@ -1174,6 +1175,34 @@ class Sine(ba.Cell):
             add_product(dh_before, dz)
 
         return step_
+
+
+class Remembering(Function):
+    """Makes its constants once, and remembers them by the width."""
+
+    name = "remembering"
+
+    def __init__(self, made):
+        super().__init__(lambda xp, z: xp.tanh(z))
+        self.made = made
+
+    def forward_(self, backend, params, product):
+        H = params["b_h"].shape[-1]
+        made = self.made if type(self.made) is dict else self.made[0]
+        half = made.setdefault(H, backend.ones((H,), params["b_h"].dtype) * 0.5)
+        self.f = lambda xp, z: xp.tanh(z + half[0])
+        return super().forward_(backend, params, product)
+
+
+def test_a_trace_leaves_nothing_on_a_cell_and_takes_nothing_that_another_left():
+    cell = Remembering({})
+    first = CellText(trace(cell, 5, "float32")).text
+    assert not cell.made
+    assert CellText(trace(cell, 5, "float32")).text == first
+    deeper = Remembering([{}])
+    assert CellText(trace(deeper, 5, "float32")).text == first
+    with pytest.raises(CannotTraceError, match="uses a number that an earlier trace left somewhere, line"):
+        trace(deeper, 5, "float32")
 
 
 @on_cuda

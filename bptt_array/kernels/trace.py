@@ -75,8 +75,7 @@ def trace(cell: Cell, H: int, dtype: str) -> Traced:
     try:
         own = _own_blocks(cell)
         for shape in shapes:
-            # A cell may leave something on itself, for a step of the same pass.
-            found.append(_OneTrace(copy.copy(cell), program, own, dtype, *shape).all())
+            found.append(_OneTrace(_apart(cell), program, own, dtype, *shape).all())
             if found[-1] != found[0]:
                 raise CannotTraceError("computes with something that depends on shapes, on the step, or on chance")
         (h, c, kept), (dz, dh_before, dc_before, dc, dz_after, d_own) = found[0]
@@ -90,6 +89,15 @@ def trace(cell: Cell, H: int, dtype: str) -> Traced:
         why = str(error) if isinstance(error, CannotTraceError) else f"{type(error).__name__}: {error}"
         raise CannotTraceError(f"{cell!r} has no kernel of its own: {why}{_where(error)}") from error
     return traced
+
+
+def _apart(cell: Cell) -> Cell:
+    """A copy on which a cell may leave something, for a step of the same pass, without leaving it on the cell."""
+    found = copy.copy(cell)
+    for name, value in vars(found).items():
+        if type(value) in (dict, list, set):
+            vars(found)[name] = value.copy()
+    return found
 
 
 def _where(error: Exception) -> str:

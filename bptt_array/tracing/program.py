@@ -61,6 +61,8 @@ class Program:
     def number(self, a: Any) -> Number:
         """A symbol, or a number of Python or NumPy, as a symbol."""
         if isinstance(a, Number):
+            if a.program is not self:
+                raise CannotTraceError("uses a number that an earlier trace left somewhere")
             if self.ops[a.k][0] == "leaf" and self.ops[a.k][1] in self.opaque:
                 raise CannotTraceError(f"uses {self.ops[a.k][1]} otherwise than through `product`")
             return a
