@@ -14,9 +14,12 @@ import re
 import subprocess
 import sys
 import warnings
+from array import array
+from collections import deque
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import cells_without_kernels
 import numpy as np
@@ -960,7 +963,70 @@ def _in_a_dataclass():
     return cell, change
 
 
-PLACES = [_in_a_list, _in_an_array, _on_its_class, _in_another_cell, _in_a_dataclass]
+def _in_an_object(made):
+    cell, _ = _in_a_list()
+    cell.numbers = made
+
+    def change():
+        cell.numbers[0] = 0.5
+
+    return cell, change
+
+
+def _in_a_deque():
+    return _in_an_object(deque([1.5, 1.25]))
+
+
+def _in_an_array_of_python():
+    return _in_an_object(array("d", [1.5, 1.25]))
+
+
+def _in_a_namespace():
+    numbers = {
+        name: property(lambda self, k=k: self.config.given.numbers[k]) for k, name in enumerate(("scale", "width"))
+    }
+    cell = type("OfConfig", (Numbers,), numbers)()
+    cell.config = SimpleNamespace(given=Given([1.5, 1.25]))
+
+    def change():
+        cell.config.given.numbers = [0.5, 1.25]
+
+    return cell, change
+
+
+class Given:
+    """Neither a dataclass nor a cell."""
+
+    __slots__ = ("numbers",)
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+
+def _on_a_class_behind_that_of_cells():
+    mixin = type("Mixin", (), {"scale": 1.5, "width": 1.25})
+    of_numbers = {
+        name: value for name, value in vars(CELLS_OF_USERS["softsign"]).items() if name not in ("__init__", "__dict__")
+    }
+    cell = type("Mixed", (ba.Cell, mixin), of_numbers)()
+
+    def change():
+        mixin.scale = 0.5
+
+    return cell, change
+
+
+PLACES = [
+    _in_a_list,
+    _in_an_array,
+    _on_its_class,
+    _in_another_cell,
+    _in_a_deque,
+    _in_an_array_of_python,
+    _in_a_namespace,
+    _on_a_class_behind_that_of_cells,
+    _in_a_dataclass,
+]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
