@@ -215,11 +215,11 @@ class _OneTrace:
         params = {name: of_units(own_leaf(k), blocks) for k, (name, blocks) in enumerate(self.own.items())}
         params["b_h"] = of_units("b_h", G)
         for name, width in {"W_hh": H, "W_xh": H + 1}.items():
-            params[name] = symbols(program, np.full((*lead, G * H, width), program.leaf(name)))
+            params[name] = symbols(program, np.full((*lead, G * H, width), program.leaf(name)), truth=False)
         return params
 
     def _foreign(self, *shape: int) -> Symbols:
-        return symbols(self.program, np.full(shape, self.program.foreign))
+        return symbols(self.program, np.full(shape, self.program.foreign), truth=False)
 
     def _leaves(self, name: str, blocks: int = 1) -> Symbols:
         return leaves(self.program, name, (*self.rows, blocks * self.H), self.H)

@@ -84,8 +84,8 @@ class Symbols(np.ndarray[Any, Any]):
         return super().__getitem__(_not_by_value(index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        value = np.array(value, object)
-        if self.program is not None:
+        if self.program is not None and not (isinstance(value, Symbols) and value.truth == self.truth):
+            value = np.array(value, object)
             _of_one_kind(self.program, value, truth=self.truth)
         super().__setitem__(_not_by_value(index), value)
 
@@ -113,7 +113,10 @@ class Symbols(np.ndarray[Any, Any]):
         program, to = self.program, np.dtype(dtype)
         if not self.truth and to.kind not in "bO" and to != program.dtype:
             raise CannotTraceError(f"rounds numbers, to {to}")
-        return symbols(program, np.array(self, object), truth=self.truth if to.kind == "O" else to.kind == "b")
+        array, truth = np.array(self, object), self.truth if to.kind == "O" else to.kind == "b"
+        if self.truth and not truth:
+            _of_one_kind(program, array, truth=False)
+        return symbols(program, array, truth=truth)
 
 
 def program_of(a: Any) -> Any:
@@ -135,9 +138,13 @@ def symbols(program: Program, a: Any, *, truth: bool | None = None) -> Symbols:
     """An array of symbols as one of a program; of truth values if all are such, unless ``truth`` says it."""
     array = np.asarray(a, object).view(np.ndarray)
     if truth is None:
-        known = [n for n in array.flat if n is not None and not (isinstance(n, Number) and n.k == n.program.foreign.k)]
-        truth = bool(known) and all(map(program.is_bool, known))
-    _of_one_kind(program, array, truth=truth)
+        foreign = program.foreign.k
+        kinds = {program.is_bool(n) for n in array.flat if n is not None and getattr(n, "k", None) != foreign}
+        truth = kinds == {True}
+        if len(kinds) > 1:
+            _of_one_kind(program, array, truth=False)
+    elif truth:
+        _of_one_kind(program, array, truth=True)
     found = array.view(Symbols)
     found.program, found.truth = program, truth
     return found
@@ -156,7 +163,7 @@ def leaves(program: Program, name: str, shape: tuple[int, ...], H: int, place: C
     blocks = shape[-1] // H
     for i in np.ndindex(shape):
         a[i] = program.leaf(name if blocks == 1 else f"{name}{i[-1] // H}", place((*i[:-1], i[-1] % H)))
-    return symbols(program, a)
+    return symbols(program, a, truth=False)
 
 
 class Namespace:
