@@ -238,6 +238,9 @@ REFUSED = {
     "a function of Python": (_of(lambda xp, z, h, p: np.frompyfunc(abs, 1, 1)(z)), "which is none of", "frompyfunc"),
     "whole numbers": (_of(lambda xp, z, h, p: xp.tanh(z - xp.astype(z, xp.int32))), "rounds numbers, to int32", "xp.int32"),
     "half precision": (_of(lambda xp, z, h, p: xp.tanh(xp.astype(z, xp.float16))), "rounds numbers, to float16", "xp.float16"),
+    "double precision": (_of(lambda xp, z, h, p: xp.tanh(xp.astype(z, xp.float64))), "rounds numbers, to float64", "xp.float64"),
+    "a whole number": (_of(lambda xp, z, h, p: z * xp.full_like(z, 2.5, dtype=xp.int32)), "rounds numbers, to int32", "xp.int32"),
+    "bits": (_of(lambda xp, z, h, p: xp.tanh(z * ~xp.astype(z > 0, xp.int32))), "uses invert of the bits of numbers", "~xp.astype"),
     "no NaN": (_of(lambda xp, z, h, p: xp.nan_to_num(z)), "uses nan_to_num, which looks at values", "nan_to_num"),
     # shapes, chance, memory
     "noise": (_of(lambda xp, z, h, p: z + np.random.default_rng().normal()), _DEPENDS, None),

@@ -111,6 +111,48 @@ def test_a_cell_may_change_dz_without_parameters_of_its_own(axes):
     ba.check_gradients(loss, dict(rnn.params), grads.params)
 
 
+class Residual(ba.Cell):
+    """``h_t = tanh(z) + 0.3 h_{t-1}``; its product is written, backward too."""
+
+    name = "residual"
+
+    def forward_(self, backend, params, product):
+        add_product, xp = product.adding(), backend.xp
+
+        def step_(z, h_before, h):
+            add_product(z, h_before)
+            h[...] = xp.tanh(z) + 0.3 * h_before
+
+        return step_
+
+    def slopes_(self, backend, slopes, dz, tape):
+        y = tape.h - 0.3 * tape.h_before
+        return (1 - y * y,)
+
+    def backward_(self, backend, params, product):
+        product_, of_dz = product.writing()
+
+        def step_(dz, dh, dh_before, slope):
+            dz[...] = slope * dh
+            product_(dz)
+            dh_before += of_dz + 0.3 * dh
+
+        return step_
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_a_cell_may_write_its_product_backward_too(rate):
+    rnn = ba.RNN(3, 5, 2, cell=Residual(), recurrent_dropout=rate, dtype="float64", seed=0)
+    rng, other = np.random.default_rng(0), rnn.copy()
+    x, target, seed = (
+        rng.standard_normal((6, 4, 3)),
+        rng.standard_normal((6, 4, 2)),
+        {"dropout_seed": 1} if rate else {},
+    )
+    _, grads, _ = rnn.loss_and_grad(x, target, **seed)
+    ba.check_gradients(lambda params: other.load_params(params).loss(x, target, **seed)[0], rnn.params, grads.params)
+
+
 def test_cells_that_do_not_fit_together_say_why():
     def cell(**attributes):
         return type("Odd", (ba.equations.GRU,), {"name": "odd", **attributes})()

@@ -14,9 +14,12 @@ import re
 import subprocess
 import sys
 import warnings
+from array import array
+from collections import deque
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import cells_without_kernels
 import numpy as np
@@ -47,6 +50,7 @@ from bptt_array.kernels import layouts, segments
 from bptt_array.kernels.text import CellText
 from bptt_array.kernels.trace import trace
 from bptt_array.schedules.instructions import Backward, Forward
+from bptt_array.tracing.program import CannotTraceError
 
 needs_counters = pytest.mark.skipif(
     importlib.util.find_spec("gpuemu") is None,
@@ -959,7 +963,70 @@ def _in_a_dataclass():
     return cell, change
 
 
-PLACES = [_in_a_list, _in_an_array, _on_its_class, _in_another_cell, _in_a_dataclass]
+def _in_an_object(made):
+    cell, _ = _in_a_list()
+    cell.numbers = made
+
+    def change():
+        cell.numbers[0] = 0.5
+
+    return cell, change
+
+
+def _in_a_deque():
+    return _in_an_object(deque([1.5, 1.25]))
+
+
+def _in_an_array_of_python():
+    return _in_an_object(array("d", [1.5, 1.25]))
+
+
+def _in_a_namespace():
+    numbers = {
+        name: property(lambda self, k=k: self.config.given.numbers[k]) for k, name in enumerate(("scale", "width"))
+    }
+    cell = type("OfConfig", (Numbers,), numbers)()
+    cell.config = SimpleNamespace(given=Given([1.5, 1.25]))
+
+    def change():
+        cell.config.given.numbers = [0.5, 1.25]
+
+    return cell, change
+
+
+class Given:
+    """Neither a dataclass nor a cell."""
+
+    __slots__ = ("numbers",)
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+
+def _on_a_class_behind_that_of_cells():
+    mixin = type("Mixin", (), {"scale": 1.5, "width": 1.25})
+    of_numbers = {
+        name: value for name, value in vars(CELLS_OF_USERS["softsign"]).items() if name not in ("__init__", "__dict__")
+    }
+    cell = type("Mixed", (ba.Cell, mixin), of_numbers)()
+
+    def change():
+        mixin.scale = 0.5
+
+    return cell, change
+
+
+PLACES = [
+    _in_a_list,
+    _in_an_array,
+    _on_its_class,
+    _in_another_cell,
+    _in_a_deque,
+    _in_an_array_of_python,
+    _in_a_namespace,
+    _on_a_class_behind_that_of_cells,
+    _in_a_dataclass,
+]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
@@ -1042,6 +1109,26 @@ def _truth(xp, z):
     return both * xp.tanh(z) + xp.astype(xp.astype(z, bool), z.dtype) * 0.1 + (z > 0) * (z < 1) * 0.2
 
 
+def _truth_in_numbers(xp, z):
+    """What is written to an array of numbers is no truth value any more, and the other way round."""
+    a, either, both = xp.empty_like(z), z > 0.5, xp.concat([z > 0, z], axis=-1)
+    a[...] = z > 0
+    a += xp.asarray(z > -0.5, dtype=z.dtype) + xp.asarray(z > -1, dtype=z.dtype)
+    either[...] = z * 0.5
+    a += either + (z > 9)
+    return 0.25 * (a + both[..., : z.shape[-1]] + (z < 1)) + xp.minimum(z > 0, z < 1) * z
+
+
+def _truth_of_truth(xp, z):
+    sums = xp.where(z > 0, z > 1, z < -1) + (z > -5), xp.maximum(z > 0, z > 1) + (z > -5), xp.abs(z > 0) + (z > -1)
+    more = (
+        xp.ones_like(z > 0) + (z > -1),
+        xp.ones_like(z, dtype=xp.bool) + (z > 1),
+        xp.stack([z > 0, z > 1])[0] + (z > 0),
+    )
+    return 0.1 * xp.tanh(z) + sum(xp.astype(truth, z.dtype) for truth in sums + more) / 8
+
+
 def asks_for_dtypes(xp, z):
     small = 0.375 if z.dtype == xp.float32 else 0.625
     return small * xp.tanh(z) + (0.1 if (z > 0).dtype == xp.bool else 0.3) + xp.finfo(z.dtype).eps
@@ -1053,7 +1140,7 @@ def _pieces(xp, z):
     return xp.reshape(xp.stack([whole, z], axis=0)[0, ...], z.shape) + xp.zeros(z.shape, dtype=z.dtype)
 
 
-FUNCTIONS = [_functions, _powers, _bounds, _conditions, _truth, _pieces]
+FUNCTIONS = [_functions, _powers, _bounds, _conditions, _truth, _truth_in_numbers, _truth_of_truth, _pieces]
 
 
 @on_cuda
@@ -1154,6 +1241,34 @@ class Sine(ba.Cell):
             add_product(dh_before, dz)
 
         return step_
+
+
+class Remembering(Function):
+    """Makes its constants once, and remembers them by the width."""
+
+    name = "remembering"
+
+    def __init__(self, made):
+        super().__init__(lambda xp, z: xp.tanh(z))
+        self.made = made
+
+    def forward_(self, backend, params, product):
+        H = params["b_h"].shape[-1]
+        made = self.made if type(self.made) is dict else self.made[0]
+        half = made.setdefault(H, backend.ones((H,), params["b_h"].dtype) * 0.5)
+        self.f = lambda xp, z: xp.tanh(z + half[0])
+        return super().forward_(backend, params, product)
+
+
+def test_a_trace_leaves_nothing_on_a_cell_and_takes_nothing_that_another_left():
+    cell = Remembering({})
+    first = CellText(trace(cell, 5, "float32")).text
+    assert not cell.made
+    assert CellText(trace(cell, 5, "float32")).text == first
+    deeper = Remembering([{}])
+    assert CellText(trace(deeper, 5, "float32")).text == first
+    with pytest.raises(CannotTraceError, match="uses a number that an earlier trace left somewhere, line"):
+        trace(deeper, 5, "float32")
 
 
 @on_cuda

@@ -39,20 +39,30 @@ class StateProduct:
             return self.backend.accumulator(self.W, self.rows, self.steps)
         if not self.backward:
             return self._of_masked(self.backend.accumulator(self.W, self.rows, self.steps))
-        mask, (product_, product) = self.mask, self.backend.multiplier(self.W, self.rows, self.steps)
+        product_, product = self.writing()
 
         def add_masked(out: Array, a: Array) -> None:
-            nonlocal product
             product_(a)
-            product *= mask
             out += product
 
         return add_masked
 
     def writing(self) -> tuple[Callable[[Array], None], Array]:
-        """A function ``(a)`` that does ``out <- a W``, for states only, and that ``out``."""
+        """A function ``(a)`` that does ``out <- a W``, and that ``out``."""
         product_, out = self.backend.multiplier(self.W, self.rows, self.steps)
-        return product_ if self.mask is None else self._of_masked(product_), out
+        if self.mask is None:
+            return product_, out
+        return self._masked(product_, out) if self.backward else self._of_masked(product_), out
+
+    def _masked(self, product_: Callable[[Array], None], out: Array) -> Callable[[Array], None]:
+        """``product_(a)``, and then ``out <- mask * out``."""
+        multiply_, mask = self.backend.elementwise.multiply_, self.mask
+
+        def masked_(a: Array) -> None:
+            product_(a)
+            multiply_(out, out, mask)
+
+        return masked_
 
     def _of_masked(self, function: Callable[..., None]) -> Callable[..., None]:
         """``function(..., a)`` of ``mask * a``."""

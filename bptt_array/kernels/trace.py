@@ -75,8 +75,7 @@ def trace(cell: Cell, H: int, dtype: str) -> Traced:
     try:
         own = _own_blocks(cell)
         for shape in shapes:
-            # A cell may leave something on itself, for a step of the same pass.
-            found.append(_OneTrace(copy.copy(cell), program, own, dtype, *shape).all())
+            found.append(_OneTrace(_apart(cell), program, own, dtype, *shape).all())
             if found[-1] != found[0]:
                 raise CannotTraceError("computes with something that depends on shapes, on the step, or on chance")
         (h, c, kept), (dz, dh_before, dc_before, dc, dz_after, d_own) = found[0]
@@ -90,6 +89,15 @@ def trace(cell: Cell, H: int, dtype: str) -> Traced:
         why = str(error) if isinstance(error, CannotTraceError) else f"{type(error).__name__}: {error}"
         raise CannotTraceError(f"{cell!r} has no kernel of its own: {why}{_where(error)}") from error
     return traced
+
+
+def _apart(cell: Cell) -> Cell:
+    """A copy on which a cell may leave something, for a step of the same pass, without leaving it on the cell."""
+    found = copy.copy(cell)
+    for name, value in vars(found).items():
+        if type(value) in (dict, list, set):
+            vars(found)[name] = value.copy()
+    return found
 
 
 def _where(error: Exception) -> str:
@@ -130,13 +138,13 @@ class TraceBackend(Backend):
         self._zeros = {}
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return symbols(self.program, np.full(shape, None, object))
+        return self.xp.empty(shape, dtype=dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return symbols(self.program, np.full(shape, 0.0, object))
+        return self.xp.zeros(shape, dtype=dtype)
 
     def ones(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return symbols(self.program, np.full(shape, 1.0, object))
+        return self.xp.ones(shape, dtype=dtype)
 
     def copy(self, a: Array) -> Array:
         return symbols(self.program, np.array(a, object))
@@ -207,11 +215,11 @@ class _OneTrace:
         params = {name: of_units(own_leaf(k), blocks) for k, (name, blocks) in enumerate(self.own.items())}
         params["b_h"] = of_units("b_h", G)
         for name, width in {"W_hh": H, "W_xh": H + 1}.items():
-            params[name] = symbols(program, np.full((*lead, G * H, width), program.leaf(name)))
+            params[name] = symbols(program, np.full((*lead, G * H, width), program.leaf(name)), truth=False)
         return params
 
     def _foreign(self, *shape: int) -> Symbols:
-        return symbols(self.program, np.full(shape, self.program.foreign))
+        return symbols(self.program, np.full(shape, self.program.foreign), truth=False)
 
     def _leaves(self, name: str, blocks: int = 1) -> Symbols:
         return leaves(self.program, name, (*self.rows, blocks * self.H), self.H)

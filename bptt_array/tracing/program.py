@@ -11,6 +11,8 @@ COMPARE = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
 LOGIC = {"and": "&&", "or": "||"}
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 BOOLEAN = {*COMPARE, *LOGIC, "not"}
+#: What NumPy does with truth values, which stay such.
+_OF_BOOLEANS = {"add": "or", "mul": "and", "max": "or", "min": "and", "abs": "positive"}
 
 #: What is computed here where all operands are known, in float64.
 _FOLDED: dict[str, Callable[..., float]] = {
@@ -59,6 +61,8 @@ class Program:
     def number(self, a: Any) -> Number:
         """A symbol, or a number of Python or NumPy, as a symbol."""
         if isinstance(a, Number):
+            if a.program is not self:
+                raise CannotTraceError("uses a number that an earlier trace left somewhere")
             if self.ops[a.k][0] == "leaf" and self.ops[a.k][1] in self.opaque:
                 raise CannotTraceError(f"uses {self.ops[a.k][1]} otherwise than through `product`")
             return a
@@ -87,8 +91,11 @@ class Program:
         if any(a.k == self.foreign.k for a in args):
             return self.foreign
         place = merged([a.place for a in args])
-        if name in ("add", "mul") and all(map(self.is_bool, args)):  # as NumPy adds truth values
-            name = "or" if name == "add" else "and"
+        if name in _OF_BOOLEANS and all(map(self.is_bool, args)):
+            name = _OF_BOOLEANS[name]
+        if name == "where" and all(map(self.is_bool, args[1:])):
+            a, b = self.apply("and", *args[:2]), self.apply("and", self.apply("not", args[0]), args[2])
+            return self.apply("or", a, b)
         name, args = self._plainer(name, args)
         if name == "positive":
             return args[0]

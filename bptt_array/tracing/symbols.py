@@ -8,7 +8,7 @@ from typing import Any
 import array_api_compat.numpy as compat
 import numpy as np
 
-from .program import CannotTraceError, Number, Place, Program
+from .program import BOOLEAN, CannotTraceError, Number, Place, Program
 
 _FUNCTIONS = ("tanh", "exp", "log", "sqrt", "sin", "cos", "sinh", "cosh", "expm1", "log1p", "square", "reciprocal")
 
@@ -39,14 +39,21 @@ UFUNCS = {name: name for name in (*_FUNCTIONS, "positive")} | {
     "invert": "not",
 }
 
+#: Of these, those that are logic only for truth values.
+_OF_BITS = ("bitwise_and", "bitwise_or", "invert")
+
 #: Beginnings of the names of functions that make arrays.
 _MAKERS = ("empty", "zeros", "ones", "full", "asarray")
 
 
 class Symbols(np.ndarray[Any, Any]):
-    """An array of :class:`Number`, plain numbers, and None where nothing is written yet."""
+    """An array of :class:`Number`, plain numbers, and None where nothing is written yet.
+
+    Of truth values or not, as a whole (``truth``): what is written to it becomes what it has.
+    """
 
     program: Program
+    truth: bool
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **how: Any) -> Any:
         if method != "__call__":
@@ -55,6 +62,10 @@ class Symbols(np.ndarray[Any, Any]):
             followed = f"which is none of {', '.join(sorted(UFUNCS))}"
             why = "which is not elementwise" if ufunc.signature else followed
             raise CannotTraceError(f"uses {ufunc.__name__}{sorted(how) or ''}, {why}")
+        if ufunc.__name__ in _OF_BITS and not all(
+            a.truth if isinstance(a, Symbols) else type(a) is bool for a in inputs
+        ):
+            raise CannotTraceError(f"uses {ufunc.__name__} of the bits of numbers")
         return self.elementwise(UFUNCS[ufunc.__name__], inputs, out)
 
     def elementwise(self, name: str, inputs: Any, out: Any = None) -> Any:
@@ -65,18 +76,22 @@ class Symbols(np.ndarray[Any, Any]):
         for i in np.ndindex(result.shape):
             result[i] = program.apply(name, *[a[i] for a in arrays])
         if out is None:
-            return symbols(program, result)
-        out[0].view(np.ndarray)[...] = result
+            return symbols(program, result, truth=True if name in BOOLEAN else None)
+        out[0][...] = symbols(program, result)
         return out[0]
 
     def __getitem__(self, index: Any) -> Any:
         return super().__getitem__(_not_by_value(index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if self.program is not None and not (isinstance(value, Symbols) and value.truth == self.truth):
+            value = np.array(value, object)
+            _of_one_kind(self.program, value, truth=self.truth)
         super().__setitem__(_not_by_value(index), value)
 
     def __array_finalize__(self, base: Any) -> None:
         self.program = getattr(base, "program", None)  # type: ignore[assignment]
+        self.truth = getattr(base, "truth", False)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if func is np.where and len(args) == 3:
@@ -91,24 +106,17 @@ class Symbols(np.ndarray[Any, Any]):
     @property
     def dtype(self) -> Any:
         """What it stands for: a cell may ask."""
-        entries = self.view(np.ndarray).ravel()
-        if len(entries) and self.program is not None and self.program.is_bool(entries[0]):
-            return np.dtype(bool)
-        return np.dtype(getattr(self.program, "dtype", "float64"))
+        return np.dtype(bool if self.truth else getattr(self.program, "dtype", "float64"))
 
     def astype(self, dtype: Any, **how: Any) -> Any:  # type: ignore[override]
         """Truth values become 1 and 0, numbers truth values; no number becomes another."""
         program, to = self.program, np.dtype(dtype)
-        result = np.empty(self.shape, object)
-        for i in np.ndindex(self.shape):
-            a = self.view(np.ndarray)[i]
-            if to.kind == "b":
-                result[i] = a if program.is_bool(a) else program.apply("ne", a, 0.0)
-            elif program.is_bool(a) or to.kind == "O" or (to.kind == "f" and to.itemsize >= self.dtype.itemsize):
-                result[i] = program.as_float(a)
-            else:
-                raise CannotTraceError(f"rounds numbers, to {to}")
-        return symbols(program, result)
+        if not self.truth and to.kind not in "bO" and to != program.dtype:
+            raise CannotTraceError(f"rounds numbers, to {to}")
+        array, truth = np.array(self, object), self.truth if to.kind == "O" else to.kind == "b"
+        if self.truth and not truth:
+            _of_one_kind(program, array, truth=False)
+        return symbols(program, array, truth=truth)
 
 
 def program_of(a: Any) -> Any:
@@ -126,11 +134,27 @@ def _not_by_value(index: Any) -> Any:
     return index
 
 
-def symbols(program: Program, a: Any) -> Symbols:
-    """An array of symbols as one of a program."""
-    found = np.asarray(a, object).view(Symbols)
-    found.program = program
+def symbols(program: Program, a: Any, *, truth: bool | None = None) -> Symbols:
+    """An array of symbols as one of a program; of truth values if all are such, unless ``truth`` says it."""
+    array = np.asarray(a, object).view(np.ndarray)
+    if truth is None:
+        foreign = program.foreign.k
+        kinds = {program.is_bool(n) for n in array.flat if n is not None and getattr(n, "k", None) != foreign}
+        truth = kinds == {True}
+        if len(kinds) > 1:
+            _of_one_kind(program, array, truth=False)
+    elif truth:
+        _of_one_kind(program, array, truth=True)
+    found = array.view(Symbols)
+    found.program, found.truth = program, truth
     return found
+
+
+def _of_one_kind(program: Program, a: Any, *, truth: bool) -> None:
+    """Make all numbers of an array, in place, truth values, or none of them."""
+    for i in np.ndindex(a.shape):
+        if a[i] is not None and program.is_bool(a[i]) != truth:
+            a[i] = program.apply("ne", a[i], 0.0) if truth else program.as_float(a[i])
 
 
 def leaves(program: Program, name: str, shape: tuple[int, ...], H: int, place: Callable[..., Place] = tuple) -> Symbols:
@@ -139,7 +163,7 @@ def leaves(program: Program, name: str, shape: tuple[int, ...], H: int, place: C
     blocks = shape[-1] // H
     for i in np.ndindex(shape):
         a[i] = program.leaf(name if blocks == 1 else f"{name}{i[-1] // H}", place((*i[:-1], i[-1] % H)))
-    return symbols(program, a)
+    return symbols(program, a, truth=False)
 
 
 class Namespace:
@@ -166,7 +190,10 @@ class Namespace:
             return found
 
         def made(*args: Any, dtype: Any = None, device: Any = None, **how: Any) -> Symbols:
+            if dtype is None and name.endswith("_like"):
+                dtype = args[0].dtype
             a = found(*args, **how)
-            return symbols(self._program, np.full(a.shape, None) if name.startswith("empty") else a.astype(object))
+            a = np.full(a.shape, None) if name.startswith("empty") else a.astype(object)
+            return symbols(self._program, a) if dtype is None else symbols(self._program, a).astype(dtype)
 
         return made
