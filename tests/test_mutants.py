@@ -160,7 +160,7 @@ MUTANTS = {
     "a mask without its scale": ("bptt/dropout.py", "mask *= 1 / (1 - rate)", "pass"),
     "a mask of the wrong layer": ("bptt/dropout.py", "return self._mask(self.rate, 2 * layer,", "return self._mask(self.rate, 0,"),
     "a mask that begins anew in every segment": ("bptt/dropout.py", "self._mask(self.rate, 2 * layer, start,", "self._mask(self.rate, 2 * layer, 0,"),
-    "the mask of the state forgotten backward": ("equations/state_product.py", "product *= mask", "pass"),
+    "the mask of the state forgotten backward": ("equations/state_product.py", "out *= mask", "pass"),
     "the mask of the state forgotten in dW_hh": ("bptt/layer.py", "if mask is None else tape.h_before * mask", "if True else None"),
     "the same mask of the state in every layer": ("bptt/dropout.py", "2 * layer + 1", "1"),
     "the mask of the state from that between layers": ("bptt/dropout.py", "2 * layer + 1", "2 * layer"),

@@ -56,11 +56,12 @@ class StateProduct:
 
     def _masked(self, product_: Callable[[Array], None], out: Array) -> Callable[[Array], None]:
         """``product_(a)``, and then ``out <- mask * out``."""
-        multiply_, mask = self.backend.elementwise.multiply_, self.mask
+        mask = self.mask
 
         def masked_(a: Array) -> None:
+            nonlocal out
             product_(a)
-            multiply_(out, out, mask)
+            out *= mask
 
         return masked_
 
