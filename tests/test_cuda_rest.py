@@ -12,7 +12,7 @@ from conftest import cuda
 from test_cuda import needs_counters
 
 import bptt_array as ba
-from bptt_array.backend import NumpyBackend
+from bptt_array.backend import NumpyBackend, columns, row_kernels
 from bptt_array.equations.activations import OUTPUT_ACTIVATIONS
 from bptt_array.equations.long_sums import Sums, Waiting, add_product, add_rows
 from bptt_array.equations.losses import LOSSES, LossOfRows
@@ -464,3 +464,26 @@ def test_one_hot_is_one_where_the_number_is(device, dtype):
         found = backend.one_hot(backend.from_host(index), 7, backend.dtype(dtype))
         assert found.dtype == dtype
         assert np.array_equal(backend.to_host(found), np.eye(7)[index])
+
+
+@pytest.mark.parametrize("device", cuda)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_what_does_not_compile_is_said_once_and_done_by_the_portable_form(device, cell, monkeypatch):
+    monkeypatch.setattr(columns, "SOURCE", "no C++")
+    monkeypatch.setattr(row_kernels, "_REDUCTIONS", "no C++")
+    backend = ba.backend.CupyBackend(ba.backend.resolve(device)._index)
+    rng = np.random.default_rng(0)
+    x, target = rng.integers(0, 7, (5, 3)), rng.integers(0, 7, (5, 3))
+    here, there = (ba.RNN(7, 6, 7, cell=cell, output="softmax", device=d, dtype="float64") for d in ("cpu", backend))
+    expected = here.loss_and_grad(x, target, "cross_entropy")
+    with pytest.warns(RuntimeWarning, match=r"^the kernel for .* did not compile: .*Please report this") as said:
+        found = there.loss_and_grad(x, target, "cross_entropy")
+    assert sorted(str(warning.message).partition(" did")[0] for warning in said) == [
+        "the kernel for a loss in one launch",
+        "the kernel for sums over rows",
+    ]
+    again = there.loss_and_grad(x, target, "cross_entropy")  # without a word
+    for loss, grads, _ in (found, again):
+        assert np.allclose(backend.to_host(loss), expected[0], rtol=1e-13, atol=0)
+        for name, gradient in expected[1].params.items():
+            assert np.allclose(backend.to_host(grads.params[name]), gradient, rtol=0, atol=1e-13)

@@ -240,6 +240,13 @@ def test_a_grid_is_as_large_as_cuda_allows():
             assert layout is None or max(layout.grid(sequences, networks)[1:]) <= 65535
 
 
+@pytest.mark.parametrize(("name", "width"), [("tanh", 2016), ("relu", 2016), ("lstm", 736), ("gru", 960)])
+def test_the_widths_that_the_page_names_for_an_h100_are_the_models(name, width):
+    assert segments.widest(OnPaper("H100"), CELLS[name], N=32) == width
+    page = " ".join(Path(segments.__file__).with_name("README.md").read_text(encoding="utf-8").split())
+    assert "on an H100 there is room up to H = 2016 for tanh, 736 for LSTM and 960 for GRU (float32, N = 32;" in page
+
+
 # ---- compiling ----------------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,10 @@ import importlib.util
 import math
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from .cuda_norms import CudaNorms
 from .cuda_updates import FusedOver
 from .portable import Array, Backend, CudaDevice, Elementwise, RowFunction, flag, place
 from .row_kernels import RowKernels
+
+_Result = TypeVar("_Result")
 
 
 @place(persistent=flag)
@@ -48,6 +51,7 @@ class CupyBackend(Backend):
     _read_columns: Any
     _column_sums: dict[Any, ColumnSums]
     _rows: RowKernels
+    _not_compiled: set[str]
 
     #: A launch costs the host 10-20 us whatever its size, so segments are long on a GPU.
     segment_bytes = 1 << 26
@@ -90,6 +94,7 @@ class CupyBackend(Backend):
         )
         self._column_sums = {}
         self._rows = RowKernels(cupy)
+        self._not_compiled = set()
 
     def _find_gemm(self) -> Any:
         """``cupy.cublas.gemm``, if there is one that adds to ``out`` in place; it is not documented.
@@ -291,13 +296,34 @@ class CupyBackend(Backend):
         dtype = matrices[0].dtype
         if dtype not in self._column_sums:
             self._column_sums[dtype] = ColumnSums(self.cupy, dtype, self.cuda_stream)
-        return self._column_sums[dtype](matrices, factors)
+        return self._compiled_or(
+            "sums over rows",
+            lambda: self._column_sums[dtype](matrices, factors),
+            lambda: super(CupyBackend, self).column_sums(matrices, factors),
+        )
 
     def over_rows(self, function: RowFunction) -> Callable[..., tuple[Array, ...]]:
         def run(*values: Any) -> tuple[Array, ...]:
-            return self._rows(function, *values)
+            return self._compiled_or(
+                "a loss in one launch", lambda: self._rows(function, *values), lambda: function(self, *values)
+            )
 
         return run
+
+    def _compiled_or(self, what: str, launch: Callable[[], _Result], instead: Callable[[], _Result]) -> _Result:
+        """``launch()``, or ``instead()`` where its kernel does not compile, which is said once."""
+        if what not in self._not_compiled:
+            try:
+                return launch()
+            except self.cupy.cuda.compiler.CompileException as error:
+                self._not_compiled.add(what)
+                warnings.warn(
+                    f"the kernel for {what} did not compile: {str(error).strip().splitlines()[0]}. Results are the "
+                    "same, only slower. Please report this with the output of `python -m bptt_array info`.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return instead()
 
     def fused(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
         if make not in self._fused:
