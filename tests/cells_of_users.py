@@ -94,7 +94,7 @@ class Leaky(ba.Cell):
             product_(h_before)
             kept[0, ...] = z + gain * of_h
             kept[1, ...] = of_h
-            h[...] = h_before + a * (xp.clip(kept[0, ...], -1.0, 1.0) - h_before)
+            h[...] = h_before + a * (xp.clip(kept[0, ...], -1, 1) - h_before)
 
         return step_
 
@@ -117,7 +117,7 @@ class Leaky(ba.Cell):
     def finish_(self, backend, slopes, dz, dh, tape):
         xp, a, y, of_h = backend.xp, self.rate(backend.xp, tape.params), tape.kept[:, 0, ...], tape.kept[:, 1, ...]
         dz[...] = slopes[:, 0, ...] * dh
-        return {"s": a * (1 - a) * (xp.clip(y, -1.0, 1.0) - tape.h_before) * dh, "gain": of_h * dz}
+        return {"s": a * (1 - a) * (xp.clip(y, -1, 1) - tape.h_before) * dh, "gain": of_h * dz}
 
 
 class Softsign(ba.Cell):

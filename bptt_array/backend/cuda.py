@@ -317,9 +317,10 @@ class CupyBackend(Backend):
                 return launch()
             except self.cupy.cuda.compiler.CompileException as error:
                 self._not_compiled.add(what)
+                said = str(error).strip() or type(error).__name__
                 warnings.warn(
-                    f"the kernel for {what} did not compile: {str(error).strip().splitlines()[0]}. Results are the "
-                    "same, only slower. Please report this with the output of `python -m bptt_array info`.",
+                    f"the kernel for {what} did not compile: {said.splitlines()[0]}. Results are the same, only "
+                    "slower. Please report this with the output of `python -m bptt_array info`.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
