@@ -12,7 +12,7 @@ from conftest import cuda
 from test_cuda import needs_counters
 
 import bptt_array as ba
-from bptt_array.backend import NumpyBackend, columns, row_kernels
+from bptt_array.backend import NumpyBackend, cuda_columns, cuda_rows
 from bptt_array.equations.activations import OUTPUT_ACTIVATIONS
 from bptt_array.equations.long_sums import Sums, Waiting, add_product, add_rows
 from bptt_array.equations.losses import LOSSES, LossOfRows
@@ -469,8 +469,8 @@ def test_one_hot_is_one_where_the_number_is(device, dtype):
 @pytest.mark.parametrize("device", cuda)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_what_does_not_compile_is_said_once_and_done_by_the_portable_form(device, cell, monkeypatch):
-    monkeypatch.setattr(columns, "SOURCE", "no C++")
-    monkeypatch.setattr(row_kernels, "_REDUCTIONS", "no C++")
+    monkeypatch.setattr(cuda_columns, "SOURCE", "no C++")
+    monkeypatch.setattr(cuda_rows, "_REDUCTIONS", "no C++")
     backend = ba.backend.CupyBackend(ba.backend.resolve(device)._index)
     rng = np.random.default_rng(0)
     x, target = rng.integers(0, 7, (5, 3)), rng.integers(0, 7, (5, 3))

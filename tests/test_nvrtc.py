@@ -18,7 +18,7 @@ from nvrtc import needs_nvrtc
 from test_docs import cell_of_the_page
 
 import bptt_array as ba
-from bptt_array.backend import columns, cuda_norms, cuda_updates, row_kernels
+from bptt_array.backend import cuda_columns, cuda_norms, cuda_rows, cuda_updates
 from bptt_array.equations.activations import OUTPUT_ACTIVATIONS
 from bptt_array.equations.losses import LOSSES, LossOfRows
 from bptt_array.kernels.layouts import Device, Work, best, microseconds
@@ -150,7 +150,7 @@ def other_texts(real):
     """The text of every other kind of kernel, by the name of its function."""
     dtype = {"float": "float32", "double": "float64"}[real]
     yield "clip", cuda_norms.kernel_text(dtype)
-    yield "bptt_column_sums", columns.kernel_text(real, 5)
+    yield "bptt_column_sums", cuda_columns.kernel_text(real, 5)
     for optimizer in (ba.SGD(0.1), ba.SGD(0.1, 0.9), ba.Adam()):
         numbers = optimizer._numbers(ba.backend.NumpyBackend(), np.dtype(dtype), 1)
         yield "over", cuda_updates.kernel_text(optimizer._equation(), real, 2 + optimizer.slots, len(numbers))
@@ -158,7 +158,7 @@ def other_texts(real):
     for loss, output, lanes in rows:
         kinds = ["entry", "entry", "class" if LOSSES[loss].takes_classes else "entry", "row", "number"]
         function = LossOfRows(loss, OUTPUT_ACTIVATIONS[output], 0.5)
-        yield "bptt_rows", row_kernels.source(function, kinds, 3, real, lanes)[0]
+        yield "bptt_rows", cuda_rows.source(function, kinds, 3, real, lanes)[0]
 
 
 @needs_nvrtc

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .columns import ColumnSums
+from .cuda_columns import ColumnSums
 from .cuda_norms import CudaNorms
+from .cuda_rows import RowKernels
 from .cuda_updates import FusedOver
 from .portable import Array, Backend, CudaDevice, Elementwise, RowFunction, flag, place
-from .row_kernels import RowKernels
 
 _Result = TypeVar("_Result")
 

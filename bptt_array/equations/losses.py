@@ -112,7 +112,16 @@ LOSSES = {
 
 
 class LossOfRows(NamedTuple):
-    """A loss of the library and g: from ``W_hy h`` of a step to the loss and its derivative, a function of rows."""
+    """A loss of the library and g: from ``W_hy h`` of a step to the loss and its derivative, a function of rows.
+
+    Attributes
+    ----------
+    loss : str
+    g : Activation
+        Of the outputs.
+    before : float
+        What the loss of a step is multiplied by, before a square that would overflow, where there are no weights.
+    """
 
     loss: str
     g: Activation
