@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import array_api_compat
 import array_api_compat.numpy
 import numpy as np
 
+from ..checks import check_count
+from .cpu_products import product_with
 from .portable import Array, Backend, Elementwise, place
+from .workers import workers
+
+_Result = TypeVar("_Result")
 
 
 class NumpyElementwise(Elementwise):
@@ -31,31 +36,22 @@ class NumpyElementwise(Elementwise):
         np.tanh(a, out)
 
 
-#: BLAS multiplies by a transposed matrix of a few hundred rows at about two thirds of its speed; a copy in
-#: order costs about as much as is lost over this many rows of the other factor (measured at H = 64 to 512).
-_ROWS_THAT_PAY_FOR_A_COPY = 128
-
-#: Rows of a matrix that lie a multiple of this many bytes apart fall on the same few lines of a cache: a product with
-#: them takes up to a quarter longer (4H = 1024 and 2048 in float32), so there is one more line between them.
-_PAGE, _LINE = 1024, 64
-
-
-def _rows_apart(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An empty array, with a gap behind each row where rows would fall on each other in the cache."""
-    width, itemsize = shape[-1], np.dtype(dtype).itemsize
-    if len(shape) > 2 or width * itemsize < 2 * _PAGE or width * itemsize % _PAGE:
-        return np.empty(shape, dtype)
-    return np.empty((*shape[:-1], width + _LINE // itemsize), dtype)[..., :width]
-
-
 #: What two passes over an array should take at a time: small enough for a core's own cache.
 _BLOCK_BYTES = 1 << 18
 
 
-@place()
+@place(threads=lambda name, value: None if value is None else check_count(name, value))
 class NumpyBackend(Backend):
-    """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop."""
+    """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop.
 
+    Attributes
+    ----------
+    threads : int or None
+        Into how many parts a large batch is cut, one for each thread, which its results depend on to rounding. None: as
+        many as NumPy's BLAS may have threads.
+    """
+
+    threads: int | None = None
     keeps_arrays = True
     temporaries = False
     one_thread_multiply_adds = 1 << 18  # OpenBLAS
@@ -76,6 +72,12 @@ class NumpyBackend(Backend):
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         return np.array(array)
+
+    def thread_count(self) -> int:
+        return workers.count if self.threads is None else self.threads
+
+    def run_parts(self, parts: Sequence[Callable[[Callable[[], None]], _Result]]) -> list[_Result]:
+        return workers.run(parts)
 
     # NumPy's own are microseconds faster than those of the compatibility layer: much, where a step is short.
 
@@ -100,35 +102,18 @@ class NumpyBackend(Backend):
     def rows(self, a: Array, *, reverse: bool = False) -> Iterator[Array]:
         return iter(a[::-1] if reverse else a)
 
-    def _factors(self, W: Array, rows: tuple[int, ...], steps: int) -> tuple[Array, Array, bool]:
-        """``W``, or a copy in order if that pays; room for the product; and whether ``ndarray.dot`` takes both."""
-        if steps * rows[-1] >= _ROWS_THAT_PAY_FOR_A_COPY:
-            ordered = _rows_apart(W.shape, W.dtype)
-            ordered[...] = W
-            W = ordered
-        product = _rows_apart((*rows, W.shape[-1]), W.dtype)
-        whole = product.flags.c_contiguous and (W.flags.c_contiguous or W.flags.f_contiguous)
-        return W, product, W.ndim == 2 and whole
-
     def accumulator(self, W: Array, rows: tuple[int, ...], steps: int) -> Callable[[Array, Array], None]:
-        W, product, dot = self._factors(W, rows, steps)
-        matmul, add = np.matmul, np.add
+        product_, product = product_with(W, rows[-1], steps)
+        add = np.add
 
         def add_product(out: Array, a: Array) -> None:
-            a.dot(W, product)  # np.matmul with half a microsecond less around it: much, where a step is short
+            product_(a)
             add(out, product, out)
 
-        def add_any_product(out: Array, a: Array) -> None:
-            matmul(a, W, product)
-            add(out, product, out)
-
-        return add_product if dot else add_any_product
+        return add_product
 
     def multiplier(self, W: Array, rows: tuple[int, ...], steps: int) -> tuple[Callable[[Array], None], Array]:
-        W, product, dot = self._factors(W, rows, steps)
-        if dot:
-            return lambda a: a.dot(W, product), product
-        return lambda a: np.matmul(a, W, product), product
+        return product_with(W, rows[-1], steps)
 
     def elementwise_accumulator(self, rows: tuple[int, ...], dtype: Any) -> Callable[[Array, Array, Array], None]:
         product = np.empty(rows, dtype)

@@ -28,6 +28,7 @@ from .namespaces import dtypes_of, namespace_of
 
 Array = Any  # an array of the backend's namespace
 _Kind = TypeVar("_Kind", bound=type)
+_Result = TypeVar("_Result")
 DTYPES = ("float32", "float64")
 
 
@@ -212,7 +213,7 @@ class Backend:
     @property
     def settings(self) -> dict[str, Any]:
         """What was set on this one, and differs from its class."""
-        return {name: value for name, value in vars(self).items() if name in (*_SETTINGS, "persistent")}
+        return {name: value for name, value in vars(self).items() if name in (*_SETTINGS, "persistent", "threads")}
 
     def __repr__(self) -> str:
         return f"Backend({self.xp.__name__!r}, device={str(self.device)!r})"
@@ -221,6 +222,17 @@ class Backend:
     def name(self) -> str:
         """Where arrays live, in the words of the ``device`` argument: ``"cpu"``, ``"cuda:0"``, …"""
         return f"{self.xp.__name__.removeprefix('array_api_compat.')}:{self.device}"
+
+    def thread_count(self) -> int:
+        """Into how many parts, one for each thread, a batch may be cut (see ``bptt/parts.py``)."""
+        return 1
+
+    def run_parts(self, parts: Sequence[Callable[[Callable[[], None]], _Result]]) -> list[_Result]:
+        """The results of functions that have nothing to do with each other, each called with a function ``going()``.
+
+        Where threads call them that one raises once another part has failed.
+        """
+        return [part(lambda: None) for part in parts]
 
     def active(self) -> AbstractContextManager[Any]:
         """Context in which new arrays are born on this device (CuPy allocates on the current device)."""

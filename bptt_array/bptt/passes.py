@@ -6,6 +6,8 @@ Each is a schedule run over the segments of :mod:`bptt_array.bptt.unrolled`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from ..backend.portable import Array, Backend
@@ -18,16 +20,17 @@ from .batch import Batch, States, as_state, without
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
 from .dropout import Dropout
 from .padding import Feed
+from .parts import Part, Targets, added, count_parts, cut, joined
 from .state import Gradients, State
 from .unrolled import BackwardPass, DirectPart, Stack, Unrolled, Watch
 from .workspace import Loan, Workspace
 
+#: Called now and then by a part of a call; raises where another part has failed.
+Going = Callable[[], None]
 
-class Targets(NamedTuple):
-    """What the outputs are compared with."""
 
-    target: Array
-    weights: Array | None
+def go_on() -> None:
+    """There are no other parts."""
 
 
 class BoundNetwork(NamedTuple):
@@ -46,6 +49,12 @@ class BoundNetwork(NamedTuple):
         return longest_segment(
             self.backend.segment_bytes, batch.T, bytes_per_step, bidirectional=self.stack.bidirectional, members=members
         )
+
+    def parts(self, batch: Batch) -> int:
+        """Into how many parts a batch is cut, one for each thread."""
+        cell, params = self.stack.top
+        multiply_adds = batch.N * math.prod(params["W_hh"].shape) // cell.gates
+        return count_parts(self.backend, batch.N, multiply_adds)
 
     def empty_dx(self, batch: Batch) -> Array:
         inputs = self.stack.layers[0].params["W_xh"].shape[-1]
@@ -114,11 +123,31 @@ def run_loss(
     network: BoundNetwork, batch: Batch, objective: Objective, targets: Targets, dropout: Dropout | None
 ) -> tuple[Array, State]:
     """Loss and last state; no segment is kept."""
-    arrays = Loan(network.backend, network.workspace)
-    head = loss_head(network.mode, objective, *targets, batch, Sums(Waiting.on(network.backend)))
+    whole = Part(batch, targets, dropout)
+    count = 1 if callable(objective.loss) else network.parts(batch)
+    if count == 1:
+        return _loss(network, whole, objective, network.workspace)
+    parts = cut(whole, count, network.mode)
+    done = network.backend.run_parts(
+        [
+            partial(_loss, network, part, objective, workspace)
+            for part, workspace in zip(parts, network.workspace.of_parts(count), strict=True)
+        ]
+    )
+    losses, states = zip(*done, strict=True)
+    return sum(losses[1:], start=losses[0]), joined(network.backend, states)
+
+
+def _loss(
+    network: BoundNetwork, part: Part, objective: Objective, workspace: Workspace, going: Going = go_on
+) -> tuple[Array, State]:
+    batch, backend = part.batch, network.backend
+    arrays = Loan(backend, workspace)
+    head = loss_head(network.mode, objective, *part.targets, batch, Sums(Waiting.on(backend)))
     length = network.segment_length(batch)
-    unrolled = Unrolled(network.backend, network.stack, batch, length, arrays, dropout, keep=False)
+    unrolled = Unrolled(backend, network.stack, batch, length, arrays, part.dropout, keep=False)
     for start, stop in Segments(0, batch.T, length):
+        going()
         h = unrolled.forward(start, stop)
         head.add_loss(start, stop, h, unrolled.last_outputs)
         unrolled.release(start)
@@ -140,21 +169,51 @@ def run_loss_and_grad(
     watch: Watch | None = None,
 ) -> tuple[Array, Gradients, State]:
     """Loss, gradients and last state, as planned."""
-    arrays = Loan(network.backend, network.workspace, plan.memory)
-    waiting = Waiting.on(network.backend)
+    backend = network.backend
+    whole = Part(batch, targets, dropout, network.empty_dx(batch) if input_grad else None)
+    one = partial(_loss_and_grad, network, objective=objective, plan=plan, backward=backward, watch=watch)
+    alone = callable(objective.loss) or plan.memory is not None or backward != "sequential" or watch is not None
+    count = 1 if alone else network.parts(batch)
+    if count == 1:
+        return one(whole, network.workspace)
+    parts = cut(whole, count, network.mode)
+    done = backend.run_parts(
+        [
+            partial(one, part, workspace)
+            for part, workspace in zip(parts, network.workspace.of_parts(count), strict=True)
+        ]
+    )
+    losses, grads, states = zip(*done, strict=True)
+    return sum(losses[1:], start=losses[0]), added(backend, grads, whole.dx), joined(backend, states)
+
+
+def _loss_and_grad(
+    network: BoundNetwork,
+    part: Part,
+    workspace: Workspace,
+    going: Going = go_on,
+    *,
+    objective: Objective,
+    plan: Plan,
+    backward: str,
+    watch: Watch | None,
+) -> tuple[Array, Gradients, State]:
+    batch, backend = part.batch, network.backend
+    arrays = Loan(backend, workspace, plan.memory)
+    waiting = Waiting.on(backend)
     readout_grads = Sums(waiting)
-    head = loss_head(network.mode, objective, *targets, batch, readout_grads)
-    unrolled = Unrolled(network.backend, network.stack, batch, plan.longest, arrays, dropout)
-    dx = network.empty_dx(batch) if input_grad else None
-    sweep = BackwardPass(unrolled, head, None, dx, unrolled.rows, backward, watch, waiting)
+    head = loss_head(network.mode, objective, *part.targets, batch, readout_grads)
+    unrolled = Unrolled(backend, network.stack, batch, plan.longest, arrays, part.dropout)
+    sweep = BackwardPass(unrolled, head, None, part.dx, unrolled.rows, backward, watch, waiting, dx_apart=part.is_cut)
     for instruction in plan.schedule():
+        going()
         match instruction:
             case Forward(start, stop, keep):
                 unrolled.forward(start, stop)
                 if not keep:
                     unrolled.release(start)
-            case Backward(start, stop, cut, loss, keep):
-                sweep.segment(start, stop, cut=cut, loss=loss)
+            case Backward(start, stop, is_cut, loss, keep):
+                sweep.segment(start, stop, cut=is_cut, loss=loss)
                 if not keep:
                     unrolled.release(start)
             case Remember(start):

@@ -186,6 +186,8 @@ class BackwardPass:
         Is shown the gradients of the states of every layer and segment.
     waiting : Waiting, optional
         Where the sums of ``direct`` wait for those of the layers.
+    dx_apart : bool
+        The steps of ``dx`` are not in one piece, which a product for all of them would have to write.
     """
 
     def __init__(
@@ -198,8 +200,11 @@ class BackwardPass:
         backward: str = "sequential",
         watch: Watch | None = None,
         waiting: Waiting | None = None,
+        *,
+        dx_apart: bool = False,
     ) -> None:
         self.watch = watch
+        self.dx_apart = dx_apart
         self.unrolled = unrolled
         self.direct = direct
         self.dx: Array = dx
@@ -240,7 +245,8 @@ class BackwardPass:
         unrolled, layer, two = self.unrolled, self.layers[k], self.unrolled.stack.bidirectional
         target = self.layers[k - 1].direct(start, stop) if k else self.dx[start:stop, ...]
         again = again and k == 0
-        dx = self._of_both(layer, start, stop) if two else unrolled.backend.copy(target) if again else target
+        apart = again or (k == 0 and self.dx_apart)
+        dx = self._of_both(layer, start, stop) if two else unrolled.backend.copy(target) if apart else target
         if not two:
             layer.dx_(start, stop, dx)
         mask = unrolled.mask(k, start, stop)
@@ -248,10 +254,10 @@ class BackwardPass:
             dx *= mask
         if two and k:
             directions.split_(unrolled.backend, target, dx, unrolled.batch.padding)
-        elif two:
-            target[...] = dx
-        elif again:
+        elif again and not two:
             target += dx
+        elif two or apart:
+            target[...] = dx
 
     def _of_both(self, layer: LayerBackward, start: int, stop: int) -> Array:
         """The gradient of the input that both directions of a layer read, ``(S, [E,] N, F)``."""

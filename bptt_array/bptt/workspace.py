@@ -21,11 +21,20 @@ class Workspace:
     def __init__(self) -> None:
         # One list of arrays and the budget they were made within, or nothing while a step has it.
         self._left: list[tuple[int | None, list[Array]]] = []
+        self._of_parts: list[Workspace] = []
 
     @property
     def arrays(self) -> list[Array]:
         """What is there to be taken."""
-        return [array for _, left in self._left for array in left]
+        own = [array for _, left in self._left for array in left]
+        return own + [array for part in self._of_parts for array in part.arrays]
+
+    def of_parts(self, count: int) -> list[Workspace]:
+        """One for each part of a call; what calls in one piece have left is let go of."""
+        self._left.clear()
+        while len(self._of_parts) < count:
+            self._of_parts.append(Workspace())
+        return self._of_parts[:count]
 
     def take(self, budget: int | None) -> list[Array]:
         """What was left, for one caller alone: a pop is atomic, whatever other threads do.
@@ -40,6 +49,7 @@ class Workspace:
 
     def leave(self, arrays: list[Array], budget: int | None) -> None:
         """Leave arrays in place of those that are there."""
+        self._of_parts = []
         self._left[:] = [(budget, arrays)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Workspace:

@@ -14,7 +14,8 @@ from ..backend.arrays import dtype_name
 from ..backend.portable import Array, Backend
 from ..bptt.batch import Batch
 from ..bptt.padding import Padding
-from ..bptt.passes import BoundNetwork, Targets, run_loss_and_grad
+from ..bptt.parts import Targets
+from ..bptt.passes import BoundNetwork, run_loss_and_grad
 from ..bptt.state import State
 from ..bptt.workspace import Workspace
 from ..equations.losses import Objective, UserLoss

@@ -16,6 +16,7 @@ from ..bptt.batch import Batch, States, without
 from ..bptt.dropout import Dropout
 from ..bptt.layer import Layer, how_time_runs
 from ..bptt.padding import Padding
+from ..bptt.parts import Targets
 from ..bptt.state import State
 from ..bptt.unrolled import Stack
 from ..bptt.workspace import Workspace
@@ -97,7 +98,7 @@ class Calls:
         weights: Any,
         reduction: Any,
         validate: bool,
-    ) -> tuple[Objective, passes.Targets]:
+    ) -> tuple[Objective, Targets]:
         """A loss and what it compares with, checked and time first, with an axis for the members if there are any."""
         backend, architecture = self.backend, self.architecture
         y_shape = architecture.outputs_shape(batch.T, batch.N)
@@ -117,7 +118,7 @@ class Calls:
             before = 1 if every else 0
             target = for_members(target, len(y_shape) - (not features), before)
             weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
-        return Objective(network.readout, loss, steps, architecture.members), passes.Targets(target, weights)
+        return Objective(network.readout, loss, steps, architecture.members), Targets(target, weights)
 
     def batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
         """Inputs and initial states; ``host``: NumPy arrays will do for a network on a device too."""
