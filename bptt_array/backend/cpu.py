@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import array_api_compat
@@ -36,8 +37,9 @@ class NumpyElementwise(Elementwise):
         np.tanh(a, out)
 
 
-#: What two passes over an array should take at a time: small enough for a core's own cache.
-_BLOCK_BYTES = 1 << 18
+#: What two passes over an array should take at a time: small enough for a core's own cache; and many passes over many
+#: arrays, whose blocks are not in one piece: small enough for the cache of all cores.
+_BLOCK_BYTES, _BLOCKS_BYTES = 1 << 18, 1 << 22
 
 
 @place(threads=lambda name, value: None if value is None else check_count(name, value))
@@ -54,6 +56,7 @@ class NumpyBackend(Backend):
     threads: int | None = None
     keeps_arrays = True
     temporaries = False
+    gates_apart = True
     one_thread_multiply_adds = 1 << 18  # OpenBLAS
 
     def __init__(self) -> None:
@@ -75,6 +78,9 @@ class NumpyBackend(Backend):
 
     def thread_count(self) -> int:
         return workers.count if self.threads is None else self.threads
+
+    def one_thread(self) -> AbstractContextManager[Any]:
+        return workers.one_thread_each()
 
     def run_parts(self, parts: Sequence[Callable[[Callable[[], None]], _Result]]) -> list[_Result]:
         return workers.run(parts)
@@ -146,7 +152,7 @@ class NumpyBackend(Backend):
 
         def in_blocks(*arrays: Array) -> None:  # each pass but the first finds the block in the cache
             length = len(arrays[0])
-            steps = max(1, _BLOCK_BYTES * length // max(1, sum(a.nbytes for a in arrays)))
+            steps = max(1, _BLOCKS_BYTES * length // max(1, sum(a.nbytes for a in arrays)))
             for k in range(0, length, steps):
                 function(*[a[k : k + steps] for a in arrays])
 

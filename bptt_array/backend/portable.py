@@ -166,6 +166,8 @@ class Backend:
     keeps_arrays = False
     #: Whether an operation makes an array before it is written where it belongs: no ``out=``.
     temporaries = True
+    #: Whether gates are faster apart, ``(G, ..., N, H)``, than side by side (see ``Cell.gates_apart``).
+    gates_apart = False
     #: Whether a segment of time is one launch each way, where the device runs kernels (see ``kernels/``).
     persistent = False
     #: Products of at most so many multiply-adds are not shared out to threads, which would wait for each other.
@@ -226,6 +228,10 @@ class Backend:
     def thread_count(self) -> int:
         """Into how many parts, one for each thread, a batch may be cut (see ``bptt/parts.py``)."""
         return 1
+
+    def one_thread(self) -> AbstractContextManager[Any]:
+        """Context in which products are not shared out to threads, which would wait for each other."""
+        return nullcontext()
 
     def run_parts(self, parts: Sequence[Callable[[Callable[[], None]], _Result]]) -> list[_Result]:
         """The results of functions that have nothing to do with each other, each called with a function ``going()``.

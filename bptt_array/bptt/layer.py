@@ -13,7 +13,7 @@ from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..backend.portable import Array, Backend
-from ..equations.cell import Cell, Tape
+from ..equations.cell import Cell, Tape, by_gate, rows_by_gate
 from ..equations.long_sums import Sums, Waiting, add_rows
 from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
@@ -103,6 +103,7 @@ class LayerForward:
         self._look_up: Callable[[Array, Array], None] | None = None  # rows[t] <- W_xh x_t + b_h of tokens
         if tokens:
             self._look_up = backend.column_reader(layer.params["W_xh"], layer.params["b_h"], T * initial[0].shape[-2])
+        self._bias = self._bias_of_a_row()
         self._kernel: ForwardKernel | None = None  # runs a segment in one launch
         if backend.persistent:
             from ..kernels.segments import ForwardKernel  # not where nothing runs kernels
@@ -110,8 +111,25 @@ class LayerForward:
             self._kernel = ForwardKernel.find(backend, layer.cell, layer.params, initial[0].shape, mask)
         self._step = _none
         if self._kernel is None:
-            product = StateProduct(backend, layer.params["W_hh"].mT, initial[0].shape[:-1], T, mask)
+            W = layer.params["W_hh"]
+            if layer.cell.apart(backend):  # (G, ..., H, H)
+                W = by_gate(backend, W.mT, layer.cell.gates)
+            else:
+                W = W.mT
+            product = StateProduct(backend, W, initial[0].shape[:-1], T, mask)
             self._step = layer.cell.forward_(backend, layer.params, product)
+
+    def _bias_of_a_row(self) -> Array:
+        """``b_h (..., 1, G*H)``; on NumPy, which adds arrays of one shape faster, for each sequence; by gate, if so."""
+        backend, (cell, params) = self.backend, self.layer
+        b_h = params["b_h"][..., None, :]
+        if cell.apart(backend):
+            b_h = by_gate(backend, b_h, cell.gates)
+        if not backend.gates_apart:
+            return b_h
+        rows = backend.empty((*b_h.shape[:-2], self.initial[0].shape[-2], b_h.shape[-1]), b_h.dtype)
+        rows[...] = b_h
+        return rows
 
     def forward(self, start: int, stop: int, x: Array) -> Array:
         """Run the next segment on ``x (S, ..., N, I)`` or tokens ``(S, ..., N)``; returns its ``h (S, ..., N, H)``.
@@ -129,10 +147,14 @@ class LayerForward:
             kept = arrays[-1][:steps, ...]
         tape = Tape(states, kept, params)
         z = None if cell.in_place else self._rows("z", steps, (*row[:-1], cell.gates * row[-1]), dtype)
+        gates = tape.kept[:, : cell.gates, ...] if cell.apart(backend) else None
         if self._look_up is not None:
             self._look_up(tape.h if z is None else z, x)
+            if gates is not None:
+                gates[...] = rows_by_gate(backend, z, cell.gates)
         else:
-            project_(backend, tape.h if z is None else z, x, params["W_xh"], params["b_h"])
+            project_(backend, tape.h if z is None else z, x, params["W_xh"], self._bias, gates)
+        z = z if gates is None else gates
         after: States | None = None
         if self._kernel is None:
             for buffer, before in zip(states, self.state, strict=True):

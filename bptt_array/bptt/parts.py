@@ -19,7 +19,9 @@ from .state import Gradients, State
 
 #: Sequences of a part at least; and how many multiply-adds a gate has in a step, for each part and each other one that
 #: wants Python to itself at the same time (measured: H = 64 to 1024, two threads).
-FEWEST, ENOUGH = 16, 1 << 19
+FEWEST, ENOUGH = 8, 1 << 19
+#: A product of so many multiply-adds is on one thread anyway (OpenBLAS).
+FEW = 1 << 18
 
 
 class Targets(NamedTuple):
@@ -30,41 +32,60 @@ class Targets(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Sequences of a batch, all or some, and what goes with them; of one that ``is_cut`` arrays are views."""
+    """Sequences of a batch, all or some, and what goes with them; of one that ``is_cut`` arrays are views.
+
+    ``rows (T, [E,] N, F)``: where outputs or gradients of the input are written.
+    """
 
     batch: Batch
-    targets: Targets
+    targets: Targets | None
     dropout: Dropout | None
-    dx: Array | None = None
+    rows: Array | None = None
     is_cut: bool = False
 
+    @property
+    def compared(self) -> Targets:
+        """The targets of a part that has any."""
+        assert self.targets is not None
+        return self.targets
 
-def count_parts(backend: Backend, N: int, multiply_adds: int) -> int:
-    """Into how many parts N sequences are cut, if a gate has so many multiply-adds in a step: one for every thread, or 1."""
+
+def count_parts(backend: Backend, N: int, multiply_adds: int) -> int | None:
+    """Into how many parts N sequences are cut; 1 where one thread is faster than several, whatever else runs.
+
+    None: in one piece whose products are shared out to threads, since there are more of these than parts that pay.
+    ``multiply_adds``: those of a gate in a step.
+    """
+    most = math.isqrt(multiply_adds // ENOUGH)
+    if most < 2:
+        return 1
     threads = backend.thread_count()
-    return threads if threads <= min(N // FEWEST, math.isqrt(multiply_adds // ENOUGH)) else 1
+    return threads if threads <= min(N // FEWEST, most) else None
+
+
+def rows_of_parts(N: int, count: int) -> list[slice]:
+    """Which of N sequences are in each of so many parts, as equal as can be."""
+    return [slice(N * k // count, N * (k + 1) // count) for k in range(count)]
 
 
 def cut(whole: Part, count: int, mode: str) -> list[Part]:
-    """Parts as equal as can be; ``mode``: whether there are targets for ``"every"`` step or for the ``"last"``."""
+    """The parts of a batch; ``mode``: whether there are targets for ``"every"`` step or for the ``"last"``."""
+    return [_of(whole, rows, mode) for rows in rows_of_parts(whole.batch.N, count)]
+
+
+def _of(whole: Part, rows: slice, mode: str) -> Part:
     batch, targets, dropout = whole.batch, whole.targets, whole.dropout
-    axes = (2 if mode == "every" else 1) + (batch.members is not None)
-    parts = []
-    for k in range(count):
-        rows = slice(batch.N * k // count, batch.N * (k + 1) // count)
-        parts.append(
-            Part(
-                batch_of(batch, rows),
-                Targets(
-                    of_rows(targets.target, rows, features=targets.target.ndim > axes),
-                    None if targets.weights is None else of_rows(targets.weights, rows, features=False),
-                ),
-                None if dropout is None else replace(dropout, first=dropout.first + rows.start),
-                None if whole.dx is None else of_rows(whole.dx, rows),
-                is_cut=True,
-            )
-        )
-    return parts
+    if targets is not None:
+        axes = (2 if mode == "every" else 1) + (batch.members is not None)
+        weights = None if targets.weights is None else of_rows(targets.weights, rows, features=False)
+        targets = Targets(of_rows(targets.target, rows, features=targets.target.ndim > axes), weights)
+    return Part(
+        batch_of(batch, rows),
+        targets,
+        None if dropout is None else replace(dropout, first=dropout.first + rows.start),
+        None if whole.rows is None else of_rows(whole.rows, rows),
+        is_cut=True,
+    )
 
 
 def of_rows(a: Array, rows: slice, *, features: bool = True) -> Array:
@@ -86,6 +107,8 @@ def batch_of(batch: Batch, rows: slice) -> Batch:
 
 def joined(backend: Backend, states: Sequence[State]) -> State:
     """The states of all parts, side by side."""
+    if len(states) == 1:
+        return states[0]
     pairs = ([getattr(state, name) for state in states] for name in ("h", "c"))
     return State(*[None if arrays[0] is None else backend.xp.concat(arrays, axis=-2) for arrays in pairs])
 
@@ -93,6 +116,8 @@ def joined(backend: Backend, states: Sequence[State]) -> State:
 def added(backend: Backend, parts: Sequence[Gradients], dx: Array | None) -> Gradients:
     """The gradients of a whole batch; those of the first part are used up."""
     first, *others = parts
+    if not others:
+        return first
     for other in others:
         for name, grad in first.params.items():
             grad += other.params[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..backend.portable import Array, Backend
 from ..equations.long_sums import Sums, Waiting
@@ -20,11 +20,12 @@ from .batch import Batch, States, as_state, without
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
 from .dropout import Dropout
 from .padding import Feed
-from .parts import Part, Targets, added, count_parts, cut, joined
+from .parts import FEW, Part, Targets, added, count_parts, cut, joined, of_rows, rows_of_parts
 from .state import Gradients, State
 from .unrolled import BackwardPass, DirectPart, Stack, Unrolled, Watch
 from .workspace import Loan, Workspace
 
+_Result = TypeVar("_Result")
 #: Called now and then by a part of a call; raises where another part has failed.
 Going = Callable[[], None]
 
@@ -41,6 +42,7 @@ class BoundNetwork(NamedTuple):
     readout: Readout
     mode: str  # "every" or "last"
     workspace: Workspace
+    largest: int  # numbers of the largest parameter
 
     def segment_length(self, batch: Batch) -> int:
         itemsize = self.backend.xp.finfo(batch.dtype).bits // 8
@@ -50,11 +52,25 @@ class BoundNetwork(NamedTuple):
             self.backend.segment_bytes, batch.T, bytes_per_step, bidirectional=self.stack.bidirectional, members=members
         )
 
-    def parts(self, batch: Batch) -> int:
-        """Into how many parts a batch is cut, one for each thread."""
+    def parts(self, batch: Batch) -> int | None:
+        """Into how many parts a batch may be cut, see :func:`~bptt_array.bptt.parts.count_parts`."""
         cell, params = self.stack.top
-        multiply_adds = batch.N * math.prod(params["W_hh"].shape) // cell.gates
-        return count_parts(self.backend, batch.N, multiply_adds)
+        return count_parts(self.backend, batch.N, batch.N * math.prod(params["W_hh"].shape) // cell.gates)
+
+    def run(self, whole: Part, one: Callable[..., _Result], *, in_parts: bool) -> list[_Result]:
+        """``one(part, workspace, going)`` of every part of a batch, or ``one(whole, workspace)``."""
+        count = self.parts(whole.batch)
+        if count is None or count == 1 or not in_parts:
+            return [self.in_one_piece(whole.batch, partial(one, whole, self.workspace))]
+        pairs = zip(cut(whole, count, self.mode), self.workspace.of_parts(count), strict=True)
+        return self.backend.run_parts([partial(one, *pair) for pair in pairs])
+
+    def in_one_piece(self, batch: Batch, function: Callable[[], _Result]) -> _Result:
+        """Its result; where threads do not pay, products have one."""
+        if self.parts(batch) == 1 and batch.T * batch.N * self.largest > FEW:
+            with self.backend.one_thread():
+                return function()
+        return function()
 
     def empty_dx(self, batch: Batch) -> Array:
         inputs = self.stack.layers[0].params["W_xh"].shape[-1]
@@ -69,18 +85,35 @@ class BoundNetwork(NamedTuple):
         return self.as_state(last, own=last[0][0] is not unrolled.batch.initial[0][0])
 
 
-def run_forward(network: BoundNetwork, batch: Batch, dropout: Dropout | None, *, keep: bool) -> tuple[Array, Unrolled]:
-    """Outputs, and the layers unrolled; ``keep`` their states for :func:`run_backward`."""
-    backend, stack, readout, mode, _ = network
-    length = network.segment_length(batch)
-    unrolled = Unrolled(backend, stack, batch, length, dropout=dropout, keep=keep)
+def run_forward(
+    network: BoundNetwork, batch: Batch, dropout: Dropout | None, *, keep: bool
+) -> tuple[Array, State, list[Unrolled]]:
+    """Outputs, last state, and the layers of every part unrolled; ``keep`` their states for :func:`run_backward`."""
+    backend, stack, readout, mode, *_ = network
+    y: Array = None
     if mode == "every":
         y = backend.empty((batch.T, *batch.member_axis, batch.N, readout.size(stack.outputs)), batch.dtype)
+    one = partial(_forward, network, length=network.segment_length(batch), keep=keep)
+    ys, unrolled = zip(*network.run(Part(batch, None, dropout, y), one, in_parts=True), strict=True)
+    if mode == "last":
+        y = ys[0] if len(ys) == 1 else backend.xp.concat(ys, axis=-2)
+    return y, joined(backend, [network.as_state(of_part.last) for of_part in unrolled]), list(unrolled)
+
+
+def _forward(
+    network: BoundNetwork, part: Part, workspace: Workspace, going: Going = go_on, *, length: int, keep: bool
+) -> tuple[Array, Unrolled]:
+    backend, stack, readout, mode, *_ = network
+    batch = part.batch
+    y: Array = part.rows
+    unrolled = Unrolled(backend, stack, batch, length, dropout=part.dropout, keep=keep)
     for start, stop in Segments(0, batch.T, length):
+        going()
         h = unrolled.forward(start, stop)
         if mode == "every":
-            part = readout(h)
-            y[start:stop, ...] = part if batch.padding is None else batch.padding.zeroed(part, start, stop)
+            of_segment = readout(h)
+            padding = batch.padding
+            y[start:stop, ...] = of_segment if padding is None else padding.zeroed(of_segment, start, stop)
         if not keep:
             unrolled.release(start)
     if mode == "last":
@@ -92,15 +125,47 @@ def run_forward(network: BoundNetwork, batch: Batch, dropout: Dropout | None, *,
 
 def run_backward(
     network: BoundNetwork,
-    unrolled: Unrolled,
+    whole: Batch,
+    unrolled: list[Unrolled],
     dy: Array | None,
     d_last: list[States] | None,
     *,
     input_grad: bool,
     backward: str = "sequential",
 ) -> Gradients:
-    """Full BPTT from gradients of the outputs and of the last states of every layer."""
-    backend, _, readout, mode, _ = network
+    """Full BPTT from gradients of the outputs and of the last states of every layer, of the parts that ran forward."""
+    dx = network.empty_dx(whole) if input_grad else None
+    one = partial(_backward, network, length=network.segment_length(whole), backward=backward)
+    count = len(unrolled)
+    if count == 1:
+        return network.in_one_piece(whole, partial(one, unrolled[0], dy, d_last, dx))
+    parts = [
+        partial(
+            one,
+            unrolled[k],
+            None if dy is None else of_rows(dy, rows),
+            None if d_last is None else [tuple([of_rows(d, rows) for d in states]) for states in d_last],
+            None if dx is None else of_rows(dx, rows),
+            dx_apart=True,
+        )
+        for k, rows in enumerate(rows_of_parts(whole.N, count))
+    ]
+    return added(network.backend, network.backend.run_parts(parts), dx)
+
+
+def _backward(
+    network: BoundNetwork,
+    unrolled: Unrolled,
+    dy: Array | None,
+    d_last: list[States] | None,
+    dx: Array | None,
+    going: Going = go_on,
+    *,
+    length: int,
+    backward: str,
+    dx_apart: bool = False,
+) -> Gradients:
+    backend, _, readout, mode, *_ = network
     batch = unrolled.batch
     waiting = Waiting.on(backend)
     readout_grads = Sums(waiting)
@@ -111,9 +176,9 @@ def run_backward(
         last = unrolled.last_outputs
         d_outputs = last_state_gradient(backend, readout, last, dy, batch.padding, readout_grads)
         d_last = unrolled.with_last_outputs(d_last, d_outputs)
-    dx = network.empty_dx(batch) if input_grad else None
-    sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward, waiting=waiting)
-    for step in full(batch.T, network.segment_length(batch)):
+    sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward, waiting=waiting, dx_apart=dx_apart)
+    for step in full(batch.T, length):
+        going()
         if isinstance(step, Backward):
             sweep.segment(step.start, step.stop, cut=step.cut)
     return _gradients(network, sweep, readout_grads)
@@ -123,28 +188,18 @@ def run_loss(
     network: BoundNetwork, batch: Batch, objective: Objective, targets: Targets, dropout: Dropout | None
 ) -> tuple[Array, State]:
     """Loss and last state; no segment is kept."""
-    whole = Part(batch, targets, dropout)
-    count = 1 if callable(objective.loss) else network.parts(batch)
-    if count == 1:
-        return _loss(network, whole, objective, network.workspace)
-    parts = cut(whole, count, network.mode)
-    done = network.backend.run_parts(
-        [
-            partial(_loss, network, part, objective, workspace)
-            for part, workspace in zip(parts, network.workspace.of_parts(count), strict=True)
-        ]
-    )
+    one = partial(_loss, network, objective=objective, length=network.segment_length(batch))
+    done = network.run(Part(batch, targets, dropout), one, in_parts=not callable(objective.loss))
     losses, states = zip(*done, strict=True)
     return sum(losses[1:], start=losses[0]), joined(network.backend, states)
 
 
 def _loss(
-    network: BoundNetwork, part: Part, objective: Objective, workspace: Workspace, going: Going = go_on
+    network: BoundNetwork, part: Part, workspace: Workspace, going: Going = go_on, *, objective: Objective, length: int
 ) -> tuple[Array, State]:
     batch, backend = part.batch, network.backend
     arrays = Loan(backend, workspace)
-    head = loss_head(network.mode, objective, *part.targets, batch, Sums(Waiting.on(backend)))
-    length = network.segment_length(batch)
+    head = loss_head(network.mode, objective, *part.compared, batch, Sums(Waiting.on(backend)))
     unrolled = Unrolled(backend, network.stack, batch, length, arrays, part.dropout, keep=False)
     for start, stop in Segments(0, batch.T, length):
         going()
@@ -169,22 +224,12 @@ def run_loss_and_grad(
     watch: Watch | None = None,
 ) -> tuple[Array, Gradients, State]:
     """Loss, gradients and last state, as planned."""
-    backend = network.backend
     whole = Part(batch, targets, dropout, network.empty_dx(batch) if input_grad else None)
     one = partial(_loss_and_grad, network, objective=objective, plan=plan, backward=backward, watch=watch)
-    alone = callable(objective.loss) or plan.memory is not None or backward != "sequential" or watch is not None
-    count = 1 if alone else network.parts(batch)
-    if count == 1:
-        return one(whole, network.workspace)
-    parts = cut(whole, count, network.mode)
-    done = backend.run_parts(
-        [
-            partial(one, part, workspace)
-            for part, workspace in zip(parts, network.workspace.of_parts(count), strict=True)
-        ]
-    )
-    losses, grads, states = zip(*done, strict=True)
-    return sum(losses[1:], start=losses[0]), added(backend, grads, whole.dx), joined(backend, states)
+    in_parts = not callable(objective.loss) and plan.memory is None and backward == "sequential" and watch is None
+    losses, grads, states = zip(*network.run(whole, one, in_parts=in_parts), strict=True)
+    loss = sum(losses[1:], start=losses[0])
+    return loss, added(network.backend, grads, whole.rows), joined(network.backend, states)
 
 
 def _loss_and_grad(
@@ -202,9 +247,9 @@ def _loss_and_grad(
     arrays = Loan(backend, workspace, plan.memory)
     waiting = Waiting.on(backend)
     readout_grads = Sums(waiting)
-    head = loss_head(network.mode, objective, *part.targets, batch, readout_grads)
+    head = loss_head(network.mode, objective, *part.compared, batch, readout_grads)
     unrolled = Unrolled(backend, network.stack, batch, plan.longest, arrays, part.dropout)
-    sweep = BackwardPass(unrolled, head, None, part.dx, unrolled.rows, backward, watch, waiting, dx_apart=part.is_cut)
+    sweep = BackwardPass(unrolled, head, None, part.rows, unrolled.rows, backward, watch, waiting, dx_apart=part.is_cut)
     for instruction in plan.schedule():
         going()
         match instruction:

@@ -80,6 +80,10 @@ class Cell:
     diagonal : bool
         Whether ``dz_t = f'_t * dh_t`` is all that a step backward does before its product, with the ``f'_t`` that
         :meth:`slopes_` writes to dz: then it can run in parallel over time.
+    gates_apart : bool
+        Whether the step forward looks at z by gate alone, and the first G numbers that are kept are the gates. Then,
+        on a backend that prefers that, z stands where they will be and comes as ``(G, ..., N, H)``, and so does what
+        ``product`` gives; :meth:`z_by_gate` is right for both.
     forget_gate : int or None
         Which gate ``forget_bias`` is added to.
     activations : mapping of str to (str, int or None)
@@ -99,6 +103,7 @@ class Cell:
     slopes: int = 0
     in_place: bool = False
     diagonal: bool = False
+    gates_apart: bool = False
     forget_gate: int | None = None
     activations: Mapping[str, tuple[str, int | None]] = MappingProxyType({})
 
@@ -130,8 +135,15 @@ class Cell:
 
     def by_gate(self, backend: Backend, z: Array) -> Array:
         """``z (S, ..., N, G*H)`` of a segment as ``(S, G, ..., N, H)``, a view."""
-        z = backend.xp.reshape(z, (*z.shape[:-1], self.gates, z.shape[-1] // self.gates))
-        return backend.xp.moveaxis(z, -2, 1)
+        return rows_by_gate(backend, z, self.gates)
+
+    def apart(self, backend: Backend) -> bool:
+        """Whether z comes by gate to a step forward."""
+        return self.gates_apart and backend.gates_apart
+
+    def z_by_gate(self, backend: Backend, z: Array) -> Array:
+        """z of :meth:`forward_rows`, or what ``product`` gives, as ``(S, G, ..., N, H)``."""
+        return z if self.apart(backend) else self.by_gate(backend, z)
 
     # ---- forward --------------------------------------------------------------------------------------
 
@@ -202,6 +214,20 @@ def shared(kind: _Kind) -> _Kind:
 def is_fixed(cell: Cell) -> bool:
     """Whether nothing on a cell can change."""
     return type(cell) in _FIXED
+
+
+def by_gate(backend: Backend, a: Array, gates: int) -> Array:
+    """``a (..., N, G*H)`` as ``(G, ..., N, H)``, a view."""
+    return backend.xp.moveaxis(_split(backend, a, gates), -2, 0)
+
+
+def rows_by_gate(backend: Backend, a: Array, gates: int) -> Array:
+    """``a (S, ..., N, G*H)`` as ``(S, G, ..., N, H)``, a view."""
+    return backend.xp.moveaxis(_split(backend, a, gates), -2, 1)
+
+
+def _split(backend: Backend, a: Array, gates: int) -> Array:
+    return backend.xp.reshape(a, (*a.shape[:-1], gates, a.shape[-1] // gates))
 
 
 def each(a: Array, count: int) -> tuple[Array, ...]:

@@ -22,6 +22,7 @@ class GRU(Cell):
     name = "gru"
     gates = 3
     keeps = 4  # r, u, n, W_hn h_{t-1} + b_hn
+    gates_apart = True
     slopes = 4  # of z_r, z_u and W_hn h_{t-1} + b_hn, and of W_xn x_t + b_n, all by h_t
     activations = MappingProxyType({"r": ("sigmoid", 0), "u": ("sigmoid", 1), "n": ("tanh", 2)})
 
@@ -32,7 +33,7 @@ class GRU(Cell):
         product_, of_h = product.writing()  # W_hh h_{t-1}
         gates_, state_ = backend.fused(_gru_gates), backend.fused(_gru_state)
         b_hn: Array = params["b_hn"][..., None, :]
-        of_h_by_gate = self.by_gate(backend, of_h[None, ...])[0, ...]
+        of_h_by_gate = self.z_by_gate(backend, of_h[None, ...])[0, ...]
         ru_of_h, n_of_h = of_h_by_gate[:2, ...], of_h_by_gate[2, ...]
 
         def step_(
@@ -54,7 +55,7 @@ class GRU(Cell):
         return step_
 
     def forward_rows(self, backend: Backend, z: Array, kept: Array) -> tuple[Array, ...]:
-        by_gate = self.by_gate(backend, z)
+        by_gate = self.z_by_gate(backend, z)
         return by_gate[:, :2, ...], by_gate[:, 2, ...], kept[:, :2, ...], *each(kept, 4)
 
     def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
@@ -104,8 +105,8 @@ def _gru_state(ops: Elementwise) -> Step:
         h: Array,
     ) -> None:
         ops.add_(inner, n_of_h, b_hn)  # W_hn h_{t-1} + b_hn
-        ops.multiply_(n, r, inner)
-        n += z_n
+        ops.multiply_(h, r, inner)
+        ops.add_(n, z_n, h)
         ops.tanh_(n, n)
         ops.subtract_(h, h_before, n)
         h *= u

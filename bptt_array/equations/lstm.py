@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from ..backend.portable import Array, Backend, Elementwise
 from .cell import Cell, Params, Step, Tape, each, multiply, shared
+from .gates import gate_functions
 from .state_product import StateProduct
 
 
@@ -22,6 +23,7 @@ class LSTM(Cell):
     has_c = True
     forget_gate = 1
     keeps = 5  # i, f, g, o, tanh(c_t)
+    gates_apart = True
     slopes = 5  # of z_i, z_f, z_g by c_t; of z_o and c_t by h_t
     activations = MappingProxyType(
         {"i": ("sigmoid", 0), "f": ("sigmoid", 1), "g": ("tanh", 2), "o": ("sigmoid", 3), "tanh_c": ("tanh", 4)}
@@ -29,11 +31,8 @@ class LSTM(Cell):
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         add_product = product.adding()
-        gates_, state_ = backend.fused(_lstm_gates), backend.fused(_lstm_state)
-        slope = backend.ones((4, *(1,) * len(product.rows), 1), params["b_h"].dtype)
-        slope[:2, ...] = 0.5
-        slope[3, ...] = 0.5
-        shift = 1 - slope
+        gates_ = gate_functions(backend, ("sigmoid", "sigmoid", "tanh", "sigmoid"), product)
+        state_ = backend.fused(_lstm_state)
 
         def step_(
             z: Array,
@@ -50,16 +49,16 @@ class LSTM(Cell):
             tanh_c: Array,
         ) -> None:
             add_product(z, h_before)
-            gates_(gates, by_gate, slope, shift)
+            gates_(gates, by_gate)
             state_(i, f, g, o, c_before, c, tanh_c, h)
 
         return step_
 
     def forward_rows(self, backend: Backend, z: Array, kept: Array) -> tuple[Array, ...]:
-        return self.by_gate(backend, z), kept[:, :4, ...], *each(kept, 5)
+        return self.z_by_gate(backend, z), kept[:, :4, ...], *each(kept, 5)
 
     def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
-        backend.over_segment(_lstm_slopes)(*each(tape.kept, 5), tape.c_before, *each(slopes, 5))
+        backend.over_segment(_lstm_slopes)(*each(tape.kept, 5), tape.h, tape.c_before, *each(slopes, 5))
         by_gate = self.by_gate(backend, dz)
         dz_of_c, dz_of_h = by_gate[:, :3, ...], by_gate[:, 3, ...]
         return tape.kept[:, 1, ...], slopes[:, :3, ...], *each(slopes, 5)[3:], dz_of_c, dz_of_h
@@ -87,16 +86,6 @@ class LSTM(Cell):
         return step_
 
 
-def _lstm_gates(ops: Elementwise) -> Step:
-    def gates_(gates: Array, z: Array, slope: Array, shift: Array) -> None:
-        ops.multiply_(gates, z, slope)  # sigmoid(z) = 1/2 + 1/2 tanh(z/2): one function for all, and none overflows
-        ops.tanh_(gates, gates)
-        gates *= slope
-        gates += shift
-
-    return gates_
-
-
 def _lstm_state(ops: Elementwise) -> Step:
     def state_(i: Array, f: Array, g: Array, o: Array, c_before: Array, c: Array, tanh_c: Array, h: Array) -> None:
         ops.multiply_(c, f, c_before)
@@ -115,6 +104,7 @@ def _lstm_slopes(ops: Elementwise) -> Step:
         g: Array,
         o: Array,
         tanh_c: Array,
+        h: Array,
         c_before: Array,
         slope_i: Array,
         slope_f: Array,
@@ -122,14 +112,19 @@ def _lstm_slopes(ops: Elementwise) -> Step:
         slope_o: Array,
         slope_c: Array,
     ) -> None:
-        for gate, slope, factor in ((i, slope_i, g), (f, slope_f, c_before), (o, slope_o, tanh_c)):
-            ops.one_minus_(slope, gate)
-            slope *= gate
-            slope *= factor  # sigmoid' = gate (1 - gate), times what the gate is multiplied by
-        for value, slope, factor in ((g, slope_g, i), (tanh_c, slope_c, o)):
-            ops.multiply_(slope, value, value)
-            ops.one_minus_(slope, slope)
-            slope *= factor  # tanh' = 1 - value^2, times what tanh is multiplied by
+        # sigmoid' = gate (1 - gate) and tanh' = 1 - value^2, times what the gate or tanh is multiplied by
+        ops.multiply_(slope_g, i, g)
+        ops.one_minus_(slope_i, i)
+        slope_i *= slope_g  # i (1 - i) g
+        slope_g *= g
+        ops.subtract_(slope_g, i, slope_g)  # (1 - g^2) i
+        ops.one_minus_(slope_f, f)
+        slope_f *= f
+        slope_f *= c_before  # f (1 - f) c_{t-1}
+        ops.one_minus_(slope_o, o)
+        slope_o *= h  # o (1 - o) tanh(c_t), by h = o tanh(c_t)
+        ops.multiply_(slope_c, h, tanh_c)
+        ops.subtract_(slope_c, o, slope_c)  # (1 - tanh(c_t)^2) o
 
     return slopes_
 

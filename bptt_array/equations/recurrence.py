@@ -11,11 +11,11 @@ from __future__ import annotations
 from itertools import tee
 
 from ..backend.portable import Array, Backend
-from .cell import Cell, Step, Tape
+from .cell import Cell, Step, Tape, rows_by_gate
 from .sums import flat
 
 
-def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array) -> None:
+def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array, gates: Array | None = None) -> None:
     """The part of (1.1) that needs no state: ``rows[t] <- W_xh x_t + b_h``.
 
     Parameters
@@ -23,12 +23,18 @@ def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array) -
     rows : (S, ..., N, G*H)
     x : (S, ..., N, I)
         Axes in between may be 1 where members or directions share it.
+    b_h : (..., N or 1, G*H); with ``gates`` (G, ..., N or 1, H)
+    gates : (S, G, ..., N, H), optional
+        Where the sum with ``b_h`` is written instead, by gate.
     """
     if W_xh.ndim == 2:
         backend.matmul_(flat(backend, rows, 2), flat(backend, x, 2), W_xh.mT)
     else:
         backend.matmul_(rows, x, W_xh.mT)
-    rows += b_h[..., None, :]
+    if gates is None:
+        rows += b_h
+    else:
+        backend.elementwise.add_(gates, rows_by_gate(backend, rows, gates.shape[1]), b_h)
 
 
 def forward_(backend: Backend, cell: Cell, step_: Step, z: Array | None, tape: Tape) -> None:

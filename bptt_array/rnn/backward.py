@@ -6,6 +6,7 @@ import copy
 from typing import Any, NoReturn
 
 from ..backend.portable import Array
+from ..bptt.batch import Batch
 from ..bptt.passes import BoundNetwork, run_backward
 from ..bptt.state import Gradients, State
 from ..bptt.unrolled import Unrolled
@@ -21,11 +22,18 @@ class BackwardFunction:
     """
 
     def __init__(
-        self, calls: Calls, network: BoundNetwork, unrolled: Unrolled, y_shape: tuple[int, ...], backward: str
+        self,
+        calls: Calls,
+        network: BoundNetwork,
+        batch: Batch,
+        unrolled: list[Unrolled],
+        y_shape: tuple[int, ...],
+        backward: str,
     ) -> None:
         self._calls = calls
         self._network = network
-        self._unrolled = unrolled
+        self._batch = batch
+        self._unrolled = unrolled  # the parts that the batch was cut into
         self._y_shape = y_shape
         self._backward = backward
 
@@ -56,7 +64,7 @@ class BackwardFunction:
         ValueError, TypeError
             Naming the argument, before any work.
         """
-        backend, batch = self._network.backend, self._unrolled.batch
+        backend, batch = self._network.backend, self._batch
         architecture, layout = self._calls.architecture, self._calls.layout
         if dy is None and dstate is None:
             raise ValueError("dy=None and dstate=None: expected a gradient of y, of the final state, or both")
@@ -70,6 +78,7 @@ class BackwardFunction:
                 check_state("dstate", dstate, architecture, batch.N, backend, host=False)
             check_input_grad(input_grad, batch.x)
             d_last = None if dstate is None else as_initial(backend, architecture, dstate, batch.N)
-            return layout.gradients(
-                run_backward(self._network, self._unrolled, dy, d_last, input_grad=input_grad, backward=self._backward)
+            grads = run_backward(
+                self._network, batch, self._unrolled, dy, d_last, input_grad=input_grad, backward=self._backward
             )
+            return layout.gradients(grads)

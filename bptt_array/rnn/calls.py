@@ -5,6 +5,7 @@ This is the door to a network for the rest of the package: ``rnn.calls`` hands d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -131,8 +132,8 @@ class Calls:
         with self.backend.active(), self.layout.in_errors():
             batch, network = self.batch(x, state, None, None, False, host=False), self.network(params)
             plain = network._replace(readout=replace(network.readout, g=OUTPUT_ACTIVATIONS["identity"]))
-            v, unrolled = passes.run_forward(plain, batch, None, keep=False)
-            return self.outward(v), network.as_state(unrolled.last)
+            v, last, _ = passes.run_forward(plain, batch, None, keep=False)
+            return self.outward(v), last
 
     def kernels(self, params: dict[str, Array], N: int) -> dict[str, str]:
         """How the time of every layer runs, in words."""
@@ -174,7 +175,8 @@ class Calls:
         g = OUTPUT_ACTIVATIONS[architecture.output]
         readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
         stack = Stack(tuple(layers), architecture.bidirectional)
-        return passes.BoundNetwork(self.backend, stack, readout, architecture.readout, self.workspace)
+        largest = max(math.prod(array.shape) for array in params.values())
+        return passes.BoundNetwork(self.backend, stack, readout, architecture.readout, self.workspace, largest)
 
 
 def for_members(array: Array, ndim: int, before: int = 1) -> Array:

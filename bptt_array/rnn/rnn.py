@@ -560,8 +560,8 @@ class RNN:
             batch = calls.batch(x, state, lengths, reset, validate, host=False)
             dropout = calls.dropout(dropout_seed, dropout_rows, batch.N)
             network = calls.network(self.params)
-            y, unrolled = passes.run_forward(network, batch, dropout, keep=False)
-            return calls.outward(y), network.as_state(unrolled.last)
+            y, last, _ = passes.run_forward(network, batch, dropout, keep=False)
+            return calls.outward(y), last
 
     def forward(
         self,
@@ -601,9 +601,9 @@ class RNN:
             calls.check_params(self.params)
             copy = {name: calls.backend.copy(value) for name, value in self.params.items()}
             network = calls.bind(copy)
-            y, unrolled = passes.run_forward(network, batch, dropout, keep=True)
-            function = BackwardFunction(calls, network, unrolled, tuple(y.shape), backward)
-            return calls.outward(y), network.as_state(unrolled.last), function
+            y, last, unrolled = passes.run_forward(network, batch, dropout, keep=True)
+            function = BackwardFunction(calls, network, batch, unrolled, tuple(y.shape), backward)
+            return calls.outward(y), last, function
 
     def loss_and_grad(
         self,

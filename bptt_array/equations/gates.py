@@ -1,0 +1,58 @@
+"""The gates of a step: sigmoid and tanh, each of its part of z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+from ..backend.portable import Array, Backend, Elementwise
+from .cell import Step
+from .state_product import StateProduct
+
+
+def gate_functions(backend: Backend, names: tuple[str, ...], product: StateProduct) -> Callable[[Array, Array], None]:
+    """A function ``(gates, z)``, ``(G, ..., N, H)``, that does ``gates[k] <- f_k(z[k])``.
+
+    ``names`` has ``"sigmoid"`` or ``"tanh"`` for each gate. ``sigmoid(z) = 1/2 + 1/2 tanh(z/2)``, so there is one
+    function for all, and none overflows. With gates apart (:attr:`Cell.gates_apart`) z is gates.
+    """
+    if backend.gates_apart:
+        return _in_place(backend, names, product)
+    slope = backend.ones((len(names), *(1,) * len(product.rows), 1), product.W.dtype)
+    for k, name in enumerate(names):
+        slope[k, ...] = 0.5 if name == "sigmoid" else 1.0
+    shift, gates_ = 1 - slope, backend.fused(_by_slope)
+    return lambda gates, z: gates_(gates, z, slope, shift)
+
+
+def _by_slope(ops: Elementwise) -> Step:
+    def gates_(gates: Array, z: Array, slope: Array, shift: Array) -> None:
+        ops.multiply_(gates, z, slope)
+        ops.tanh_(gates, gates)
+        gates *= slope
+        gates += shift
+
+    return gates_
+
+
+def _in_place(backend: Backend, names: tuple[str, ...], product: StateProduct) -> Callable[[Array, Array], None]:
+    """Of neighbours that are sigmoids all at once: NumPy is several times faster in one piece, and with one number."""
+    ops, half = backend.elementwise, backend.ones((), product.W.dtype)
+    half *= 0.5
+    sigmoids, first = [], 0
+    for name, group in groupby(names):
+        last = first + len(list(group))
+        if name == "sigmoid":
+            sigmoids.append(slice(first, last))
+        first = last
+
+    def gates_(gates: Array, z: Array) -> None:
+        parts = [gates[part] for part in sigmoids]
+        for part in parts:
+            ops.multiply_(part, part, half)
+        ops.tanh_(gates, gates)
+        for part in parts:
+            ops.multiply_(part, part, half)
+            ops.add_(part, part, half)
+
+    return gates_
