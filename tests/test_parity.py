@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt_array as ba
+from bptt_array.backend import cpu_products
 
 #: Each option once, to keep the slow backends bearable.
 CHOSEN = [
@@ -232,9 +233,9 @@ def test_backends_override_primitives_under_the_same_signature(kind):
 def test_rows_that_lie_apart_in_memory_give_the_same_numbers(cell, H):
     """Products whose rows would fall on each other in the cache have a gap behind each; the portable form has none."""
     case = Case(cell=cell, T=30, N=5, H=H, segment=12, recurrent_dropout=0.3)
-    assert case.T * case.N >= ba.backend.cpu._ROWS_THAT_PAY_FOR_A_COPY
+    assert case.T * case.N >= cpu_products._ROWS_THAT_PAY_FOR_A_COPY
     gates = ba.rnn.cells.CELLS[cell].gates
-    assert not ba.backend.cpu._rows_apart((5, gates * H), "float64").flags.c_contiguous
+    assert not cpu_products._rows_apart((5, gates * H), "float64").flags.c_contiguous
     expected = results(case, "float64", ba.Backend(np), "float64")
     for name, value in results(case, "float64", ba.backend.NumpyBackend(), "float64").items():
         assert np.allclose(value, expected[name], rtol=1e-11, atol=1e-13), name

@@ -11,7 +11,7 @@ import array_api_compat.numpy
 import numpy as np
 
 from ..checks import check_count
-from .cpu_products import product_with
+from .cpu_products import product_with, shared_copies
 from .portable import Array, Backend, Elementwise, place
 from .workers import workers
 
@@ -83,7 +83,8 @@ class NumpyBackend(Backend):
         return workers.one_thread_each()
 
     def run_parts(self, parts: Sequence[Callable[[Callable[[], None]], _Result]]) -> list[_Result]:
-        return workers.run(parts)
+        with shared_copies():
+            return workers.run(parts)
 
     # NumPy's own are microseconds faster than those of the compatibility layer: much, where a step is short.
 

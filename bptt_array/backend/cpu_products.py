@@ -6,7 +6,10 @@ few rows. OpenBLAS leaves that out for small products on cores with AVX-512, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,38 @@ _COLUMNS, _ROWS = 256, 8
 _SHARED_ROWS, _SHARED = 32, 1 << 22
 
 
+class _Copies(dict[Any, Array]):
+    """Copies of matrices that the parts of a call share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+_copies: ContextVar[_Copies | None] = ContextVar("copies of this call", default=None)
+
+
+@contextmanager
+def shared_copies() -> Iterator[None]:
+    """Context for the parts of a call, which share what is copied; the matrices must stay as they are meanwhile."""
+    token = _copies.set(_Copies())
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
+def _copied(W: Array, how: str, copy: Callable[[Array], Array]) -> Array:
+    copies = _copies.get()
+    if copies is None:
+        return copy(W)
+    key = W.__array_interface__["data"], W.shape, W.strides, W.dtype, how
+    with copies.lock:
+        if key not in copies:
+            copies[key] = copy(W)
+        return copies[key]
+
+
 def product_with(W: Array, N: int, steps: int) -> tuple[Product, Array]:
     """A function ``(a)`` that does ``out <- a @ W``, and that ``out (..., N, M)``, for ``steps`` calls.
 
@@ -44,9 +79,13 @@ def product_with(W: Array, N: int, steps: int) -> tuple[Product, Array]:
     block = _block_of(N, F, M, W.itemsize)
     if block is not None:
         return _blocked(W, N, *block)
+    return _whole(_copied(W, "whole", _in_order), N)
+
+
+def _in_order(W: Array) -> Array:
     ordered = _rows_apart(W.shape, W.dtype)
     ordered[...] = W
-    return _whole(ordered, N)
+    return ordered
 
 
 def _whole(W: Array, N: int) -> tuple[Product, Array]:
@@ -82,8 +121,11 @@ def _block_of(N: int, F: int, M: int, itemsize: int) -> tuple[int, int] | None:
 def _blocked(W: Array, N: int, rows: int, columns: int) -> tuple[Product, Array]:
     *lead, F, M = W.shape
     count, last = M // columns, M - M % columns
-    # One block of columns after the other, in one piece, and for each all rows: (..., count, 1, F, columns).
-    blocks = np.ascontiguousarray(np.moveaxis(W[..., :last].reshape(*lead, F, count, columns), -2, -3))[..., None, :, :]
+
+    def one_by_one(W: Array) -> Array:  # columns of one block after the other, each in one piece
+        return np.ascontiguousarray(np.moveaxis(W[..., :last].reshape(*lead, F, count, columns), -2, -3))
+
+    blocks = _copied(W, f"blocks of {columns}", one_by_one)[..., None, :, :]  # each for all rows
     rest = np.ascontiguousarray(W[..., last:])
     out = np.empty((*lead, N, M), W.dtype)
     of_blocks = np.moveaxis(out[..., :last].reshape(*lead, N // rows, rows, count, columns), -2, -4)

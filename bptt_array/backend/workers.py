@@ -36,7 +36,7 @@ class Workers:
         self._busy = 0  # calls whose parts are being done
         self._before: list[int] = []  # the threads of each BLAS before the first of them
         self._executor: ThreadPoolExecutor | None = None
-        self._process = os.getpid()
+        self._of_executor = 0, 0  # its process, and how many threads it has at most
 
     @cached_property
     def _libraries(self) -> list[Any]:
@@ -121,10 +121,10 @@ class Workers:
     def _threads(self, count: int) -> ThreadPoolExecutor:
         """An executor of at least so many threads, of this process: a fork has none of its parent's threads."""
         with self._lock:
-            made = self._executor
-            if made is None or self._process != os.getpid() or made._max_workers < count:
-                self._executor = made = ThreadPoolExecutor(count, thread_name_prefix="bptt_array")
-                self._process = os.getpid()
+            made, (process, most) = self._executor, self._of_executor
+            if made is None or process != os.getpid() or most < count:
+                made = self._executor = ThreadPoolExecutor(count, thread_name_prefix="bptt_array")
+                self._of_executor = os.getpid(), count
             return made
 
 

@@ -258,6 +258,8 @@ def _loss_and_grad(
                 if not keep:
                     unrolled.release(start)
             case Backward(start, stop, is_cut, loss, keep):
+                if stop == batch.T and plan.memory is None:  # nothing runs forward twice
+                    unrolled.end_forward()
                 sweep.segment(start, stop, cut=is_cut, loss=loss)
                 if not keep:
                     unrolled.release(start)

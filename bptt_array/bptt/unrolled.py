@@ -144,8 +144,12 @@ class Unrolled:
         return [*d_last[:-1], (dh, *dc)]
 
     def end(self) -> None:
-        """No segment comes any more: let go of what only running forward needs."""
+        """No segment comes any more, forward or with these rows backward: let go of all that this takes."""
         self.rows.clear()
+        self.end_forward()
+
+    def end_forward(self) -> None:
+        """No segment runs forward any more: let go of what only that needs."""
         for layer in self.layers:
             layer.end()
 

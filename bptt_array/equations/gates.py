@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 from ..backend.portable import Array, Backend, Elementwise
 from .cell import Step
-from .state_product import StateProduct
 
 
-def gate_functions(backend: Backend, names: tuple[str, ...], product: StateProduct) -> Callable[[Array, Array], None]:
+def gate_functions(
+    backend: Backend, names: tuple[str, ...], rows: tuple[int, ...], dtype: Any
+) -> Callable[[Array, Array], None]:
     """A function ``(gates, z)``, ``(G, ..., N, H)``, that does ``gates[k] <- f_k(z[k])``.
 
-    ``names`` has ``"sigmoid"`` or ``"tanh"`` for each gate. ``sigmoid(z) = 1/2 + 1/2 tanh(z/2)``, so there is one
+    Names are ``"sigmoid"`` or ``"tanh"``; ``rows (..., N)``. ``sigmoid(z) = 1/2 + 1/2 tanh(z/2)``, so there is one
     function for all, and none overflows. With gates apart (:attr:`Cell.gates_apart`) z is gates.
     """
     if backend.gates_apart:
-        return _in_place(backend, names, product)
-    slope = backend.ones((len(names), *(1,) * len(product.rows), 1), product.W.dtype)
+        return _in_place(backend, names, dtype)
+    slope = backend.ones((len(names), *(1,) * len(rows), 1), dtype)
     for k, name in enumerate(names):
         slope[k, ...] = 0.5 if name == "sigmoid" else 1.0
     shift, gates_ = 1 - slope, backend.fused(_by_slope)
@@ -35,9 +37,9 @@ def _by_slope(ops: Elementwise) -> Step:
     return gates_
 
 
-def _in_place(backend: Backend, names: tuple[str, ...], product: StateProduct) -> Callable[[Array, Array], None]:
+def _in_place(backend: Backend, names: tuple[str, ...], dtype: Any) -> Callable[[Array, Array], None]:
     """Of neighbours that are sigmoids all at once: NumPy is several times faster in one piece, and with one number."""
-    ops, half = backend.elementwise, backend.ones((), product.W.dtype)
+    ops, half = backend.elementwise, backend.ones((), dtype)
     half *= 0.5
     sigmoids, first = [], 0
     for name, group in groupby(names):

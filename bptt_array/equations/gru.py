@@ -106,8 +106,8 @@ def _gru_state(ops: Elementwise) -> Step:
     ) -> None:
         ops.add_(inner, n_of_h, b_hn)  # W_hn h_{t-1} + b_hn
         ops.multiply_(h, r, inner)
-        ops.add_(n, z_n, h)
-        ops.tanh_(n, n)
+        h += z_n
+        ops.tanh_(n, h)
         ops.subtract_(h, h_before, n)
         h *= u
         h += n  # h_t = n + u (h_{t-1} - n)

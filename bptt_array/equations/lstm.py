@@ -31,7 +31,7 @@ class LSTM(Cell):
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         add_product = product.adding()
-        gates_ = gate_functions(backend, ("sigmoid", "sigmoid", "tanh", "sigmoid"), product)
+        gates_ = gate_functions(backend, ("sigmoid", "sigmoid", "tanh", "sigmoid"), product.rows, params["b_h"].dtype)
         state_ = backend.fused(_lstm_state)
 
         def step_(
