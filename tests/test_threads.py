@@ -339,19 +339,6 @@ def test_a_variable_that_says_how_many_is_obeyed(name, unset, text_file, tmp_pat
     assert " threads (" not in capsys.readouterr().out
 
 
-def test_without_threadpoolctl_threads_are_left_alone(unset, text_file, tmp_path, monkeypatch, capsys):
-    find = threads.importlib.util.find_spec
-    monkeypatch.setattr(threads.importlib.util, "find_spec", lambda name: name != "threadpoolctl" and find(name))
-    counts = spied(monkeypatch)
-    monkeypatch.setattr(threads, "pool", lambda: None)
-    assert train(text_file, *SMALL, "--out", tmp_path / "run") == 0
-    assert set(counts) == {2}
-    capsys.readouterr()
-    assert train(text_file, *SMALL, "--threads", "1", "--out", tmp_path / "other") == 2
-    assert "--threads needs threadpoolctl: pip install threadpoolctl" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
-
-
 def test_more_threads_than_cores_are_refused(unset, text_file, tmp_path, capsys):
     assert train(text_file, *SMALL, "--threads", "3", "--out", tmp_path / "run") == 2
     assert "error: --threads=3; expected at most 2: the cores" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -36,12 +37,19 @@ _COLUMNS, _ROWS = 256, 8
 _SHARED_ROWS, _SHARED = 32, 1 << 22
 
 
-class _Copies(dict[Any, Array]):
-    """Copies of matrices that the parts of a call share."""
+class _Copies:
+    """Copies of matrices that the parts of a call share while any of them needs one."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._found: WeakValueDictionary[Any, Array] = WeakValueDictionary()
+
+    def get(self, key: Any, make: Callable[[], Array]) -> Array:
+        with self._lock:
+            found = self._found.get(key)
+            if found is None:
+                found = self._found[key] = make()
+            return found
 
 
 _copies: ContextVar[_Copies | None] = ContextVar("copies of this call", default=None)
@@ -62,10 +70,7 @@ def _copied(W: Array, how: str, copy: Callable[[Array], Array]) -> Array:
     if copies is None:
         return copy(W)
     key = W.__array_interface__["data"], W.shape, W.strides, W.dtype, how
-    with copies.lock:
-        if key not in copies:
-            copies[key] = copy(W)
-        return copies[key]
+    return copies.get(key, lambda: copy(W))
 
 
 def product_with(W: Array, N: int, steps: int) -> tuple[Product, Array]:

@@ -111,11 +111,8 @@ class LayerForward:
             self._kernel = ForwardKernel.find(backend, layer.cell, layer.params, initial[0].shape, mask)
         self._step = _none
         if self._kernel is None:
-            W = layer.params["W_hh"]
-            if layer.cell.apart(backend):  # (G, ..., H, H)
-                W = by_gate(backend, W.mT, layer.cell.gates)
-            else:
-                W = W.mT
+            W = layer.params["W_hh"].mT
+            W = by_gate(backend, W, layer.cell.gates) if layer.cell.apart(backend) else W  # (G, ..., H, H)
             product = StateProduct(backend, W, initial[0].shape[:-1], T, mask)
             self._step = layer.cell.forward_(backend, layer.params, product)
 

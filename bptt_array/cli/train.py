@@ -60,9 +60,7 @@ def _job(transport: str | None) -> Job:
         ranks = communicator(transport or "auto")
     except ImportError as error:
         raise CommandError(str(error)) from None
-    if ranks.size > 1:
-        need("train on several processes", "threadpoolctl")
-    elif transport is not None:
+    if ranks.size == 1 and transport is not None:
         raise ValueError(f"--transport {transport} is for several processes, started by mpiexec; leave it out")
     return Job(ranks)
 
@@ -220,12 +218,8 @@ def _threads(trainer: Trainer, given: bool, job: Job) -> dict[str, str]:
         return {"threads": f"{os.environ[by]}, by {by}"}
     if wanted is None and not (job.alone and isinstance(trainer.rnn.backend, NumpyBackend)):
         return {}
-    pool = threads.pool()
-    if pool is None:
-        if wanted is not None:
-            raise CommandError("--threads needs threadpoolctl: pip install threadpoolctl (the extra `train`)")
-        return {"threads": "as they are, without threadpoolctl"}
-    trainer.threads = threads.Threads(pool, wanted)
+    pool = threads.Pool()
+    trainer.have(threads.Threads(pool, wanted), parts=wanted or pool.all)
     return {"threads": f"{wanted} throughout" if wanted is not None else f"chosen, of {pool.all}"}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 from ..backend.portable import Array, Backend
 
@@ -19,12 +20,37 @@ PARTS = 64
 ROWS, BLOCK = 512, 256
 #: Numbers of the products of blocks that there are at once.
 NUMBERS = 1 << 16
-#: The same where there are sums of columns: this many bytes, or so many products, if those are more.
+#: Rows of a product that is added to another, at least and in multiples, and how many bytes of it there are at once.
+ROWS_AT_ONCE, BYTES_AT_ONCE = 64, 1 << 19
+#: As NUMBERS, where there are sums of columns: this many bytes, or so many products, if those are more.
 PRODUCT_BYTES, PRODUCTS = 1 << 26, 4
 #: Rows that a block then has at least, and at most :data:`ROWS`.
 FEWEST = 128
 #: The BLAS of a CPU adds up a product of so many numbers or more in blocks of a few hundred rows by itself.
 SMALL_PRODUCT = 1024
+
+
+class TransposedProduct(NamedTuple):
+    """``a^T b`` of rows ``a (K, M)`` and ``b (K, F)`` on NumPy, to be added to something without ever being whole."""
+
+    backend: Backend
+    a: Array
+    b: Array
+
+    def add_to_(self, there: Array) -> None:
+        """``there += a^T b``, a few rows of it at a time: what is added is still in the cache."""
+        a, b = self.a, self.b
+        itemsize = self.backend.xp.finfo(b.dtype).bits // 8
+        rows = max(ROWS_AT_ONCE, BYTES_AT_ONCE // (itemsize * b.shape[-1]) // ROWS_AT_ONCE * ROWS_AT_ONCE)
+        for first in range(0, a.shape[-1], rows):
+            part = slice(first, first + rows)
+            there[part, :] += self.backend.xp.matmul(a[:, part].mT, b)
+
+
+def _array(part: Array | TransposedProduct) -> Array:
+    if isinstance(part, TransposedProduct):
+        return part.backend.xp.matmul(part.a.mT, part.b)
+    return part
 
 
 class Sums:
@@ -38,17 +64,20 @@ class Sums:
         self._levels: dict[str, list[tuple[int, Array]]] = {}
         self.waiting = waiting
 
-    def add(self, name: str, part: Array) -> None:
+    def add(self, name: str, part: Array | TransposedProduct) -> None:
         """``sum += part``; the first part becomes the sum."""
         levels = self._levels.get(name)
         if levels is None:
-            self._levels[name] = [(1, part)]
+            self._levels[name] = [(1, _array(part))]
             return
         for k, (count, there) in enumerate(levels):
             if not count:
-                levels[k] = 1, part
+                levels[k] = 1, _array(part)
                 return
-            there += part
+            if isinstance(part, TransposedProduct):
+                part.add_to_(there)
+            else:
+                there += part
             if count + 1 < PARTS:
                 levels[k] = count + 1, there
                 return
@@ -127,7 +156,8 @@ def add_product(backend: Backend, sums: Sums, name: str, a: Array, b: Array) -> 
     """Add ``a^T b``, ``(..., M, F)``, of rows ``a (..., K, M)`` and ``b (..., K, F)``: a sum of K terms."""
     K, M, F = a.shape[-2], a.shape[-1], b.shape[-1]
     if K <= ROWS or _is_short(backend, a, 8192 if min(M, F) >= 16 and M * F >= SMALL_PRODUCT else ROWS):
-        sums.add(name, backend.xp.matmul(a.mT, b))
+        in_rows = a.ndim == 2 and not backend.temporaries and not backend.sums_columns
+        sums.add(name, TransposedProduct(backend, a, b) if in_rows else backend.xp.matmul(a.mT, b))
         return
     if backend.sums_columns:
         _add_products_of_blocks(backend, sums, name, a, b)

@@ -8,13 +8,14 @@ bad luck.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+import threadpoolctl
 
 #: With one of these set, how many threads a process may have is somebody's decision.
 VARIABLES = (
@@ -64,8 +65,6 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        import threadpoolctl
-
         found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
         self._libraries: list[tuple[Any, int]] = [(library, library.num_threads) for library in found]
         self.all: int = max((count for _, count in self._libraries), default=1)
@@ -79,11 +78,6 @@ class Pool:
         """As many as there were."""
         for library, count in self._libraries:
             library.set_num_threads(count)
-
-
-def pool() -> Pool | None:
-    """The threads of this process; None without threadpoolctl."""
-    return None if importlib.util.find_spec("threadpoolctl") is None else Pool()
 
 
 class Threads:

@@ -8,6 +8,7 @@ with it, so that nobody has to be told: only what a run tells (a
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..backend.cpu import NumpyBackend
 from ..backend.portable import Array
 from ..bptt.state import State
 from ..distributed.ranks import OneProcess
@@ -289,6 +291,14 @@ class Trainer:
             self._keep(listener)
         if reports:  # when it cannot be lost any more: nobody may be there to read it
             listener.progress(self.metrics[-1], self.seconds[-1])
+
+    def have(self, threads: Threads, parts: int) -> None:
+        """Let the number of threads be found out. Batches are always cut into so many parts, however many do them."""
+        self.threads = threads
+        if isinstance(self.rnn.backend, NumpyBackend):
+            backend = copy.copy(self.rnn.backend)
+            backend.threads = parts
+            self.rnn.to(backend)
 
     def _choose_threads(self, listener: Listener) -> None:
         """Take as many threads as are fast now, if that is to be found out."""
