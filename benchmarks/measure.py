@@ -80,6 +80,18 @@ def busy(seconds=0.5):
     return worked / max(1, worked + idle)
 
 
+@contextlib.contextmanager
+def busy_loops(count):
+    """So many programs that each use a core."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
 def alternate(functions, repetitions, seconds, least=3):
     """Call each function in turn, ``repetitions`` times around, each time beginning with another one.
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import busy
 import char_rnn
 import compare
 import distributed
@@ -54,6 +55,7 @@ REPORTS = {
     "char_rnn-32": (["char_rnn.py"], char_rnn.tables),
     "char_rnn-64": (["char_rnn.py", "--seq-len", "64", "--updates", "400"], char_rnn.tables),
     "train": (["train.py"], train.tables),
+    "busy": (["busy.py"], busy.tables),
     "distributed": (["distributed.py"], distributed.tables),
     "tasks": (["tasks.py"], tasks.tables),
     "vanishing": (["vanishing.py"], vanishing.tables),

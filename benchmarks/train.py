@@ -5,7 +5,6 @@
 Writes results/train.json and images/training.png, into runs/benchmarks unless --out says otherwise.
 """
 
-import contextlib
 import json
 import os
 import statistics
@@ -48,18 +47,6 @@ def ratio(of):
     return chosen / min(others)
 
 
-@contextlib.contextmanager
-def busy_loops(count):
-    """Programs that use a core each."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-
-
 def seconds_of(threads, more):
     """Of the program, with the threads that it chooses, with one or with all."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
@@ -77,7 +64,7 @@ def beside(rounds, more):
     found = {}
     for load, loops in LOADS.items():
         of = {"chosen": [], "one": [], "all": []}
-        with busy_loops(loops * len(measure.cores())):
+        with measure.busy_loops(loops * len(measure.cores())):
             for _ in range(rounds):
                 for side, times in of.items():
                     times.append(seconds_of(side, more))

@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis
 import numpy as np
 import pytest
+import threadpoolctl
 from skips import pytest_terminal_summary  # noqa: F401 (a hook of pytest's)
 
 import bptt_array as ba
@@ -78,6 +79,20 @@ def _cuda(index, *, persistent=True):
     return CupyBackend(index, persistent=persistent)
 
 
+class InParts(NumpyBackend):
+    """NumPy, with every batch cut into two parts (of one sequence: one of them is empty), each done by a thread."""
+
+    def count_parts(self, N, multiply_adds):
+        return 2
+
+    def run_parts(self, parts):
+        with threadpoolctl.threadpool_limits(2, user_api="blas"):
+            return super().run_parts(parts)
+
+    def __reduce__(self):
+        return InParts, (), self.settings
+
+
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip install torch")
 
 
@@ -89,6 +104,7 @@ def needs_cuda(count):
 
 BACKENDS = [
     pytest.param(NumpyBackend, ("float32", "float64"), id="numpy"),
+    pytest.param(InParts, ("float64",), id="numpy-in-parts"),
     pytest.param(lambda: ba.Backend(np), ("float32", "float64"), id="numpy-portable"),
     pytest.param(lambda: _strict("CPU_DEVICE"), ("float32", "float64"), id="strict"),
     pytest.param(lambda: _strict("device1"), ("float32", "float64"), id="strict-device1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -42,6 +43,11 @@ class NumpyElementwise(Elementwise):
 _BLOCK_BYTES, _BLOCKS_BYTES = 1 << 18, 1 << 22
 
 
+#: Sequences of a part at least; and how many multiply-adds a gate has in a step, for each part and each other one that
+#: wants Python to itself at the same time (measured: H = 64 to 1024, two threads).
+_FEWEST, _ENOUGH = 8, 1 << 19
+
+
 @place(threads=lambda name, value: None if value is None else check_count(name, value))
 class NumpyBackend(Backend):
     """NumPy on the CPU: the same primitives with ``out=``, so that nothing is allocated in the loop.
@@ -76,8 +82,12 @@ class NumpyBackend(Backend):
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         return np.array(array)
 
-    def thread_count(self) -> int:
-        return workers.count if self.threads is None else self.threads
+    def count_parts(self, N: int, multiply_adds: int) -> int | None:
+        most = math.isqrt(multiply_adds // _ENOUGH)
+        if most < 2:
+            return 1
+        threads = workers.count if self.threads is None else self.threads
+        return threads if threads <= min(N // _FEWEST, most) else None
 
     def one_thread(self) -> AbstractContextManager[Any]:
         return workers.one_thread_each()

@@ -225,9 +225,13 @@ class Backend:
         """Where arrays live, in the words of the ``device`` argument: ``"cpu"``, ``"cuda:0"``, …"""
         return f"{self.xp.__name__.removeprefix('array_api_compat.')}:{self.device}"
 
-    def thread_count(self) -> int:
-        """Into how many parts, one for each thread, a batch may be cut (see ``bptt/parts.py``)."""
-        return 1
+    def count_parts(self, N: int, multiply_adds: int) -> int | None:
+        """Into how many parts N sequences are cut for threads; 1 where one thread is as fast as several.
+
+        None: a batch is in one piece, and the device knows best how a product is shared out. ``multiply_adds``: those
+        of a step for each gate.
+        """
+        return None
 
     def one_thread(self) -> AbstractContextManager[Any]:
         """Context in which products are not shared out to threads, which would wait for each other."""

@@ -6,7 +6,6 @@ and what is elementwise is shared out too. The order of a sum depends on how a b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,12 +15,6 @@ from .batch import Batch
 from .dropout import Dropout
 from .padding import Padding
 from .state import Gradients, State
-
-#: Sequences of a part at least; and how many multiply-adds a gate has in a step, for each part and each other one that
-#: wants Python to itself at the same time (measured: H = 64 to 1024, two threads).
-FEWEST, ENOUGH = 8, 1 << 19
-#: A product of so many multiply-adds is on one thread anyway (OpenBLAS).
-FEW = 1 << 18
 
 
 class Targets(NamedTuple):
@@ -48,19 +41,6 @@ class Part(NamedTuple):
         """The targets of a part that has any."""
         assert self.targets is not None
         return self.targets
-
-
-def count_parts(backend: Backend, N: int, multiply_adds: int) -> int | None:
-    """Into how many parts N sequences are cut; 1 where one thread is faster than several, whatever else runs.
-
-    None: in one piece whose products are shared out to threads, since there are more of these than parts that pay.
-    ``multiply_adds``: those of a gate in a step.
-    """
-    most = math.isqrt(multiply_adds // ENOUGH)
-    if most < 2:
-        return 1
-    threads = backend.thread_count()
-    return threads if threads <= min(N // FEWEST, most) else None
 
 
 def rows_of_parts(N: int, count: int) -> list[slice]:

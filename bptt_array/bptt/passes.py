@@ -20,7 +20,7 @@ from .batch import Batch, States, as_state, without
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
 from .dropout import Dropout
 from .padding import Feed
-from .parts import FEW, Part, Targets, added, count_parts, cut, joined, of_rows, rows_of_parts
+from .parts import Part, Targets, added, cut, joined, of_rows, rows_of_parts
 from .state import Gradients, State
 from .unrolled import BackwardPass, DirectPart, Stack, Unrolled, Watch
 from .workspace import Loan, Workspace
@@ -56,9 +56,9 @@ class BoundNetwork(NamedTuple):
         )
 
     def parts(self, batch: Batch) -> int | None:
-        """Into how many parts a batch may be cut, see :func:`~bptt_array.bptt.parts.count_parts`."""
+        """Into how many parts a batch may be cut, see :meth:`~bptt_array.Backend.count_parts`."""
         cell, params = self.stack.top
-        return count_parts(self.backend, batch.N, batch.N * math.prod(params["W_hh"].shape) // cell.gates)
+        return self.backend.count_parts(batch.N, batch.N * math.prod(params["W_hh"].shape) // cell.gates)
 
     def run(self, whole: Part, one: Callable[..., _Result], *, in_parts: bool) -> list[_Result]:
         """``one(part, workspace, going)`` of every part of a batch, or ``one(whole, workspace)``."""
@@ -70,7 +70,8 @@ class BoundNetwork(NamedTuple):
 
     def in_one_piece(self, batch: Batch, function: Callable[[], _Result]) -> _Result:
         """Its result; where threads do not pay, products have one."""
-        if self.parts(batch) == 1 and batch.T * batch.N * self.largest > FEW:
+        few = self.backend.one_thread_multiply_adds
+        if few is not None and batch.T * batch.N * self.largest > few and self.parts(batch) == 1:
             with self.backend.one_thread():
                 return function()
         return function()
