@@ -36,6 +36,7 @@ class Case:
     budget: float | None = None  # between the smallest one, 0, and that which keeps everything
     state: bool = True
     segment: int = 2  # steps per segment
+    parts: int | None = None  # into how many the batch is cut, with as many threads
     T: int = SIZES["T"]
     N: int = SIZES["N"]
     I: int = SIZES["I"]  # noqa: E741
@@ -255,6 +256,7 @@ def any_case(draw_):
         budget=draw_(st.none() | st.floats(0, 1.1)),
         state=draw_(st.booleans()),
         segment=draw_(st.integers(1, T)),
+        parts=draw_(st.sampled_from((None, None, 2, 3))),
         T=T,
         N=N,
         **sizes,
@@ -377,6 +379,8 @@ def make(ba, case, params, dtype="float64", backend=None):
     backend.segment_bytes = (
         case.segment * step * (1 if case.members is None else case.members * ba.schedules.instructions.STACKED)
     )
+    if case.parts is not None:
+        vars(backend)["count_parts"] = lambda N, multiply_adds: case.parts
     rnn = ba.RNN(**case.network, dtype=dtype, device=backend)
     assert {name: value.shape for name, value in params.items()} == {k: tuple(v.shape) for k, v in rnn.params.items()}
     rnn.params = {name: rnn.asarray(value.astype(dtype)) for name, value in params.items()}

@@ -61,6 +61,9 @@ CHECKS = [
     Case(T=45, N=2, segment=100, backward="parallel"),
     Case(T=45, N=2, segment=100, backward="parallel", recurrent_dropout=0.4),
     Case(T=46, N=2, segment=100, backward="parallel", lengths=(46, 20)),
+    Case(parts=2, N=5, cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.3, weights=True),
+    Case(parts=3, output="softmax", loss="cross_entropy", target="classes", lengths=LENGTHS, tokens=True),
+    Case(parts=2, N=5, members=2, shared=False, readout="last", bidirectional=True, cell="gru"),
 ]
 
 MUTANTS = {
@@ -196,6 +199,16 @@ MUTANTS = {
     "the mask of the state in both directions alike": ("bptt/dropout.py", "rows *= _signed(self.batch * F)", "rows *= _signed(self.batch * F) if before else 0"),
     "masks of units counted by sequences": ("bptt/dropout.py", "backend.arange(math.prod(row), xp.int32), row)", "backend.arange(math.prod(row), xp.int32), row[::-1]).mT"),
     "masks of members alike": ("bptt/dropout.py", "seeds = (backend.arange(self.members or 1, xp.int32)", "seeds = (backend.arange(self.members or 1, xp.int32) * 0"),
+    # parts
+    "gradients of the first part alone": ("bptt/parts.py", "grad += other.params[name]", "pass"),
+    "losses of the first part alone": ("bptt/passes.py", "loss = sum(losses[1:], start=losses[0])", "loss = losses[0]"),
+    "targets of the first part for all": ("bptt/parts.py", "of_rows(targets.target, rows, features", "of_rows(targets.target, slice(0, rows.stop - rows.start), features"),
+    "weights of the first part for all": ("bptt/parts.py", "of_rows(targets.weights, rows, features", "of_rows(targets.weights, slice(0, rows.stop - rows.start), features"),
+    "masks of the first part for all": ("bptt/parts.py", "first=dropout.first + rows.start", "first=dropout.first"),
+    "lengths of the first part for all": ("bptt/parts.py", "batch.padding.lengths[rows]", "batch.padding.lengths[: rows.stop - rows.start]"),
+    "initial states of the first part for all": ("bptt/parts.py", "of_rows(state, rows) for state", "of_rows(state, slice(0, rows.stop - rows.start)) for state"),
+    "states of parts in another order": ("bptt/parts.py", "arrays, axis=-2)", "arrays[::-1], axis=-2)"),
+    "dx of a part lost": ("bptt/unrolled.py", "elif two or apart:", "elif two:"),
     # rows
     "the largest logit of all rows, in a loss": ("equations/losses.py", "v -= xp.max(v, axis=-1, keepdims=True)", "v -= xp.max(v)"),
     "the largest logit of all rows, in softmax": ("equations/activations.py", "z -= xp.max(z, axis=-1, keepdims=True)", "z -= xp.max(z)"),

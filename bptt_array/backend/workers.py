@@ -43,17 +43,22 @@ class Workers:
         found: list[Any] = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
         return found
 
+    def _of(self, *, each_thread: bool) -> list[Any]:
+        """Libraries that have a number of threads for each thread that calls them (OpenMP), or one for the process."""
+        return [one for one in self._libraries if (getattr(one, "threading_layer", "") == "openmp") is each_thread]
+
     @property
     def count(self) -> int:
         """How many threads a BLAS may have: 1 where none is found whose number can be set."""
         with self._lock:
-            counts = self._before if self._busy else [library.num_threads for library in self._libraries]
-        return max(counts, default=1)
+            if self._busy:
+                return max([*self._before, *_counts(self._of(each_thread=True))], default=1)
+        return max(_counts(self._libraries), default=1)
 
     @property
     def of_a_product(self) -> int:
         """How many threads a product may have now: 1 while parts are being done."""
-        return max((library.num_threads for library in self._libraries), default=1)
+        return max(_counts(self._libraries), default=1)
 
     @property
     def cores(self) -> frozenset[str]:
@@ -63,21 +68,27 @@ class Workers:
     @contextmanager
     def one_thread_each(self) -> Iterator[int]:
         """A BLAS has one thread meanwhile; how many it had before."""
+        own = self._of(each_thread=True)
+        own_before = _counts(own)
         with self._lock:
             if not self._busy:
-                self._before = [library.num_threads for library in self._libraries]
-                for library in self._libraries:
-                    library.set_num_threads(1)
+                self._before = _counts(self._of(each_thread=False))
+                _set(self._of(each_thread=False), 1)
             self._busy += 1
-            before = max(self._before, default=1)
+            before = max([*self._before, *own_before], default=1)
+        _set(own, 1)
         try:
             yield before
         finally:
+            _set(own, *own_before)
             with self._lock:
                 self._busy -= 1
                 if not self._busy:
-                    for library, count in zip(self._libraries, self._before, strict=True):
-                        library.set_num_threads(count)
+                    _set(self._of(each_thread=False), *self._before)
+
+    def _begin(self) -> None:
+        """Of a new thread."""
+        _set(self._of(each_thread=True), 1)
 
     def run(self, parts: Sequence[Callable[[Callable[[], None]], _Result]]) -> list[_Result]:
         """The results of all parts, each done by one thread; as many at once as a BLAS may have threads.
@@ -108,6 +119,8 @@ class Workers:
                 for part in parts[1:]:
                     others.append(self._threads(count - 1).submit(contextvars.copy_context().run, done, part))
                 results = [done(parts[0])]
+            except PartAbandonedError:
+                results = []
             except BaseException:
                 failed.set()
                 raise
@@ -123,9 +136,26 @@ class Workers:
         with self._lock:
             made, (process, most) = self._executor, self._of_executor
             if made is None or process != os.getpid() or most < count:
-                made = self._executor = ThreadPoolExecutor(count, thread_name_prefix="bptt_array")
+                made = self._executor = ThreadPoolExecutor(count, "bptt_array", self._begin)
                 self._of_executor = os.getpid(), count
             return made
+
+
+def _counts(libraries: list[Any]) -> list[int]:
+    return [library.num_threads for library in libraries]
+
+
+def _set(libraries: list[Any], *counts: int) -> None:
+    """So many threads for each; one number for all of them."""
+    for library, count in zip(libraries, counts * len(libraries) if len(counts) == 1 else counts, strict=True):
+        # Since threadpoolctl 3.8 only the thread that was the first to set the number of a process can set it, and what
+        # others say is silently left out, until that thread lets go. A lock here has them take turns.
+        let_go = getattr(library, "clear_controlling_thread", None)
+        if let_go is not None:
+            let_go(force=True)
+        library.set_num_threads(count)
+        if let_go is not None:
+            let_go(force=True)
 
 
 #: Of this process.
