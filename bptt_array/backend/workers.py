@@ -43,16 +43,22 @@ class Workers:
         found: list[Any] = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
         return found
 
-    def _of(self, *, each_thread: bool) -> list[Any]:
-        """Libraries that have a number of threads for each thread that calls them (OpenMP), or one for the process."""
-        return [one for one in self._libraries if (getattr(one, "threading_layer", "") == "openmp") is each_thread]
+    @cached_property
+    def _of_threads(self) -> list[Any]:
+        """Libraries that have a number of threads for each thread that calls them (OpenMP)."""
+        return [library for library in self._libraries if getattr(library, "threading_layer", "") == "openmp"]
+
+    @cached_property
+    def _of_process(self) -> list[Any]:
+        """All others, which have one for the process."""
+        return [library for library in self._libraries if library not in self._of_threads]
 
     @property
     def count(self) -> int:
         """How many threads a BLAS may have: 1 where none is found whose number can be set."""
         with self._lock:
             if self._busy:
-                return max([*self._before, *_counts(self._of(each_thread=True))], default=1)
+                return max([*self._before, *_counts(self._of_threads)], default=1)
         return max(_counts(self._libraries), default=1)
 
     @property
@@ -68,27 +74,26 @@ class Workers:
     @contextmanager
     def one_thread_each(self) -> Iterator[int]:
         """A BLAS has one thread meanwhile; how many it had before."""
-        own = self._of(each_thread=True)
-        own_before = _counts(own)
+        own_before = _counts(self._of_threads)
         with self._lock:
             if not self._busy:
-                self._before = _counts(self._of(each_thread=False))
-                _set(self._of(each_thread=False), 1)
+                self._before = _counts(self._of_process)
+                _set(self._of_process, 1)
             self._busy += 1
             before = max([*self._before, *own_before], default=1)
-        _set(own, 1)
+        _set(self._of_threads, 1)
         try:
             yield before
         finally:
-            _set(own, *own_before)
+            _set(self._of_threads, *own_before)
             with self._lock:
                 self._busy -= 1
                 if not self._busy:
-                    _set(self._of(each_thread=False), *self._before)
+                    _set(self._of_process, *self._before)
 
     def _begin(self) -> None:
         """Of a new thread."""
-        _set(self._of(each_thread=True), 1)
+        _set(self._of_threads, 1)
 
     def run(self, parts: Sequence[Callable[[Callable[[], None]], _Result]]) -> list[_Result]:
         """The results of all parts, each done by one thread; as many at once as a BLAS may have threads.
