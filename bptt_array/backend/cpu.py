@@ -58,6 +58,7 @@ class NumpyBackend(Backend):
     temporaries = False
     gates_apart = True
     one_thread_multiply_adds = 1 << 18  # OpenBLAS
+    widest_one_hot = 256  # with 64 to 1024 columns of dz products with wider ones take longer
 
     def __init__(self) -> None:
         super().__init__(array_api_compat.numpy)
@@ -162,6 +163,27 @@ class NumpyBackend(Backend):
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         # mode="clip" lets take write straight into out; indices were checked when they came in.
         np.take(table, index, axis=0, out=out, mode="clip")
+
+    def column_reader(self, W: Array, b: Array, uses: int) -> Callable[[Array, Array], None]:
+        if W.shape[-1] <= self.widest_one_hot:
+            return super().column_reader(W, b, uses)
+
+        def read_(out: Array, index: Array) -> None:  # a table of all columns would be larger than what is read of it
+            index = np.broadcast_to(index, out.shape[:-1])
+            for which in np.ndindex(W.shape[:-2]):
+                of_one = slice(None), *which
+                distinct, places = np.unique(index[of_one], return_inverse=True)
+                table = W[which].T[distinct]  # faster than np.take of columns, which reads all rows one by one
+                table += b[which]
+                self.take_rows_(out[of_one], table, places.reshape(index[of_one].shape))
+
+        return read_
+
+    def sums_by_index(self, rows: Array, index: Array, size: int) -> tuple[Array, Array]:
+        distinct, places = np.unique(index, return_inverse=True)
+        same = np.zeros((len(distinct), len(index)), rows.dtype)
+        same[places, np.arange(len(index))] = 1
+        return distinct, same @ rows
 
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         result = np.zeros((index.size, size), dtype=dtype)

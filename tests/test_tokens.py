@@ -1,0 +1,173 @@
+"""Tokens of a large vocabulary: no one-hot rows, the numbers of a network that reads them, and as exact."""
+
+import itertools
+import tracemalloc
+from functools import partial
+
+import numpy as np
+import pytest
+from cases import smallest_budget
+
+import bptt_array as ba
+from bptt_array.equations.token_sums import ROWS, TokenSums, is_wide
+
+BACKEND = ba.backend.NumpyBackend()
+WIDE = BACKEND.widest_one_hot + 1
+
+
+@pytest.fixture(autouse=True)
+def any_vocabulary_is_large(monkeypatch):
+    monkeypatch.setattr(ba.backend.NumpyBackend, "widest_one_hot", 0)
+
+
+def assert_as_one_hot(rnn, tokens, memory=None, **call):
+    """Loss, gradients and state are those of the same tokens as one-hot rows."""
+    rng = np.random.default_rng(1)
+    lead = (*tokens.shape[:1], rnn.members, *tokens.shape[-1:]) if tokens.ndim == 3 else tokens.shape
+    target = rng.standard_normal((*(lead if rnn.readout == "every" else lead[1:]), 3))
+    loss, grads, state = rnn.loss_and_grad(tokens, target, memory=memory, **call)
+    rows = np.eye(rnn.input_size)[tokens]
+    expected_loss, expected, expected_state = rnn.loss_and_grad(rows, target, **call)
+    assert np.allclose(loss, expected_loss, rtol=1e-12)
+    assert np.allclose(state.h, expected_state.h, rtol=1e-11, atol=1e-14)
+    assert grads.params.keys() == expected.params.keys()
+    for name, value in expected.params.items():
+        assert grads.params[name].shape == value.shape
+        assert grads.params[name].flags.c_contiguous
+        assert np.allclose(grads.params[name], value, rtol=1e-10, atol=1e-13), name
+
+
+@pytest.mark.parametrize(("V", "T", "N"), list(itertools.product((1, 2, 50, 500), (1, 9), (1, 2, 90))))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cell": "gru"},
+        {"members": 3},
+        {"bidirectional": True},
+        {"members": 2, "bidirectional": True, "cell": "lstm"},
+    ],
+    ids=str,
+)
+def test_any_vocabulary_gives_the_numbers_of_one_hot_rows(V, T, N, options):
+    rng, rnn = np.random.default_rng(0), ba.RNN(V, 5, 3, dtype="float64", **options)
+    assert_as_one_hot(rnn, rng.integers(0, V, (T, N)))
+    if "members" in options:
+        assert_as_one_hot(rnn, rng.integers(0, V, (T, rnn.members, N)))
+
+
+@pytest.mark.parametrize("V", [3, 300])
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"truncate": 4},
+        {"truncate": (3, 11)},
+        {"memory": True},
+        {"memory": True, "truncate": (3, 11)},
+        {"lengths": [40, 0, 17]},
+        {"lengths": [40, 0, 17], "memory": True},
+        {"backward": "parallel"},
+    ],
+    ids=str,
+)
+def test_any_call_gives_the_numbers_of_one_hot_rows(V, call):
+    rng, rnn = np.random.default_rng(0), ba.RNN(V, 5, 3, dtype="float64")
+    tokens, call = rng.integers(0, V, (40, 3)), dict(call)
+    if "memory" in call:
+        plan = partial(rnn.plan, (40, 3), truncate=call.get("truncate"), lengths="lengths" in call)
+        call["memory"] = smallest_budget(lambda memory: plan(memory=memory))
+        assert "truncate" in call or plan(memory=call["memory"]).forward_steps > 40
+    assert_as_one_hot(rnn, tokens, **call)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64"])
+def test_tokens_may_be_integers_of_any_size_and_in_any_order_of_axes(dtype):
+    rng, rnn = np.random.default_rng(0), ba.RNN(200, 5, 3, dtype="float64")
+    assert_as_one_hot(rnn, rng.integers(0, 200, (9, 4)).astype(dtype))
+    assert_as_one_hot(rnn, rng.integers(0, 200, (4, 9)).astype(dtype).T)
+    members = ba.RNN(200, 5, 3, dtype="float64", members=2)
+    assert_as_one_hot(members, rng.integers(0, 200, (9, 4)).astype(dtype))
+
+
+@pytest.mark.parametrize("rows", [1, ROWS - 1, ROWS, ROWS + 1, 5000])
+@pytest.mark.parametrize("lead", [(), (2,), (3, 2)], ids=str)
+@pytest.mark.parametrize("layout", ["rows", "columns", "between"])
+def test_every_row_is_in_the_column_of_its_token_once(rows, lead, layout):
+    rng, V, F = np.random.default_rng(0), 17, 3
+    dz = rng.integers(-9, 9, (*lead, rows, F)).astype("float32")
+    given = {"rows": dz, "columns": np.ascontiguousarray(dz.mT).mT, "between": np.repeat(dz, 2, axis=-1)[..., ::2]}[
+        layout
+    ]
+    tokens = rng.integers(0, V, (rows, *lead, 1))
+    sums = TokenSums(BACKEND, np.zeros((*lead, F, V), "float32"), tokens.size)
+    for _ in range(2):  # what is read in between is that of the parts so far
+        sums.add(given, tokens)
+        sums.total()
+    of_rows = np.moveaxis(tokens[..., 0], 0, -1)
+    expected = 2 * np.matmul(dz.mT, np.eye(V, dtype="float32")[of_rows])
+    assert np.array_equal(sums.total(), expected)
+    assert np.array_equal(sums.total(), expected)
+
+
+@pytest.mark.parametrize("parts", [1, 63, 64, 65, 4095, 4096, 4097, 9000])
+def test_rows_of_a_token_that_come_one_by_one_are_added_once(parts):
+    sums = TokenSums(BACKEND, np.zeros((2, 5), "float32"), parts + 1)
+    for k in range(parts):
+        sums.add(np.full((1, 2), k % 7, "float32"), np.array([[3]]))
+    sums.add(np.full((1, 2), 5, "float32"), np.array([[1]]))
+    expected = np.zeros((2, 5))
+    expected[:, 3], expected[:, 1] = sum(k % 7 for k in range(parts)), 5
+    assert np.array_equal(sums.total(), expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, ROWS, 100_000])
+def test_a_token_that_comes_a_million_times_has_a_column_to_six_digits(at_once):
+    count = 10**6 if at_once > ROWS else 10**4 * at_once
+    each, sums = np.float32(0.1), TokenSums(BACKEND, np.zeros((2, 1000), "float32"), count)
+    for start in range(0, count, at_once):
+        part = np.full((min(at_once, count - start), 2), each)
+        sums.add(part, np.full((len(part), 1), 7))
+    expected = count * float(each)
+    assert np.abs(sums.total()[:, 7] - expected).max() <= 1e-6 * expected
+
+
+def test_a_step_has_the_same_bits_each_time():
+    rng, rnn = np.random.default_rng(0), ba.RNN(5000, 32, 3, cell="lstm")
+    x, target = rng.integers(0, 5000, (30, 20)), rng.standard_normal((30, 20, 3)).astype("float32")
+    first, again = (rnn.loss_and_grad(x, target)[1].params for _ in range(2))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("call", [{}, {"lengths": True}], ids=str)
+def test_no_array_of_a_step_has_the_size_of_one_hot_rows(call, monkeypatch):
+    monkeypatch.undo()  # as it is
+    T, N, V, H = 50, 32, 20_000, 16
+    rng, rnn = np.random.default_rng(0), ba.RNN(V, H, 3)
+    x, target = rng.integers(0, V, (T, N)), rng.standard_normal((T, N, 3)).astype("float32")
+    call = {"lengths": rng.integers(0, T + 1, N)} if call else {}
+    rnn.loss_and_grad(x, target, **call)
+    tracemalloc.start()
+    rnn.loss_and_grad(x, target, **call)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    gradient = 4 * V * H
+    assert gradient < peak < 3 * gradient < 4 * T * N * V / 30
+
+
+def test_small_vocabularies_and_other_namespaces_have_one_hot_rows(monkeypatch):
+    monkeypatch.undo()
+    assert [is_wide(BACKEND, V) for V in (65, WIDE - 1, WIDE, 20_000)] == [False, False, True, True]
+    assert not is_wide(ba.Backend(np), 20_000)
+
+
+def test_sums_by_index_are_those_of_any_namespace():
+    rng = np.random.default_rng(0)
+    rows, index = rng.integers(-9, 9, (40, 3)).astype("float32"), rng.integers(0, 12, 40)
+    expected = np.zeros((12, 3))
+    np.add.at(expected, index, rows)
+    for backend in (BACKEND, ba.Backend(np)):
+        which, sums = backend.sums_by_index(rows, index, 12)
+        found = np.zeros((12, 3))
+        found[which] = sums
+        assert np.array_equal(found, expected)
+        assert len(set(which.tolist())) == len(which)
