@@ -160,6 +160,28 @@ def test_small_vocabularies_and_other_namespaces_have_one_hot_rows(monkeypatch):
     assert not is_wide(ba.Backend(np), 20_000)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (4, 3), (2, 3, 4)], ids=str)
+def test_one_is_taken_from_the_entry_of_each_class(shape):
+    rng = np.random.default_rng(0)
+    p, classes = rng.integers(0, 9, (*shape, 7)).astype("float32"), rng.integers(0, 7, shape)
+    for backend in (BACKEND, ba.Backend(np)):
+        found = p.copy()
+        backend.minus_one_hot_(found, classes)
+        assert np.array_equal(found, p - np.eye(7)[classes])
+
+
+def test_no_array_of_a_loss_has_the_size_of_one_hot_classes():
+    T, N, O = 20, 10, 5000  # noqa: E741
+    rng, rnn = np.random.default_rng(0), ba.RNN(3, 4, O, output="softmax")
+    x, classes = rng.standard_normal((T, N, 3)).astype("float32"), rng.integers(0, O, (T, N))
+    rnn.loss_and_grad(x, classes, "cross_entropy")
+    tracemalloc.start()
+    rnn.loss_and_grad(x, classes, "cross_entropy")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * 4 * T * N * O  # v, and what becomes dL/dv
+
+
 def test_sums_by_index_are_those_of_any_namespace():
     rng = np.random.default_rng(0)
     rows, index = rng.integers(-9, 9, (40, 3)).astype("float32"), rng.integers(0, 12, 40)

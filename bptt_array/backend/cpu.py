@@ -185,6 +185,9 @@ class NumpyBackend(Backend):
         same[places, np.arange(len(index))] = 1
         return distinct, same @ rows
 
+    def minus_one_hot_(self, p: Array, index: Array) -> None:
+        p[*np.indices(index.shape, sparse=True), index] -= 1
+
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         result = np.zeros((index.size, size), dtype=dtype)
         result[np.arange(index.size), index.reshape(-1)] = 1

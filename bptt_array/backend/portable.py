@@ -525,6 +525,10 @@ class Backend:
         """New arrays, scaled by ``min(1, max_norm / norm)`` of that norm; or None."""
         return None
 
+    def minus_one_hot_(self, p: Array, index: Array) -> None:
+        """``p[i..., index[i...]] -= 1``"""
+        p -= self.one_hot(index, p.shape[-1], p.dtype)
+
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         """``result[i..., k] = 1 if index[i...] == k else 0``, shape ``(*index.shape, size)``."""
         return self.xp.astype(index[..., None] == self.arange(size), dtype)
