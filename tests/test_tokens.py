@@ -9,15 +9,14 @@ import pytest
 from cases import smallest_budget
 
 import bptt_array as ba
-from bptt_array.equations.token_sums import ROWS, TokenSums, is_wide
+from bptt_array.equations.token_sums import ROWS, TokenSums
 
 BACKEND = ba.backend.NumpyBackend()
-WIDE = BACKEND.widest_one_hot + 1
 
 
 @pytest.fixture(autouse=True)
 def any_vocabulary_is_large(monkeypatch):
-    monkeypatch.setattr(ba.backend.NumpyBackend, "widest_one_hot", 0)
+    monkeypatch.setattr(ba.backend.NumpyBackend, "sums_by_token", lambda *sizes: True)
 
 
 def assert_as_one_hot(rnn, tokens, memory=None, **call):
@@ -156,8 +155,9 @@ def test_no_array_of_a_step_has_the_size_of_one_hot_rows(call, monkeypatch):
 
 def test_small_vocabularies_and_other_namespaces_have_one_hot_rows(monkeypatch):
     monkeypatch.undo()
-    assert [is_wide(BACKEND, V) for V in (65, WIDE - 1, WIDE, 20_000)] == [False, False, True, True]
-    assert not is_wide(ba.Backend(np), 20_000)
+    few_and_many = [(65, 64), (65, 2048), (1000, 64), (2000, 64), (20_000, 64), (300, 1024)]
+    assert [BACKEND.sums_by_token(*sizes) for sizes in few_and_many] == [False, False, False, True, True, True]
+    assert not ba.Backend(np).sums_by_token(20_000, 64)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (4, 3), (2, 3, 4)], ids=str)

@@ -58,7 +58,6 @@ class NumpyBackend(Backend):
     temporaries = False
     gates_apart = True
     one_thread_multiply_adds = 1 << 18  # OpenBLAS
-    widest_one_hot = 256  # with 64 to 1024 columns of dz products with wider ones take longer
 
     def __init__(self) -> None:
         super().__init__(array_api_compat.numpy)
@@ -165,7 +164,7 @@ class NumpyBackend(Backend):
         np.take(table, index, axis=0, out=out, mode="clip")
 
     def column_reader(self, W: Array, b: Array, uses: int) -> Callable[[Array, Array], None]:
-        if W.shape[-1] <= self.widest_one_hot:
+        if not self.sums_by_token(W.shape[-1], W.shape[-2]):
             return super().column_reader(W, b, uses)
 
         def read_(out: Array, index: Array) -> None:  # a table of all columns would be larger than what is read of it
@@ -178,6 +177,10 @@ class NumpyBackend(Backend):
                 self.take_rows_(out[of_one], table, places.reshape(index[of_one].shape))
 
         return read_
+
+    def sums_by_token(self, vocabulary: int, width: int) -> bool:
+        # Measured: from 1000 tokens of 64 numbers on, and 300 of 256 to 1024. Below, calls cost more than products.
+        return vocabulary > 256 and vocabulary * width > 1 << 16
 
     def sums_by_index(self, rows: Array, index: Array, size: int) -> tuple[Array, Array]:
         distinct, places = np.unique(index, return_inverse=True)

@@ -174,9 +174,6 @@ class Backend:
     one_thread_multiply_adds: int | None = None
     #: Whether there is :meth:`column_sums`, of many matrices at once: then sums over rows are no products with ones.
     sums_columns = False
-    #: Of more columns there are no one-hot rows, but sums by token (``equations/token_sums.py``), for which arrays are
-    #: indexed by arrays. None: of any number there are.
-    widest_one_hot: int | None = None
 
     def __init__(self, xp: Any, device: Any = None) -> None:
         self.xp, self.device = namespace_of(xp, device)
@@ -471,6 +468,13 @@ class Backend:
         """Of each ``(..., K, F)`` the sum of its rows, ``(..., F)``, times its factor; as exact as by pairs."""
         sums = [self.xp.sum(matrix, axis=-2) for matrix in matrices]
         return [total * factor for total, factor in zip(sums, factors, strict=True)]
+
+    def sums_by_token(self, vocabulary: int, width: int) -> bool:
+        """Whether columns of that many numbers are summed up by token, and not by products with one-hot rows.
+
+        For that (``equations/token_sums.py``) arrays have to be indexed by arrays.
+        """
+        return False
 
     def sums_by_index(self, rows: Array, index: Array, size: int) -> tuple[Array, Array]:
         """Of ``rows (K, F)`` the sums of those with the same ``index (K,)``, below ``size``: the indices, and the sums.

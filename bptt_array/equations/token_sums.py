@@ -18,11 +18,6 @@ ROWS = 64
 COLUMNS = 256
 
 
-def is_wide(backend: Backend, vocabulary: int) -> bool:
-    """Whether sums by token are faster than products with one-hot rows of so many columns."""
-    return backend.widest_one_hot is not None and vocabulary > backend.widest_one_hot
-
-
 class TokenSums:
     """The gradient of ``W (..., F, V)`` from rows of dz and their tokens.
 
@@ -48,7 +43,7 @@ class TokenSums:
     @classmethod
     def on(cls, backend: Backend, W: Array, most: int) -> TokenSums | None:
         """For a large vocabulary; None where there are one-hot rows."""
-        return cls(backend, W, most) if is_wide(backend, W.shape[-1]) else None
+        return cls(backend, W, most) if backend.sums_by_token(W.shape[-1], W.shape[-2]) else None
 
     def add(self, dz: Array, tokens: Array) -> None:
         """Add rows ``dz (..., S*N, F)`` to the columns of ``tokens (S, ..., N)``, whose axes in between may be 1."""

@@ -15,7 +15,7 @@ from ..backend.portable import Backend
 from ..equations.long_sums import BLOCK, FEWEST, PRODUCT_BYTES, PRODUCTS, SMALL_PRODUCT, levels_of
 from ..equations.losses import LOSSES
 from ..equations.parallel import rows_of_a_chunk
-from ..equations.token_sums import COLUMNS, ROWS, is_wide
+from ..equations.token_sums import COLUMNS, ROWS
 from ..schedules.instructions import longest_segment
 from ..schedules.plans import Costs, Plan, Truncate, plan
 from .architecture import Architecture
@@ -124,7 +124,7 @@ def plan_for(
         in_chunks=in_chunks,
         persistent=backend.persistent,
         columns=backend.sums_columns,
-        by_token=work.tokens and is_wide(backend, network.input_size),
+        by_token=work.tokens and backend.sums_by_token(network.input_size, network.cell.gates * network.hidden_size),
     )
     return plan(work.T, memory, costs=counted, longest=longest, truncate=truncate, whole=two)
 
