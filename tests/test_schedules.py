@@ -638,9 +638,9 @@ TERMS = {
 #: Terms that are a few percent of a plan, which is exceeded without them, if by less than the five percent allowed.
 SMALL_TERMS = {
     "columns on their way": (
-        (4, 75, 300, 100, 1),
+        (60, 5, 300, 64, 1),
         MANY_TOKENS[1],
-        "written = 3 * min",
+        "written = 4 * min",
         "written = 0 * min",
     ),
     "gradients of the cell's own parameters": (

@@ -130,6 +130,24 @@ def test_a_token_that_comes_a_million_times_has_a_column_to_six_digits(at_once):
     assert np.abs(sums.total()[:, 7] - expected).max() <= 1e-6 * expected
 
 
+@pytest.mark.parametrize("options", [{}, {"members": 2}, {"bidirectional": True}], ids=str)
+def test_parts_of_a_batch_give_the_columns_of_the_whole(options, monkeypatch):
+    """Of each part there are other tokens, and none of them has a gradient of its own."""
+    monkeypatch.setattr(ba.bptt.parts, "ENOUGH", 1)
+    rng, V, grads = np.random.default_rng(0), 900, []
+    x, target = rng.integers(0, V, (6, 32)), rng.standard_normal((6, 32, 3))
+    for threads in (1, 2):
+        backend = ba.backend.NumpyBackend()
+        backend.threads = threads
+        rnn = ba.RNN(V, 16, 3, dtype="float64", device=backend, **options)
+        assert ba.bptt.parts.count_parts(backend, 32, 32 * 16 * 16) == threads
+        grads.append(rnn.loss_and_grad(x, target)[1].params["l0.W_xh"])
+        y, _, backward = rnn.forward(x)
+        again = backward((y - (target if "members" not in options else target[:, None])) / (6 * 32)).params["l0.W_xh"]
+        assert np.allclose(again, grads[-1], rtol=1e-10, atol=1e-15)
+    assert np.allclose(*grads, rtol=1e-10, atol=1e-15)
+
+
 def test_a_step_has_the_same_bits_each_time():
     rng, rnn = np.random.default_rng(0), ba.RNN(5000, 32, 3, cell="lstm")
     x, target = rng.integers(0, 5000, (30, 20)), rng.standard_normal((30, 20, 3)).astype("float32")

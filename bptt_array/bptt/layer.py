@@ -375,10 +375,13 @@ class LayerBackward:
             add_rows(backend, self._sums, name, rows)
 
     @property
-    def grads(self) -> dict[str, Array]:
-        """Of the layer's parameters: the sums of §3.2-3.4, over the segments that have run backward."""
+    def grads(self) -> dict[str, Array | TokenSums]:
+        """Of the layer's parameters: the sums of §3.2-3.4, over the segments that have run backward.
+
+        Those of tokens are not an array yet: those of other parts of a batch may be added.
+        """
         totals = self._sums.totals()
-        return totals if self._by_token is None else totals | {"W_xh": self._by_token.total()}
+        return totals if self._by_token is None else totals | {"W_xh": self._by_token}
 
     @property
     def total(self) -> States:

@@ -8,6 +8,7 @@ that were read are summed up, as exactly as in ``long_sums.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..backend.portable import Array, Backend
 from .long_sums import PARTS
@@ -81,15 +82,29 @@ class TokenSums:
             self._add(level + 1, full, table[full])
             table[full], parts[full] = 0, 0
 
-    def total(self) -> Array:
-        """The gradient so far, a new array: 0 where a token has not come."""
+    def _add_to_(self, result: Array) -> None:
+        """``result += sums``, ``result (..., F, V)``."""
         backend, (*lead, F, V) = self._backend, self._shape
-        result = backend.zeros((math.prod(lead), F, V), self._dtype)
-        known = backend.arange(self._places.shape[0])[
-            self._places > 0
-        ]  # in order: columns beside each other are written
+        result = backend.reshape(result, (math.prod(lead), F, V))
+        known = backend.arange(self._places.shape[0])[self._places > 0]  # in order: neighbours are written together
         for start in range(0, self._known, COLUMNS):
             tokens = known[start : start + COLUMNS]
             places = self._places[tokens] - 1
-            result[tokens // V, :, tokens % V] = sum(table[places] for table, _ in reversed(self._levels))
-        return backend.reshape(result, self._shape)
+            result[tokens // V, :, tokens % V] += sum(table[places] for table, _ in reversed(self._levels))
+
+    def total(self, *others: TokenSums) -> Array:
+        """The gradient so far, of others too, a new array: 0 where a token has not come."""
+        result = self._backend.zeros(self._shape, self._dtype)
+        for each in (self, *others):
+            each._add_to_(result)
+        return result
+
+
+def total_of(parts: Sequence[Array | TokenSums]) -> Array:
+    """The sum of what parts of a batch give; an array that is the first is used up."""
+    first, *others = parts
+    if isinstance(first, TokenSums):
+        return first.total(*others)
+    for other in others:
+        first += other
+    return first

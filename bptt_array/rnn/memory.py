@@ -174,7 +174,7 @@ class _OfAStep:
         columns = lead * self.network.input_size
         most, width = min(columns, lead * self.work.T * self.work.N), self.gates * self.network.hidden_size
         levels = levels_of(self.work.T * (-(-self.work.N // ROWS) + (lead > 1)))
-        written = 3 * min(COLUMNS, most) * width
+        written = 4 * min(COLUMNS, most) * width
         return levels * most * width + written + self.of_bytes(17 * columns + (8 + levels) * most)
 
     def once(self) -> float:
