@@ -41,10 +41,10 @@ def check_gradients(made, dtype):
     return differences
 
 
-def prepared(peer, shape, *options):
-    """A step of a peer ready to run, its library warm: after a small step of the same kind."""
-    peer(Problem(Shape(2, 2, 2, 2, 2), *options)).run()
-    return peer(Problem(shape, *options)).run
+def prepared(peer, problem, shape, *options):
+    """A step of a peer ready to run, its library warm: after a small step of the same kind of ``problem``."""
+    peer(problem(Shape(2, 2, 2, 2, 2), *options)).run()
+    return peer(problem(shape, *options)).run
 
 
 def row(problem, names, arguments, among):
@@ -58,7 +58,7 @@ def row(problem, names, arguments, among):
         if name in differences:
             result[name]["gradient_difference"] = differences[name]
         if arguments.memory and name != "products alone":
-            options = among[name][0], problem.shape, problem.dtype, problem.cell
+            options = among[name][0], type(problem), problem.shape, problem.dtype, problem.cell
             found = measure.peak_memory(prepared, options, arguments.threads)
             result[name] |= {"peak_bytes": found["bytes"], "peak_since": found["since"]}
     about = {"cell": problem.cell, "members": problem.members, "shape": list(problem.shape)}
@@ -84,22 +84,28 @@ def ours_over_theirs(rows, names):
 def tables(result):
     """The result as Markdown: ratios of time, times, memory."""
     names, rows, head = result["names"], result["rows"], ["(T, N, I, H, O)"]
-    ratios, memory = [], []
+    ratios = []
     for entry in rows:
         by_name = entry["peers"]
         base = by_name["products alone"]["median_ms"]
         ratios.append([label(entry), *(f"{by_name[name]['median_ms'] / base:.2f}" for name in names)])
-        bytes_ = [by_name[name].get("peak_bytes") for name in names]
-        if any(b is not None for b in bytes_):  # 0 is a figure too
-            memory.append([label(entry), *("" if b is None else f"{b / 2**20:.1f}" for b in bytes_)])
     lines = ["Time / products alone (medians):", "", *measure.table(head + names, ratios), ""]
     lines += ["Our time / theirs:", "", *measure.table(head + names[1:], ours_over_theirs(rows, names)), ""]
-    lines += times_and_spread(rows, names)
-    if memory:
-        since = {peer.get("peak_since", "the step") for entry in rows for peer in entry["peers"].values()}
-        note = " (peaks since the process began: this system cannot tell those of a step)" * ("the process" in since)
-        lines += [f"Peak memory of a step, MiB{note}:", "", *measure.table(head + names, memory), ""]
-    return [*lines, *agreement(result)]
+    return [*lines, *times_and_spread(rows, names), *peaks(rows, names), *agreement(result)]
+
+
+def peaks(rows, names):
+    """The table of memory, where it was measured."""
+    memory = []
+    for entry in rows:
+        bytes_ = [entry["peers"][name].get("peak_bytes") for name in names]
+        if any(b is not None for b in bytes_):  # 0 is a figure too
+            memory.append([label(entry), *("" if b is None else f"{b / 2**20:.1f}" for b in bytes_)])
+    if not memory:
+        return []
+    since = {peer.get("peak_since", "the step") for entry in rows for peer in entry["peers"].values()}
+    note = " (peaks since the process began: this system cannot tell those of a step)" * ("the process" in since)
+    return [f"Peak memory of a step, MiB{note}:", "", *measure.table(["(T, N, I, H, O)", *names], memory), ""]
 
 
 def times_and_spread(rows, names):

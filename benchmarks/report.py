@@ -31,6 +31,7 @@ import scaling
 import tasks
 import train
 import vanishing
+import words
 from peers import Shape
 
 HERE = Path(__file__).parent
@@ -47,6 +48,7 @@ REPORTS = {
     ),
     "cells-float32": (["cells.py"], compare.tables),
     "ensembles-float32": (["ensembles.py"], ensembles.tables),
+    "words-float32": (["words.py"], words.tables),
     "parts": (["parts.py"], parts.tables),
     "scaling-float32": (["scaling.py"], scaling.tables),
     "memory-float32": (["memory.py"], memory.tables),

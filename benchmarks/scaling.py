@@ -35,7 +35,7 @@ def series(axis, sizes, base, dtype, threads, repetitions, seconds):
     busy = measure.busy()
     steps = {size: Ours(Problem(shape, dtype)).run for size, shape in zip(sizes, shapes, strict=True)}
     times = measure.alternate(steps, repetitions, seconds)
-    memory = [measure.peak_memory(prepared, (Ours, shape, dtype), threads)["bytes"] for shape in shapes]
+    memory = [measure.peak_memory(prepared, (Ours, Problem, shape, dtype), threads)["bytes"] for shape in shapes]
     points = [
         {"size": size, **measure.summary(times[size]), "peak_bytes": b} for size, b in zip(sizes, memory, strict=True)
     ]

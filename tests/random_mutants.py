@@ -40,6 +40,7 @@ TESTS = {
     "cli/": "training report runs any_command jobs",
     "diagnostics/": "diagnostics bad_input docs",
     "distributed/": "distributed jobs",
+    "equations/token_sums.py": "tokens mutants schedules",
     "equations/": _EQUATIONS,
     "rnn/torch_weights.py": "torch any_input",
     "rnn/files.py": "older_files pickling hostile_files bad_input any_input",

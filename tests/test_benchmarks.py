@@ -33,6 +33,7 @@ import scaling
 import tasks
 import train
 import vanishing
+import words
 from conftest import cuda
 from mpi import needs_mpi
 from peers import Problem, Shape
@@ -271,6 +272,28 @@ def test_ensembles_prints_and_writes_what_it_measured(tmp_path, capsys):
         ratio = found["bptt_array"]["median_ms"] / found["ours, one by one"]["median_ms"]
         assert re.search(rf"{row['cell']} \(4, 2, 3, 5, 2\) +\| +{ratio:.2f} \|", printed)
     assert json.loads((tmp_path / "results" / "ensembles-float32.json").read_text()) == json.loads(json.dumps(result))
+
+
+@needs_torch
+@pytest.mark.parametrize("cell", words.CELLS)
+def test_an_embedding_has_the_gradients_of_the_columns_that_stand_for_it(cell):
+    problem = words.Words(Shape(5, 3, 400, 6, 2), "float64", cell)
+    ours, theirs = (peers.make(name, problem, words.PEERS).gradients() for name in words.PEERS)
+    assert peers.gradient_difference(theirs, ours) < 1e-13
+
+
+@needs_torch
+def test_words_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
+    result = words.main([*QUICK, "--shape", "4", "2", "300", "5", "2", "--out", str(tmp_path)])
+    assert result["names"] == ["bptt_array", "torch"]
+    printed = capsys.readouterr().out
+    for row, name in zip(result["rows"], ["", "lstm "], strict=True):
+        found = row["peers"]
+        assert found["torch"]["gradient_difference"] < 1e-5
+        ratio = found["bptt_array"]["median_ms"] / found["torch"]["median_ms"]
+        assert re.search(rf"{re.escape(name)}\(4, 2, 300, 5, 2\) +\| +{ratio:.2f} \|", printed)
+        assert f"{found['torch']['peak_bytes'] / 2**20:.1f} |" in printed
+    assert json.loads((tmp_path / "results" / "words-float32.json").read_text()) == json.loads(json.dumps(result))
 
 
 def test_a_peak_that_is_not_that_of_a_step_is_said_to_be_so(tmp_path, forked):
@@ -731,6 +754,7 @@ def test_a_first_look_does_not_touch_the_results_that_are_kept():
         distributed,
         tasks,
         vanishing,
+        words,
     ):
         assert "default: runs/benchmarks" in help_of(script)
     assert Path("runs") / "benchmarks" == measure.OUT

@@ -224,7 +224,7 @@ def test_backends_override_primitives_under_the_same_signature(kind):
     primitives = [name for name in vars(ba.Backend) if name.endswith("_") and not name.endswith("__")]
     assert len(primitives) >= 4
     names = ["accumulator", "multiplier", "elementwise_accumulator", "fused", "over_segment", "one_hot", "rows", "copy"]
-    names += ["reshape", "column_reader", "column_sums", "over_rows"]
+    names += ["reshape", "column_reader", "column_sums", "over_rows", "sums_by_index", "sums_by_token"]
     for name in [*primitives, *names, "to_host", "active", "owns"]:
         assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(ba.Backend, name)), name
 

@@ -473,6 +473,20 @@ class Backend:
         sums = [self.xp.sum(matrix, axis=-2) for matrix in matrices]
         return [total * factor for total, factor in zip(sums, factors, strict=True)]
 
+    def sums_by_token(self, vocabulary: int, width: int) -> bool:
+        """Whether columns of that many numbers are summed up by token, and not by products with one-hot rows.
+
+        For that (``equations/token_sums.py``) arrays have to be indexed by arrays.
+        """
+        return False
+
+    def sums_by_index(self, rows: Array, index: Array, size: int) -> tuple[Array, Array]:
+        """Of ``rows (K, F)`` the sums of those with the same ``index (K,)``, below ``size``: the indices, and the sums.
+
+        There may be more indices, each once; their sums are 0.
+        """
+        return self.arange(size), self.xp.matmul(self.one_hot(index, size, rows.dtype).mT, rows)
+
     def over_rows(self, function: RowFunction) -> Callable[..., tuple[Array, ...]]:
         """A function of rows ``(..., O)``, of which each result row depends on one row of each argument, in one kernel
         where there are any.
@@ -518,6 +532,10 @@ class Backend:
     def clipped(self, grads: Mapping[str, Array], max_norm: float, members: int | None) -> dict[str, Array] | None:
         """New arrays, scaled by ``min(1, max_norm / norm)`` of that norm; or None."""
         return None
+
+    def minus_one_hot_(self, p: Array, index: Array) -> None:
+        """``p[i..., index[i...]] -= 1``"""
+        p -= self.one_hot(index, p.shape[-1], p.dtype)
 
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         """``result[i..., k] = 1 if index[i...] == k else 0``, shape ``(*index.shape, size)``."""

@@ -7,6 +7,7 @@ caller's. Axes ``...`` are those of the members of an ensemble, then of two dire
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import add
@@ -19,6 +20,7 @@ from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
 from ..equations.state_product import StateProduct
 from ..equations.sums import add_weight_sums, flat
+from ..equations.token_sums import TokenSums
 from ..schedules.chunks import best_chunks
 from . import chunk_times
 from .padding import Padding
@@ -243,6 +245,10 @@ class LayerBackward:
         self.d_last = d_last
         self.backward = backward if layer.cell.diagonal else "sequential"
         self._sums = Sums(waiting)
+        self._by_token: TokenSums | None = None  # the sum for W_xh, where it is not one of those
+        if forward.tokens:
+            most = forward.T * math.prod(forward.initial[0].shape[:-1])
+            self._by_token = TokenSums.on(backend, layer.params["W_xh"], most)
         self.d_initial: States | None = None
         self._dstates: States = ()
         self._carried: States | None = None  # what the segment after the one at hand hands to the states before it
@@ -340,7 +346,7 @@ class LayerBackward:
         backend, (cell, params) = self.forward.backend, self.forward.layer
         x, tape, mask, ndim = segment.x, segment.tape, self.forward.mask, params["W_hh"].ndim
         h_before = tape.h_before if mask is None else tape.h_before * mask
-        if self.forward.tokens:
+        if self.forward.tokens and self._by_token is None:
             x = backend.one_hot(x, params["W_xh"].shape[-1], dz.dtype)
         rows = flat(backend, dz, ndim)
 
@@ -349,7 +355,7 @@ class LayerBackward:
             stacked = ndim > 2  # the rows are a copy
             return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
 
-        add_weight_sums(backend, self._sums, rows, h_before, x, of_input)
+        add_weight_sums(backend, self._sums, rows, h_before, x, of_input, self._by_token)
         self._sums.settle()  # dz and what was made of it is written to again
 
     def _sum_up_own(self, own: dict[str, Array]) -> None:
@@ -366,9 +372,13 @@ class LayerBackward:
             add_rows(backend, self._sums, name, rows)
 
     @property
-    def grads(self) -> dict[str, Array]:
-        """Of the layer's parameters: the sums of §3.2-3.4, over the segments that have run backward."""
-        return self._sums.totals()
+    def grads(self) -> dict[str, Array | TokenSums]:
+        """Of the layer's parameters: the sums of §3.2-3.4, over the segments that have run backward.
+
+        Those of tokens are not an array yet: those of other parts of a batch may be added.
+        """
+        totals = self._sums.totals()
+        return totals if self._by_token is None else totals | {"W_xh": self._by_token}
 
     @property
     def total(self) -> States:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..backend.portable import Array, Backend
+from ..equations.token_sums import total_of
 from .batch import Batch
 from .dropout import Dropout
 from .padding import Padding
@@ -95,10 +96,5 @@ def joined(backend: Backend, states: Sequence[State]) -> State:
 
 def added(backend: Backend, parts: Sequence[Gradients], dx: Array | None) -> Gradients:
     """The gradients of a whole batch; those of the first part are used up."""
-    first, *others = parts
-    if not others:
-        return first
-    for other in others:
-        for name, grad in first.params.items():
-            grad += other.params[name]
-    return replace(first, state=joined(backend, [part.state for part in parts]), x=dx)
+    params = {name: total_of([part.params[name] for part in parts]) for name in parts[0].params}
+    return replace(parts[0], params=params, state=joined(backend, [part.state for part in parts]), x=dx)

@@ -142,7 +142,8 @@ def run_backward(
     one = partial(_backward, network, length=network.segment_length(whole), backward=backward)
     count = len(unrolled)
     if count == 1:
-        return network.in_one_piece(whole, partial(one, unrolled[0], dy, d_last, dx))
+        grads = network.in_one_piece(whole, partial(one, unrolled[0], dy, d_last, dx))
+        return added(network.backend, [grads], dx)
     parts = [
         partial(
             one,

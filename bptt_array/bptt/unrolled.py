@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from ..backend.portable import Array, Backend
 from ..equations.long_sums import Waiting
+from ..equations.token_sums import TokenSums
 from . import directions
 from .batch import Batch
 from .direct import nothing_direct
@@ -277,9 +278,9 @@ class BackwardPass:
         return [layer.d_initial for layer in self.layers if layer.d_initial is not None]
 
     @property
-    def grads(self) -> dict[str, Array]:
+    def grads(self) -> dict[str, Array | TokenSums]:
         """``"l0.W_xh"``, …: the gradients of all layers, in the order of their parameters."""
-        found: dict[str, Array] = {}
+        found: dict[str, Array | TokenSums] = {}
         for k, layer in enumerate(self.layers):
             grads = layer.grads
             found |= {f"l{k}.{name}": grads[name] for name in layer.forward.layer.params}

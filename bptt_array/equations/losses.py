@@ -51,7 +51,7 @@ def cross_entropy(backend: Backend, v: Array, target: Array, factor: Factor = 1.
     Z = xp.sum(p, axis=-1, keepdims=True)
     p /= Z
     if target.ndim < v.ndim:  # -log softmax(v)_k = log Z - v_k, and its derivative p - one_hot(k)
-        p -= backend.one_hot(target, v.shape[-1], v.dtype)
+        backend.minus_one_hot_(p, target)
         return (xp.log(Z) - xp.take_along_axis(v, target[..., None], axis=-1))[..., 0] * factor, p
     mass = xp.sum(target, axis=-1, keepdims=True)  # 1 for probabilities; any mass has the right gradient
     p *= mass

@@ -7,13 +7,21 @@ sequences, one below the other (:func:`flat`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ..backend.portable import Array, Backend
 from .long_sums import Sums, add_product, add_rows
+from .token_sums import TokenSums
 
 
 def add_weight_sums(
-    backend: Backend, sums: Sums, dz: Array, h_before: Array, x: Array, of_input: Callable[[], Array]
+    backend: Backend,
+    sums: Sums,
+    dz: Array,
+    h_before: Array,
+    x: Array,
+    of_input: Callable[[], Array],
+    by_token: TokenSums | None = None,
 ) -> None:
     """Add what the steps of a segment contribute to the gradients of ``W_hh``, ``W_xh`` and ``b_h``.
 
@@ -29,9 +37,12 @@ def add_weight_sums(
     of_input : () -> (..., S*N, G*H), rows
         Called after the sum for ``W_hh``: gradients of ``W_xh x_t + b_h``. They are dz itself, but of cells such as
         the GRU, which write them over dz.
+    by_token : TokenSums, optional
+        Where the sum for ``W_xh`` is made if x are tokens ``(S, ..., N)``.
     """
+    add_input = by_token.add if by_token is not None else partial(add_weight_sum, backend, sums, "W_xh")
     add_weight_sum(backend, sums, "W_hh", dz, h_before)  # §3.3: dW_hh = sum_t dz_t h_{t-1}^T
-    add_weight_sum(backend, sums, "W_xh", dz := of_input(), x)  # §3.2: dW_xh = sum_t dz_t x_t^T
+    add_input(dz := of_input(), x)  # §3.2: dW_xh = sum_t dz_t x_t^T
     add_rows(backend, sums, "b_h", dz)  # §3.4: db_h = sum_t dz_t
 
 

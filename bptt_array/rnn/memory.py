@@ -15,6 +15,7 @@ from ..backend.portable import Backend
 from ..equations.long_sums import BLOCK, FEWEST, PRODUCT_BYTES, PRODUCTS, SMALL_PRODUCT, levels_of
 from ..equations.losses import LOSSES
 from ..equations.parallel import rows_of_a_chunk
+from ..equations.token_sums import COLUMNS, ROWS
 from ..schedules.instructions import longest_segment
 from ..schedules.plans import Costs, Plan, Truncate, plan
 from .architecture import Architecture
@@ -74,15 +75,17 @@ def costs(
     in_chunks: bool,
     persistent: bool = False,
     columns: bool = False,
+    by_token: bool = False,
 ) -> Costs:
     """Bytes of a training step.
 
     ``temporaries``: every elementwise operation and product makes an array before it is written where it belongs, as in
     namespaces without ``out=``. ``in_chunks``: time may run backward in parallel. ``persistent``: a segment may be one
     launch, which stores what the cell's ``finish_`` needs in place of slopes. ``columns``: sums of columns.
+    ``by_token``: the gradient of tokens is summed up without one-hot rows.
     """
     itemsize = 4 if network.dtype == "float32" else 8
-    one = _OfAStep(network, work, itemsize, persistent=persistent)
+    one = _OfAStep(network, work, itemsize, persistent=persistent, by_token=by_token)
     states = network.num_layers * len(network.cell.states) * one.row
     results = one.results() if temporaries else 0
     waiting, at_most = one.waiting() if columns else (0, 0)
@@ -121,6 +124,7 @@ def plan_for(
         in_chunks=in_chunks,
         persistent=backend.persistent,
         columns=backend.sums_columns,
+        by_token=work.tokens and backend.sums_by_token(network.input_size, network.cell.gates * network.hidden_size),
     )
     return plan(work.T, memory, costs=counted, longest=longest, truncate=truncate, whole=two)
 
@@ -128,7 +132,9 @@ def plan_for(
 class _OfAStep:
     """Numbers of one time step, for each of the parts of a training step."""
 
-    def __init__(self, network: Architecture, work: Workload, itemsize: int, *, persistent: bool = False) -> None:
+    def __init__(
+        self, network: Architecture, work: Workload, itemsize: int, *, persistent: bool = False, by_token: bool = False
+    ) -> None:
         members, self.sides = network.members or 1, network.directions
         self.network, self.work, self.itemsize = network, work, itemsize
         self.layers, self.cell, self.gates = network.num_layers, network.cell, network.cell.gates
@@ -144,6 +150,7 @@ class _OfAStep:
             self.slopes = max(self.slopes, self.own + self.cell.changes_dz * self.gates)
         #: Whether weights have leading axes: segments are then copied for their products.
         self.stacked = network.members is not None or network.bidirectional
+        self.by_token = by_token
 
     def of_bytes(self, count: float) -> float:
         return count / self.itemsize
@@ -156,13 +163,19 @@ class _OfAStep:
         """
         sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items()}
         copies = 2 * sum(size for name, size in sizes.items() if name.endswith("W_hh"))
-        table = self.sides * (self.network.members or 1) * self.network.input_size * self.gates
-        return (
-            levels_of(self.work.T) * sum(sizes.values())
-            + max(sizes.values())
-            + copies
-            + self.work.tokens * table * self.network.hidden_size
-        )
+        of_tokens: float = self.work.tokens * sizes["l0.W_xh"]  # a table of all columns
+        if self.by_token:
+            of_tokens = sizes.pop("l0.W_xh") + self.sums_by_token()
+        return levels_of(self.work.T) * sum(sizes.values()) + max(sizes.values()) + copies + of_tokens
+
+    def sums_by_token(self) -> float:
+        """What the gradient of tokens is made of: of those that may come sums, one for each level, and places."""
+        lead = self.sides * (self.network.members or 1)
+        columns = lead * self.network.input_size
+        most, width = min(columns, lead * self.work.T * self.work.N), self.gates * self.network.hidden_size
+        levels = levels_of(self.work.T * (-(-self.work.N // ROWS) + (lead > 1)))
+        written = 4 * min(COLUMNS, most) * width
+        return levels * most * width + written + self.of_bytes(17 * columns + (8 + levels) * most)
 
     def once(self) -> float:
         """Results of products and masks of the state; last states of padding; dx; the loss of last steps."""
@@ -217,6 +230,8 @@ class _OfAStep:
     def forward(self) -> float:
         """Zeroing what is past the end; the caller's layout; masks; the outputs of two directions."""
         count: float = 0
+        if self.by_token:  # which tokens there are; of their columns no more than of the gradient, which is later
+            count += self.of_bytes(48 * self.work.N)
         if self.work.padded:
             count += max(1, self.cell.keeps) * self.row + self.of_bytes(17 * self.work.N)
         if self.work.unordered or not self.network.time_major:
@@ -236,11 +251,14 @@ class _OfAStep:
         count += self.sequences * min(largest, SMALL_PRODUCT) / BLOCK  # products of blocks
         rows = self.gates * self.row
         if self.stacked:
-            count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row + self.inputs * self.sides
+            inputs = 0 if self.by_token else self.inputs * self.sides
+            count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row + inputs
         count += self.own * self.row * (2 if self.stacked else 1)
         if self.network.recurrent_dropout and self.work.dropout:
             count += self.row
-        if self.work.tokens:
+        if self.by_token:
+            count += self.of_bytes(16 * self.sides * self.sequences)
+        elif self.work.tokens:
             count += self.sides * self.inputs + self.of_bytes(17 * self.inputs / self.network.input_size)
         if self.work.unordered or not self.network.time_major:
             count += 2 * self._copy_of_x()  # in order, and in this machine's bytes

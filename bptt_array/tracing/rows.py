@@ -138,6 +138,9 @@ class RowBackend:
     def copy(self, a: RowSymbol) -> RowSymbol:
         return RowSymbol(a.number, per_row=a.per_row, ndim=a.ndim)
 
+    def minus_one_hot_(self, p: RowSymbol, index: RowSymbol) -> None:
+        p[...] = _apply("sub", p, self.one_hot(index, None, None))
+
     def one_hot(self, index: RowSymbol, size: Any, dtype: Any) -> RowSymbol:
         program = index.number.program
         number = Number(program, program.op("is_entry", index.number.k))
