@@ -14,10 +14,11 @@ import numpy as np
 from .cpu_updates import shared_out
 from .portable import Array
 
-#: Numbers whose squares a BLAS sums up by itself: so few that none shares them out to its threads.
-_BLOCK = 1 << 13
+#: Numbers whose squares a BLAS sums up in float32: so few that the sum is as exact as one number, and that no BLAS
+#: shares them out to its threads.
+_BLOCK = 1 << 10
 #: What a thread takes at a time: temporary arrays are no larger.
-_PIECE = 32 * _BLOCK
+_PIECE = 1 << 18
 #: Fewer numbers are not shared out: to begin and to end a thread's work takes as long as to read a million.
 _SHARED = 1 << 22
 
