@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -113,17 +114,17 @@ def test_an_update_of_large_arrays_is_that_of_float64(make, threads):
 @each_optimizer
 def test_arrays_that_share_memory_are_updated_one_after_the_other(make):
     def parts(base):
-        return {"a": base[:100], "b": base[100:200], "again": base[:100], "ahead": base[40:140]}
+        return {"a": base[1:101], "b": base[101:201], "again": base[1:101], "ahead": base[40:140]}
 
     rng = np.random.default_rng(0)
     base, grads = rng.standard_normal(201), {name: rng.standard_normal(100) for name in ("a", "b", "again", "ahead")}
-    grads["a"] = base[1:101]  # what is written for one entry is the gradient of the next
+    grads["a"] = base[:100]  # what is written for one entry was the gradient of the next
     other, optimizer, alone = base.copy(), make(), make()
     optimizer.update(parts(base), grads)
     for name, param in parts(other).items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cpu_updates, "_WHOLE", 1 << 30)
-            alone.update({name: param}, {name: other[1:101] if name == "a" else grads[name]})
+            alone.update({name: param}, {name: other[:100] if name == "a" else grads[name]})
     assert np.array_equal(base, other)
 
 
@@ -276,6 +277,22 @@ def test_blocks_are_taken_by_whoever_is_free():
     assert seen == [*range(1, 10), 0]
 
 
+def test_an_error_ends_the_work_of_all_threads():
+    seen, begun = [], threading.Event()
+
+    def do(item):
+        if item == 0:
+            assert begun.wait(60)
+            raise ValueError("no")
+        begun.set()
+        time.sleep(0.001)
+        seen.append(item)
+
+    with threadpool_limits(2, "blas"), pytest.raises(ValueError, match="no"):
+        cpu_updates.shared_out(lambda: do, list(range(5000)), 2)
+    assert len(seen) < 4999
+
+
 # ---- norms, and clipping ----------------------------------------------------------------------------------
 
 OF_NORMS = [shape for shape in SHAPES if 0 not in shape]
@@ -379,6 +396,21 @@ def test_few_roundings_pile_up_in_a_long_sum(constant):
         grads = {name: rng.standard_normal(a.shape, dtype="float32") for name, a in grads.items()}
     expected = math.sqrt(sum(np.sum(a.astype(float) ** 2) for a in grads.values()))
     assert float(ba.global_norm(grads)) == pytest.approx(expected, rel=2e-7)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@each_dtype
+def test_the_order_of_gradients_and_their_signs_make_no_difference(dtype):
+    for size in (1.0, float(np.finfo(dtype).max) / 1e3):
+        grads = {name: -np.abs(a) for name, a in arrays_of(dtype, 0, OF_NORMS * 3, size).items()}
+        norm, clipped = ba.global_norm(grads), ba.clip_by_global_norm(grads, 1.0)
+        assert float(norm) == pytest.approx(norm_of(grads), rel=1e-6)
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            mixed = {name: -grads[name] for name in rng.permutation(list(grads))}
+            assert ba.global_norm(mixed) == norm
+            for name, a in ba.clip_by_global_norm(mixed, 1.0).items():
+                assert np.array_equal(-a, clipped[name])
 
 
 def test_clipped_gradients_lie_as_they_did():

@@ -143,7 +143,7 @@ def _scaled_norms(whole: _Rows, least: float) -> tuple[Array, Array]:
     if unsafe.size:
         some = whole if unsafe.size == total.size else whole.of(unsafe)
         largest = np.max([np.maximum(row.max(axis=-1), -row.min(axis=-1)) for row in some.rows], axis=0)
-        scale[unsafe] = np.clip(largest.astype(np.float64), least, float(np.finfo(np.float64).max))
+        scale[unsafe] = np.clip(largest.astype(np.float64), least, float(limits.max))
         total[unsafe] = _sums_of_squares(some, scale[unsafe])
     return scale, np.sqrt(total)
 
@@ -155,7 +155,7 @@ def _sums_of_squares(whole: _Rows, scale: Array | None = None) -> Array:
     def add_up(piece: _Piece) -> None:
         entries = whole.rows[piece.row][piece.members, piece.columns]
         if scale is not None:
-            entries = np.divide(entries, scale[piece.members, None], dtype=np.float64)
+            entries = entries / scale[piece.members, None]
         E, size = entries.shape
         count = size // _BLOCK
         if count:
