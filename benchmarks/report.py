@@ -30,6 +30,7 @@ import peers
 import scaling
 import tasks
 import train
+import updates
 import vanishing
 import words
 from peers import Shape
@@ -58,6 +59,7 @@ REPORTS = {
     "char_rnn-64": (["char_rnn.py", "--seq-len", "64", "--updates", "400"], char_rnn.tables),
     "train": (["train.py"], train.tables),
     "busy": (["busy.py"], busy.tables),
+    "updates-float32": (["updates.py"], updates.tables),
     "distributed": (["distributed.py"], distributed.tables),
     "tasks": (["tasks.py"], tasks.tables),
     "vanishing": (["vanishing.py"], vanishing.tables),
@@ -157,7 +159,7 @@ def cannot_run(call):
         return "the CUDA device here is emulated, its times mean nothing"
     if call[0] == "distributed.py" and distributed.missing():
         return distributed.missing()
-    if call[0] == "char_rnn.py" and "torch.nn.RNN" not in peers.installed():
+    if call[0] in ("char_rnn.py", "updates.py") and "torch.nn.RNN" not in peers.installed():
         return "torch is not installed"
     return ""
 

@@ -35,6 +35,8 @@ _EQUATIONS = f"{_GRADIENTS} parts dropout cells padding parallel gradients sched
 #: The tests that fit the files whose paths begin so, by what stands between ``test_`` and ``.py``, in the order in
 #: which they run; of several paths the first that fits counts.
 TESTS = {
+    "backend/cpu_norms.py": "cpu_updates parts extremes training",
+    "backend/cpu_updates.py": "cpu_updates parts",
     "backend/": "parts namespaces bad_input parity costs torch any_input",
     "bptt/": _EQUATIONS,
     "cli/": "training report runs any_command jobs",
@@ -55,7 +57,7 @@ TESTS = {
     "training/": "training older_files any_input runs distributed",
     "checks.py": "bad_input any_input",
     "gradcheck.py": "gradients bad_input any_input",
-    "optimizers/": "parts pickling training parity bad_input costs any_input",
+    "optimizers/": "parts cpu_updates pickling training parity bad_input costs any_input",
     "parity.py": "parity any_input",
     "plots.py": "report training diagnostics",
     "serialization.py": "hostile_files older_files runs",

@@ -32,6 +32,7 @@ import report
 import scaling
 import tasks
 import train
+import updates
 import vanishing
 import words
 from conftest import cuda
@@ -729,6 +730,27 @@ def test_without_mpi_the_script_says_what_is_missing(monkeypatch, capsys):
     assert report.cannot_run(["distributed.py"]) == distributed.missing() != ""
 
 
+@needs_torch
+def test_updates_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
+    result = updates.main([*QUICK, "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for entry in result["rows"]:
+        ours, theirs = entry["peers"].values()
+        assert entry["difference"] < 1e-5
+        assert theirs["peak_bytes"] >= 0
+        ratios = [f"{ours[done]['median_ms'] / theirs[done]['median_ms']:.2f}" for done in updates.DONE]
+        assert re.search(rf"{re.escape(entry['parameters'])} .*" + r" \| +".join(ratios), printed)
+    assert json.loads((tmp_path / "results" / "updates-float32.json").read_text()) == json.loads(json.dumps(result))
+
+
+@needs_torch
+def test_a_wrong_update_stops_the_comparison(monkeypatch):
+    monkeypatch.setattr(updates.Torch, "clip", lambda self: None)
+    arguments = updates.measure.argparse.Namespace(dtype="float64")
+    with pytest.raises(SystemExit, match=r"results of an update differ by .*: nothing was timed"):
+        updates.row("", {"W": (100,)}, arguments)
+
+
 def test_three_networks_differ_in_what_becomes_of_their_gradients(tmp_path, capsys):
     result = vanishing.main([*QUICK, "--out", str(tmp_path)])
     short, keeping, wild = (row["exponents"][0] for row in result["rows"])
@@ -751,6 +773,7 @@ def test_a_first_look_does_not_touch_the_results_that_are_kept():
         parts,
         char_rnn,
         train,
+        updates,
         distributed,
         tasks,
         vanishing,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -12,7 +12,9 @@ import array_api_compat.numpy
 import numpy as np
 
 from ..checks import check_count
+from . import cpu_norms
 from .cpu_products import product_with, shared_copies
+from .cpu_updates import OverGroups
 from .portable import Array, Backend, Elementwise, place
 from .workers import workers
 
@@ -168,6 +170,18 @@ class NumpyBackend(Backend):
                 function(*[a[k : k + steps] for a in arrays])
 
         return in_blocks
+
+    def fused_over(self, make: Callable[[Elementwise], Callable[..., None]]) -> Callable[..., None]:
+        return OverGroups(make, self.elementwise, self.thread_count)
+
+    def largest_entries(self, grads: Mapping[str, Array], members: int | None) -> dict[str, Array] | None:
+        return cpu_norms.largest_entries(grads, members, self.thread_count)
+
+    def global_norm(self, grads: Mapping[str, Array], members: int | None) -> Array | None:
+        return cpu_norms.global_norm(grads, members, self.thread_count)
+
+    def clipped(self, grads: Mapping[str, Array], max_norm: float, members: int | None) -> dict[str, Array] | None:
+        return cpu_norms.clipped(grads, max_norm, members, self.thread_count)
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         # mode="clip" lets take write straight into out; indices were checked when they came in.

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..tracing.program import CannotTraceError, Program
-from ..tracing.symbols import Namespace, symbols
+from ..tracing.program import CannotTraceError
 from ..tracing.text import PRELUDE, statements
-from .portable import Array, Elementwise
-
-Make = Callable[[Elementwise], Callable[..., None]]
+from .portable import Array
+from .traced import Make, traced
 
 #: C++ names of dtypes; arrays of others are left to CuPy.
 TYPES = {"float32": "float", "float64": "double"}
@@ -152,22 +150,11 @@ def kernel_text(make: Make, T: str, arrays: int, numbers: int) -> str:
     CannotTraceError
         If it is not elementwise.
     """
-    program = Program()
-    # Two entries each, of which the first is written down: what makes them meet is not elementwise, and raises.
-    pairs = [symbols(program, [program.leaf(f"a{k}[{i}]", place=(i,)) for i in range(2)]) for k in range(arrays)]
-    operands = [pair.view(np.ndarray)[0] for pair in pairs]
-    scalars = [program.leaf(f"x{k}") for k in range(numbers)]
-    make(Elementwise(Namespace(program, {"float": "float32", "double": "float64"}[T])))(
-        *pairs, *(symbols(program, number) for number in scalars)
-    )
-    given = {number.k: f"groups.array[{k}][g][i]" for k, number in enumerate(operands)}
-    outputs = {}
-    for k, pair in enumerate(pairs):
-        written = program.as_float(pair.view(np.ndarray)[0]).k
-        if written != operands[k].k:
-            outputs[given[operands[k].k]] = written
+    program, operands, scalars, written = traced(make, {"float": "float32", "double": "float64"}[T], arrays, numbers)
+    given = {operand: f"groups.array[{k}][g][i]" for k, operand in enumerate(operands)}
+    outputs = {given[operands[k]]: value for k, value in written.items()}
     # Arguments come in double precision, as Python has them, and are rounded to that of the arrays, as NumPy does it.
-    names = {number.k: f"(T)x{k}" for k, number in enumerate(scalars)}
+    names = {number: f"(T)x{k}" for k, number in enumerate(scalars)}
     # Every array is read before one is written.
     read = {k: f"r{i}" for i, k in enumerate(given) if k in program.needed(outputs.values())}
     lines = [f"const T {name} = {given[k]};" for k, name in read.items()]

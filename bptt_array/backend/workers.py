@@ -124,7 +124,7 @@ class Workers:
                 for part in parts[1:]:
                     others.append(self._threads(count - 1).submit(contextvars.copy_context().run, done, part))
                 results = [done(parts[0])]
-            except PartAbandonedError:
+            except PartAbandonedError:  # raised below is the error of the one that failed
                 results = []
             except BaseException:
                 failed.set()
