@@ -84,11 +84,15 @@ class NumpyBackend(Backend):
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         return np.array(array)
 
+    def thread_count(self) -> int:
+        """How many threads work is shared out to."""
+        return workers.count if self.threads is None else self.threads
+
     def count_parts(self, N: int, multiply_adds: int) -> int | None:
         most = math.isqrt(multiply_adds // _ENOUGH)
         if most < 2:
             return 1
-        threads = workers.count if self.threads is None else self.threads
+        threads = self.thread_count()
         return threads if threads <= min(N // _FEWEST, most) else None
 
     def one_thread(self) -> AbstractContextManager[Any]:
