@@ -507,7 +507,7 @@ TERMS = {
     "results of products": (
         (3, 4000, 1, 8, 1),
         {"num_layers": 8, "cell": "gru", "call": {"truncate": 1}},
-        "self.layers * (self.gates + 1 + self.cell.keeps) * self.row",
+        "self.layers * (2 * self.gates + 1 + self.cell.keeps) * self.row",
         "0",
     ),
     "dx": ((1000, 8, 100, 4, 1), {"call": {"input_grad": True, "truncate": 10}}, "count += dx if", "count += 0 if"),

@@ -201,6 +201,22 @@ def test_parts_take_no_more_memory_than_one_piece_but_for_a_second_set_of_gradie
     assert peaks[2] < 1.02 * peaks[1] + sum(array.nbytes for array in rnn.params.values())
 
 
+@needs_blas
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_a_plan_without_a_budget_counts_the_gradients_of_every_part(cell):
+    whole, cut = (network(cell=cell, threads=threads) for threads in (1, 2))
+    x, target = batch(cut, T=40, N=64)
+    plans = [rnn.plan(x.shape).peak for rnn in (whole, cut)]
+    with BLAS.limit(limits=2):
+        tracemalloc.start()
+        cut.loss_and_grad(x, target)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert 0.6 * plans[1] < peak <= 1.05 * plans[1]
+    assert plans[0] != plans[1]
+    assert whole.plan(x.shape, "64MiB").peak == cut.plan(x.shape, "64MiB").peak  # then it is in one piece
+
+
 # ---- when something goes wrong ------------------------------------------------------------------------
 
 

@@ -14,7 +14,17 @@ from ..backend.portable import Array, Backend
 from ..equations.long_sums import Sums, Waiting
 from ..equations.losses import Objective
 from ..equations.readout import Readout
-from ..schedules.instructions import Backward, Forget, Forward, Remember, Restore, Segments, full, longest_segment
+from ..schedules.instructions import (
+    Backward,
+    Forget,
+    Forward,
+    Remember,
+    Restore,
+    Segments,
+    bytes_of_parts,
+    full,
+    longest_segment,
+)
 from ..schedules.plans import Plan
 from .batch import Batch, States, as_state, without
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
@@ -45,12 +55,11 @@ class BoundNetwork(NamedTuple):
     largest: int  # numbers of the largest parameter
 
     def segment_length(self, batch: Batch) -> int:
-        """Of a batch in parts a quarter shorter: what that saves makes room for the gradients of each part."""
         itemsize = self.backend.xp.finfo(batch.dtype).bits // 8
         bytes_per_step = math.prod(batch.initial[0][0].shape) * itemsize
         segment_bytes, members = self.backend.segment_bytes, batch.members is not None
         if (self.parts(batch) or 1) > 1:
-            segment_bytes = segment_bytes * 3 // 4
+            segment_bytes = bytes_of_parts(segment_bytes)
         return longest_segment(
             segment_bytes, batch.T, bytes_per_step, bidirectional=self.stack.bidirectional, members=members
         )

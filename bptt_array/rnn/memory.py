@@ -16,7 +16,7 @@ from ..equations.long_sums import BLOCK, FEWEST, PRODUCT_BYTES, PRODUCTS, SMALL_
 from ..equations.losses import LOSSES
 from ..equations.parallel import rows_of_a_chunk
 from ..equations.token_sums import COLUMNS, ROWS
-from ..schedules.instructions import longest_segment
+from ..schedules.instructions import bytes_of_parts, longest_segment
 from ..schedules.plans import Costs, Plan, Truncate, plan
 from .architecture import Architecture
 
@@ -76,16 +76,17 @@ def costs(
     persistent: bool = False,
     columns: bool = False,
     by_token: bool = False,
+    parts: int = 1,
 ) -> Costs:
     """Bytes of a training step.
 
     ``temporaries``: every elementwise operation and product makes an array before it is written where it belongs, as in
     namespaces without ``out=``. ``in_chunks``: time may run backward in parallel. ``persistent``: a segment may be one
     launch, which stores what the cell's ``finish_`` needs in place of slopes. ``columns``: sums of columns.
-    ``by_token``: the gradient of tokens is summed up without one-hot rows.
+    ``by_token``: the gradient of tokens is summed up without one-hot rows. ``parts``: the batch is cut into so many.
     """
     itemsize = 4 if network.dtype == "float32" else 8
-    one = _OfAStep(network, work, itemsize, persistent=persistent, by_token=by_token)
+    one = _OfAStep(network, work, itemsize, persistent=persistent, by_token=by_token, parts=parts)
     states = network.num_layers * len(network.cell.states) * one.row
     results = one.results() if temporaries else 0
     waiting, at_most = one.waiting() if columns else (0, 0)
@@ -113,8 +114,13 @@ def plan_for(
     itemsize = 4 if network.dtype == "float32" else 8
     row = (*network.lead, work.N, network.hidden_size)
     two = network.bidirectional
+    parts = 1
+    if memory is None and backward == "sequential" and not callable(work.loss):  # see bptt/passes.py
+        parts = backend.count_parts(work.N, math.prod(row) * network.hidden_size) or 1
+        work = replace(work, unordered=work.unordered or parts > 1)  # of a part they are not in one piece
+    segment_bytes = backend.segment_bytes if parts == 1 else bytes_of_parts(backend.segment_bytes)
     longest = longest_segment(
-        backend.segment_bytes, work.T, math.prod(row) * itemsize, bidirectional=two, members=network.members is not None
+        segment_bytes, work.T, math.prod(row) * itemsize, bidirectional=two, members=network.members is not None
     )
     in_chunks = backward != "sequential" and network.cell.diagonal
     counted = costs(
@@ -125,6 +131,7 @@ def plan_for(
         persistent=backend.persistent,
         columns=backend.sums_columns,
         by_token=work.tokens and backend.sums_by_token(network.input_size, network.cell.gates * network.hidden_size),
+        parts=parts,
     )
     return plan(work.T, memory, costs=counted, longest=longest, truncate=truncate, whole=two)
 
@@ -133,7 +140,14 @@ class _OfAStep:
     """Numbers of one time step, for each of the parts of a training step."""
 
     def __init__(
-        self, network: Architecture, work: Workload, itemsize: int, *, persistent: bool = False, by_token: bool = False
+        self,
+        network: Architecture,
+        work: Workload,
+        itemsize: int,
+        *,
+        persistent: bool = False,
+        by_token: bool = False,
+        parts: int = 1,
     ) -> None:
         members, self.sides = network.members or 1, network.directions
         self.network, self.work, self.itemsize = network, work, itemsize
@@ -150,7 +164,7 @@ class _OfAStep:
             self.slopes = max(self.slopes, self.own + self.cell.changes_dz * self.gates)
         #: Whether weights have leading axes: segments are then copied for their products.
         self.stacked = network.members is not None or network.bidirectional
-        self.by_token = by_token
+        self.by_token, self.parts = by_token, parts
 
     def of_bytes(self, count: float) -> float:
         return count / self.itemsize
@@ -158,15 +172,16 @@ class _OfAStep:
     # ---- what is there once ---------------------------------------------------------------------------
 
     def parameters(self) -> float:
-        """Gradients, once for each level of their sums, and one product that is added to one of them; two copies of
-        every W_hh in the order of its use.
+        """Gradients, once for each level of their sums, and one product that is added to one of them, of each part; two
+        copies of every W_hh in the order of its use.
         """
         sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items()}
         copies = 2 * sum(size for name, size in sizes.items() if name.endswith("W_hh"))
         of_tokens: float = self.work.tokens * sizes["l0.W_xh"]  # a table of all columns
         if self.by_token:
             of_tokens = sizes.pop("l0.W_xh") + self.sums_by_token()
-        return levels_of(self.work.T) * sum(sizes.values()) + max(sizes.values()) + copies + of_tokens
+        of_each_part = levels_of(self.work.T) * sum(sizes.values()) + max(sizes.values())
+        return self.parts * of_each_part + copies + of_tokens
 
     def sums_by_token(self) -> float:
         """What the gradient of tokens is made of: of those that may come sums, one for each level, and places."""
@@ -179,7 +194,7 @@ class _OfAStep:
 
     def once(self) -> float:
         """Results of products and masks of the state; last states of padding; dx; the loss of last steps."""
-        count: float = self.layers * (self.gates + 1 + self.cell.keeps) * self.row
+        count: float = self.layers * (2 * self.gates + 1 + self.cell.keeps) * self.row
         if self.network.recurrent_dropout and self.work.dropout:
             count += 3 * self.layers * self.row  # a mask, a state times it, and how a mask is made
         if self.work.padded:

@@ -82,6 +82,11 @@ def longest_segment(segment_bytes: int, T: int, bytes_per_step: int, *, bidirect
     return segment_length(T, bytes_per_step, segment_bytes // (STACKED if members else 1))
 
 
+def bytes_of_parts(segment_bytes: int) -> int:
+    """``segment_bytes`` of a batch that is cut into parts: what is saved makes room for the gradients of each part."""
+    return segment_bytes * 3 // 4
+
+
 class Segments(Sequence[tuple[int, int]]):
     """``[start, stop)`` cut into the fewest parts of at most ``length`` steps, as equal as they can be.
 
