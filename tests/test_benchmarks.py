@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import busy
 import cells
 import char_rnn
 import communication
@@ -830,10 +831,37 @@ def test_goals_of_cells_are_looked_up_by_cell_and_size():
         return {"cell": cell, "shape": [1, 1, 1, H, 1], "peers": peers_}
 
     files = {"cells-float32": {"rows": [row("lstm", 64, 9, 1), row("lstm", 512, 1, 2), row("gru", 512, 3, 2)]}}
-    found = report.ratios_of_cells(files, "torch", (256, 512))
-    assert found == {"lstm (1, 1, 1, 512, 1)": 0.5, "gru (1, 1, 1, 512, 1)": 1.5}
-    assert report.ratios_of_cells({}, "torch", (256, 512)) == {}
-    assert report.ratios_of_cells(files, "products alone", (512,)) == {}
+    found = report.ratios_of_cells(files, "torch")
+    assert found == {"lstm (1, 1, 1, 64, 1)": 9, "lstm (1, 1, 1, 512, 1)": 0.5, "gru (1, 1, 1, 512, 1)": 1.5}
+    assert report.above(found) == {"lstm (1, 1, 1, 512, 1)": 0.5, "gru (1, 1, 1, 512, 1)": 1.5}
+    assert report.ratios_of_cells({}, "torch") == {}
+    assert report.ratios_of_cells(files, "products alone") == {}
+
+
+def test_busy_prints_and_writes_what_it_measured(tmp_path, capsys):
+    result = busy.main([*QUICK, "--out", str(tmp_path)])
+    (entry,) = result["rows"]
+    assert list(entry["beside"]) == ["nothing", "a busy loop on each core"]
+    printed = capsys.readouterr().out
+    for load, of in entry["beside"].items():
+        assert {"all threads", "one thread"} <= set(of)
+        value = of["all threads"]["median_ms"] / of["one thread"]["median_ms"]
+        assert busy.ratio(entry, load, "all threads", "one thread") == value
+        assert f"Beside {load}, median" in printed
+        assert re.search(rf"tanh \(10, 4, 5, 16, 3\) .*\| +{value:.2f} \|", printed)
+    assert busy.ratio(entry, "nothing", "all threads", "nobody") is None
+    assert report.beside_busy_loops({"busy": result}) == {"(10, 4, 5, 16, 3)": value}
+    assert report.beside_busy_loops({}) == {}
+    assert json.loads((tmp_path / "results" / "busy.json").read_text()) == json.loads(json.dumps(result))
+
+
+def test_busy_loops_end_with_what_they_are_beside(monkeypatch):
+    began, start = [], subprocess.Popen
+    monkeypatch.setattr(measure.subprocess, "Popen", lambda *a, **k: (began.append(start(*a, **k)), began[-1])[1])
+    with pytest.raises(KeyError), measure.busy_loops(2):
+        assert [loop.poll() for loop in began] == [None, None]
+        raise KeyError
+    assert all(loop.poll() is not None for loop in began)
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():
