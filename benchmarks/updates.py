@@ -32,7 +32,8 @@ SETS = {
     "an LSTM, H = 64": _lstm(64, 64, 200),
 }
 QUICK = {"one array of 1000": {"W": (1000,)}, "an LSTM, H = 8": _lstm(3, 8, 2)}
-LIMIT = {"float32": 1e-4, "float64": 1e-9}
+#: torch sums squares in float32: of ten million it has a norm that is wrong by 4e-4.
+LIMIT = {"float32": 1e-3, "float64": 1e-9}
 DONE = ("both", "clip", "update")
 
 
