@@ -341,7 +341,10 @@ def test_validations_take_no_seconds_of_training(monkeypatch):
 @pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum"])
 def test_a_network_learns_a_short_text(cell, optimizer):
-    trainer = Trainer(TEXT, Options(cell=cell, optimizer=optimizer, hidden=32, seq_len=16, batch=4, steps=600))
+    # With momentum's own 0.3 ReLU jumps about, and whether it can write the text is a matter of the last bits.
+    lr = 0.1 if (cell, optimizer) == ("relu", "momentum") else None
+    options = Options(cell=cell, optimizer=optimizer, hidden=32, seq_len=16, batch=4, steps=600, lr=lr)
+    trainer = Trainer(TEXT, options)
     first = trainer.evaluate()
     trainer.run()
     assert first == pytest.approx(np.log(len(trainer.vocabulary)), rel=0.1)
