@@ -3,6 +3,8 @@
 import copy
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -217,6 +219,32 @@ def test_a_plan_without_a_budget_counts_the_gradients_of_every_part(cell):
     assert whole.plan(x.shape, "64MiB").peak == cut.plan(x.shape, "64MiB").peak  # then it is in one piece
 
 
+def test_a_backward_pass_goes_through_what_ran_forward_however_many_threads_there_are_by_then():
+    rnn = network(threads=2)
+    x, _ = batch(rnn, T=300)
+    y, state, backward = rnn.forward(x)
+    expected = backward(dy=y, dstate=state)
+    for threads in (1, 3, None):
+        rnn.backend.threads = threads
+        again = backward(dy=y, dstate=state)
+        assert all(again.params[name].tobytes() == grad.tobytes() for name, grad in expected.params.items())
+    rnn.backend.threads = 1
+    y, state, backward = rnn.forward(x)
+    rnn.backend.threads = 2
+    assert np.allclose(backward(dy=y, dstate=state).params["W_hy"], expected.params["W_hy"], rtol=1e-4, atol=1e-4)
+
+
+def test_what_parts_keep_for_the_next_call_is_what_the_last_one_had():
+    rnn = network(H=768)
+    x, target = batch(rnn, N=64)
+    kept = []
+    for threads in (2, 6, 2, 1):
+        rnn.backend.threads = threads
+        rnn.loss_and_grad(x, target)
+        kept.append(sum(array.nbytes for array in rnn.calls.workspace.arrays))
+    assert kept[0] == kept[2] < 1.2 * kept[3]
+
+
 # ---- when something goes wrong ------------------------------------------------------------------------
 
 
@@ -281,6 +309,66 @@ def test_ctrl_c_ends_all_parts():
     with BLAS.limit(limits=2), pytest.raises(KeyboardInterrupt):
         workers.run([first, second])
     assert ended.is_set()
+
+
+@needs_blas
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals for a thread")
+def test_ctrl_c_while_the_caller_waits_ends_the_parts_of_others():
+    ended = threading.Event()
+
+    def last(going):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        try:
+            for _ in range(3000):
+                going()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    began = time.monotonic()
+    with BLAS.limit(limits=2), pytest.raises(KeyboardInterrupt):
+        workers.run([lambda going: None, last])
+    assert ended.is_set()
+    assert time.monotonic() - began < 20
+
+
+LATE = """
+import threading, time, numpy as np, bptt_array as ba
+import threadpoolctl
+threadpoolctl.threadpool_limits(2)
+rnn = ba.RNN(3, 256, 2)
+x, target = np.ones((5, 32, 3), "float32"), np.ones((5, 32, 2), "float32")
+rnn.loss_and_grad(x, target)
+
+def late():
+    threading.main_thread().join()
+    time.sleep(0.1)
+    loss = rnn.loss_and_grad(x, target)[0]
+    optimizer = ba.Adam()
+    big = {"a": np.ones(5_000_000, "float32")}
+    optimizer.update(big, ba.clip_by_global_norm(big, 1.0))
+    print("computed", bool(np.isfinite(loss)))
+
+threading.Thread(target=late).start()
+"""
+
+
+@needs_blas
+def test_a_thread_that_outlives_the_main_one_still_computes():
+    """Python begins no threads of an executor then."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout, done.stderr) == ("computed True\n", "")
+
+
+@needs_blas
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_forked_in_the_middle_has_the_threads_from_before():
+    with BLAS.limit(limits=2), workers.one_thread_each():
+        child = os.fork()
+        if not child:
+            os._exit(int(not (workers.count == workers.of_a_product == 2)))
+        assert os.waitpid(child, 0) == (child, 0)
 
 
 @needs_blas

@@ -10,7 +10,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ class Workers:
         self._busy = 0  # calls whose parts are being done
         self._before: list[int] = []  # the threads of each BLAS before the first of them
         self._executor: ThreadPoolExecutor | None = None
-        self._of_executor = 0, 0  # its process, and how many threads it has at most
+        self._most = 0  # threads of it
 
     @cached_property
     def _libraries(self) -> list[Any]:
@@ -80,16 +80,22 @@ class Workers:
                 self._before = _counts(self._of_process)
                 _set(self._of_process, 1)
             self._busy += 1
-            before = max([*self._before, *own_before], default=1)
-        _set(self._of_threads, 1)
         try:
-            yield before
+            _set(self._of_threads, 1)
+            yield max([*self._before, *own_before], default=1)
         finally:
             _set(self._of_threads, *own_before)
             with self._lock:
                 self._busy -= 1
                 if not self._busy:
                     _set(self._of_process, *self._before)
+
+    def forked(self) -> None:
+        """This process is a copy of another, without its threads and what they were doing."""
+        busy, before = self._busy, self._before
+        self._lock, self._busy, self._executor = threading.Lock(), 0, None
+        if busy:
+            _set(self._of_process, *before)
 
     def _begin(self) -> None:
         """Of a new thread."""
@@ -116,33 +122,36 @@ class Workers:
                 raise
 
         with self.one_thread_each() as count:
-            if count == 1:
-                return [done(part) for part in parts]
+            here, there = (list(parts), []) if count == 1 else (list(parts[:1]), list(parts[1:]))
             others: list[Future[_Result]] = []
             try:
-                # What the caller has set for this context, as np.errstate does, holds for its parts too.
-                for part in parts[1:]:
-                    others.append(self._threads(count - 1).submit(contextvars.copy_context().run, done, part))
-                results = [done(parts[0])]
+                for part in there:
+                    try:  # what the caller has set for this context, as np.errstate does, holds for its parts too
+                        future = self._threads(count - 1).submit(contextvars.copy_context().run, done, part)
+                    except RuntimeError:  # the main thread has ended, and no thread can be begun any more
+                        here += there[len(others) :]
+                        break
+                    others.append(future)
+                results = [done(part) for part in here]
             except PartAbandonedError:  # raised below is the error of the one that failed
                 results = []
             except BaseException:
                 failed.set()
                 raise
             finally:
-                errors = [future.exception() for future in others]
+                errors = _errors(others, failed)
             for error in errors:
                 if error is not None and not isinstance(error, PartAbandonedError):
                     raise error
-            return results + [future.result() for future in others]
+            return results[:1] + [future.result() for future in others] + results[1:]
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
-        """An executor of at least so many threads, of this process: a fork has none of its parent's threads."""
+        """An executor of at least so many threads."""
         with self._lock:
-            made, (process, most) = self._executor, self._of_executor
-            if made is None or process != os.getpid() or most < count:
+            made = self._executor
+            if made is None or self._most < count:
                 made = self._executor = ThreadPoolExecutor(count, "bptt_array", self._begin)
-                self._of_executor = os.getpid(), count
+                self._most = count
             return made
 
 
@@ -163,5 +172,17 @@ def _set(libraries: list[Any], *counts: int) -> None:
             let_go(force=True)
 
 
+def _errors(futures: list[Future[Any]], failed: threading.Event) -> list[BaseException | None]:
+    """Of each that has one, once all are done; who is interrupted while waiting lets the others know."""
+    try:
+        return [future.exception() for future in futures]
+    except BaseException:
+        failed.set()
+        wait(futures)
+        raise
+
+
 #: Of this process.
 workers = Workers()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=workers.forked)

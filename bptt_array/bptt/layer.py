@@ -105,7 +105,7 @@ class LayerForward:
         self._look_up: Callable[[Array, Array], None] | None = None  # rows[t] <- W_xh x_t + b_h of tokens
         if tokens:
             self._look_up = backend.column_reader(layer.params["W_xh"], layer.params["b_h"], T * initial[0].shape[-2])
-        self._bias = self._bias_of_a_row()
+        self._bias: Array | None = self._bias_of_a_row()
         self._kernel: ForwardKernel | None = None  # runs a segment in one launch
         if backend.persistent:
             from ..kernels.segments import ForwardKernel  # not where nothing runs kernels
@@ -188,7 +188,7 @@ class LayerForward:
 
     def end(self) -> None:
         """No segment comes any more: let go of what only running forward needs."""
-        self._look_up = None
+        self._look_up = self._bias = None
         self._step, self._kernel = _none, None
 
     def kept(self, start: int) -> Segment:

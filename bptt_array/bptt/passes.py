@@ -148,7 +148,7 @@ def run_backward(
 ) -> Gradients:
     """Full BPTT from gradients of the outputs and of the last states of every layer, of the parts that ran forward."""
     dx = network.empty_dx(whole) if input_grad else None
-    one = partial(_backward, network, length=network.segment_length(whole), backward=backward)
+    one = partial(_backward, network, backward=backward)
     count = len(unrolled)
     if count == 1:
         grads = network.in_one_piece(whole, partial(one, unrolled[0], dy, d_last, dx))
@@ -175,7 +175,6 @@ def _backward(
     dx: Array | None,
     going: Going = go_on,
     *,
-    length: int,
     backward: str,
     dx_apart: bool = False,
 ) -> Gradients:
@@ -191,7 +190,7 @@ def _backward(
         d_outputs = last_state_gradient(backend, readout, last, dy, batch.padding, readout_grads)
         d_last = unrolled.with_last_outputs(d_last, d_outputs)
     sweep = BackwardPass(unrolled, direct, d_last, dx, backward=backward, waiting=waiting, dx_apart=dx_apart)
-    for step in full(batch.T, length):
+    for step in full(batch.T, unrolled.rows.longest):  # the segments that ran forward
         going()
         if isinstance(step, Backward):
             sweep.segment(step.start, step.stop, cut=step.cut)

@@ -32,9 +32,9 @@ class Workspace:
     def of_parts(self, count: int) -> list[Workspace]:
         """One for each part of a call; what calls in one piece have left is let go of."""
         self._left.clear()
-        while len(self._of_parts) < count:
-            self._of_parts.append(Workspace())
-        return self._of_parts[:count]
+        parts = (self._of_parts + [Workspace() for _ in range(count)])[:count]
+        self._of_parts = parts
+        return parts
 
     def take(self, budget: int | None) -> list[Array]:
         """What was left, for one caller alone: a pop is atomic, whatever other threads do.

@@ -219,7 +219,7 @@ def _threads(trainer: Trainer, given: bool, job: Job) -> dict[str, str]:
     if wanted is None and not (job.alone and isinstance(trainer.rnn.backend, NumpyBackend)):
         return {}
     pool = threads.Pool()
-    trainer.have(threads.Threads(pool, wanted), parts=wanted or pool.all)
+    trainer.have(threads.Threads(pool, wanted), parts=pool.all)
     return {"threads": f"{wanted} throughout" if wanted is not None else f"chosen, of {pool.all}"}
 
 

@@ -752,7 +752,7 @@ class RNN:
         >>> rnn = ba.RNN(input_size=16, hidden_size=64, output_size=1)
         >>> print(rnn.plan((10_000, 32, 16), memory="16MiB"))
         10,000 steps: 16.0 MiB of 16.0 MiB, 18,571 steps forward (1.86 T)
-        42 segments of at most 239 steps; at most 6 of them kept and 10 states remembered at once
+        42 segments of at most 239 steps; at most 6 of them kept and 9 states remembered at once
         """
         flags = {
             "lengths": lengths,

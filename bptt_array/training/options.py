@@ -100,8 +100,8 @@ class Options:
 
     threads: int | None = _option(
         None,
-        "threads of NumPy's matrix products, at most one a core (default: as many as are fast now, measured as the run "
-        "goes on, or as OMP_NUM_THREADS and the like say)",
+        "threads of NumPy's products and of the parts of a batch, at most one a core (default: as many as are fast "
+        "now, measured as the run goes on, or as OMP_NUM_THREADS and the like say)",
         metavar="K",
     )
 
