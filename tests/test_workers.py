@@ -184,7 +184,7 @@ def test_a_setting_says_into_how_many_parts_and_one_network_can_have_its_own():
     backend.threads = 3
     assert rnn.to(backend).backend.count_parts(64, 64 * 512**2) == 3
     assert ba.RNN(3, 4, 2).backend.threads is None
-    with pytest.raises(ValueError, match="^threads=0 is too small; expected a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"^threads=0 is too small; expected a whole number of at least 1"):
         backend.threads = 0
     assert backend.threads == 3
 
