@@ -209,7 +209,7 @@ MUTANTS = {
     "masks of units counted by sequences": ("bptt/dropout.py", "backend.arange(math.prod(row), xp.int32), row)", "backend.arange(math.prod(row), xp.int32), row[::-1]).mT"),
     "masks of members alike": ("bptt/dropout.py", "seeds = (backend.arange(self.members or 1, xp.int32)", "seeds = (backend.arange(self.members or 1, xp.int32) * 0"),
     # parts
-    "gradients of the first part alone": ("bptt/parts.py", "grad += other.params[name]", "pass"),
+    "gradients of the first part alone": ("equations/token_sums.py", "        first += other\n", "        pass\n"),
     "losses of the first part alone": ("bptt/passes.py", "loss = sum(losses[1:], start=losses[0])", "loss = losses[0]"),
     "targets of the first part for all": ("bptt/parts.py", "of_rows(targets.target, rows, features", "of_rows(targets.target, slice(0, rows.stop - rows.start), features"),
     "weights of the first part for all": ("bptt/parts.py", "of_rows(targets.weights, rows, features", "of_rows(targets.weights, slice(0, rows.stop - rows.start), features"),

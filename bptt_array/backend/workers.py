@@ -10,9 +10,9 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import threadpoolctl
@@ -35,8 +35,8 @@ class Workers:
         self._lock = threading.Lock()
         self._busy = 0  # calls whose parts are being done
         self._before: list[int] = []  # the threads of each BLAS before the first of them
-        self._executor: ThreadPoolExecutor | None = None
-        self._most = 0  # threads of it
+        self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._threads = 0  # that take parts from the queue
 
     @cached_property
     def _libraries(self) -> list[Any]:
@@ -93,13 +93,9 @@ class Workers:
     def forked(self) -> None:
         """This process is a copy of another, without its threads and what they were doing."""
         busy, before = self._busy, self._before
-        self._lock, self._busy, self._executor = threading.Lock(), 0, None
+        self._lock, self._busy, self._queue, self._threads = threading.Lock(), 0, SimpleQueue(), 0
         if busy:
             _set(self._of_process, *before)
-
-    def _begin(self) -> None:
-        """Of a new thread."""
-        _set(self._of_threads, 1)
 
     def run(self, parts: Sequence[Callable[[Callable[[], None]], _Result]]) -> list[_Result]:
         """The results of all parts, each done by one thread; as many at once as a BLAS may have threads.
@@ -107,52 +103,93 @@ class Workers:
         Each is called with a function ``going()``, which raises once another part has failed: a part that takes long
         should call it now and then. The error of the first that failed is raised, when no part runs any more.
         """
-        failed = threading.Event()
-
-        def going() -> None:
-            if failed.is_set():
-                raise PartAbandonedError
-
-        def done(part: Callable[[Callable[[], None]], _Result]) -> _Result:
-            going()
-            try:
-                return part(going)
-            except BaseException:
-                failed.set()
-                raise
-
         with self.one_thread_each() as count:
-            here, there = (list(parts), []) if count == 1 else (list(parts[:1]), list(parts[1:]))
-            others: list[Future[_Result]] = []
-            try:
-                for part in there:
-                    try:  # what the caller has set for this context, as np.errstate does, holds for its parts too
-                        future = self._threads(count - 1).submit(contextvars.copy_context().run, done, part)
-                    except RuntimeError:  # the main thread has ended, and no thread can be begun any more
-                        here += there[len(others) :]
-                        break
-                    others.append(future)
-                results = [done(part) for part in here]
-            except PartAbandonedError:  # raised below is the error of the one that failed
-                results = []
-            except BaseException:
-                failed.set()
-                raise
-            finally:
-                errors = _errors(others, failed)
-            for error in errors:
-                if error is not None and not isinstance(error, PartAbandonedError):
-                    raise error
-            return results[:1] + [future.result() for future in others] + results[1:]
+            call = _Call(parts)
+            there = self._have(min(count, len(parts)) - 1)
+            call.do(there, self._queue.put)
+            return call.results()
 
-    def _threads(self, count: int) -> ThreadPoolExecutor:
-        """An executor of at least so many threads."""
+    def _have(self, count: int) -> int:
+        """Let there be so many threads; how many there are, since none can be begun once the interpreter ends."""
         with self._lock:
-            made = self._executor
-            if made is None or self._most < count:
-                made = self._executor = ThreadPoolExecutor(count, "bptt_array", self._begin)
-                self._most = count
-            return made
+            while self._threads < count:
+                try:  # daemons: they have nothing to do but in a call, which waits for them
+                    threading.Thread(target=self._work, args=(self._queue,), name="bptt_array", daemon=True).start()
+                except RuntimeError:
+                    break
+                self._threads += 1
+            return min(count, self._threads)
+
+    def _work(self, queue: SimpleQueue[Callable[[], None]]) -> None:
+        _set(self._of_threads, 1)
+        while True:
+            queue.get()()
+
+
+class _Call:
+    """The parts of one call, and what has become of them."""
+
+    def __init__(self, parts: Sequence[Callable[[Callable[[], None]], Any]]) -> None:
+        self._parts = parts
+        self._results: list[Any] = [None] * len(parts)
+        self._errors: list[BaseException] = []
+        self._failed = threading.Event()
+        self._done = threading.Condition()
+        self._others = 0  # parts that other threads do, or will do soon
+
+    def _going(self) -> None:
+        if self._failed.is_set():
+            raise PartAbandonedError
+
+    def do(self, threads: int, put: Callable[[Callable[[], None]], None]) -> None:
+        """Have all parts but the first done by others, if there are threads for them, and wait for them."""
+        here = range(len(self._parts)) if threads < 1 else range(1)
+        try:
+            for k in range(len(here), len(self._parts)):
+                self._others += 1
+                # What the caller has set for this context, as np.errstate does, holds for its parts too.
+                put(partial(contextvars.copy_context().run, self._do_there, k))
+            for k in here:
+                self._do(k)
+        except BaseException as error:
+            self._fail(error)
+        while not self._all_done():
+            pass
+
+    def _all_done(self) -> bool:
+        """Wait for the others; who is interrupted while waiting lets them know, and waits on."""
+        try:
+            with self._done:
+                # Python sees a signal that comes just before it waits when the wait is over: it is never a long one.
+                return self._done.wait_for(lambda: not self._others, timeout=0.5)
+        except BaseException as error:
+            self._fail(error)
+            return False
+
+    def _do(self, k: int) -> None:
+        self._going()
+        self._results[k] = self._parts[k](self._going)
+
+    def _do_there(self, k: int) -> None:
+        try:
+            self._do(k)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            with self._done:
+                self._others -= 1
+                self._done.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        if not isinstance(error, PartAbandonedError):
+            self._errors.append(error)
+        self._failed.set()
+
+    def results(self) -> list[Any]:
+        """Of all parts; or the first error is raised, an interruption before all others."""
+        for error in sorted(self._errors, key=lambda error: isinstance(error, Exception)):
+            raise error
+        return self._results
 
 
 def _counts(libraries: list[Any]) -> list[int]:
@@ -170,16 +207,6 @@ def _set(libraries: list[Any], *counts: int) -> None:
         library.set_num_threads(count)
         if let_go is not None:
             let_go(force=True)
-
-
-def _errors(futures: list[Future[Any]], failed: threading.Event) -> list[BaseException | None]:
-    """Of each that has one, once all are done; who is interrupted while waiting lets the others know."""
-    try:
-        return [future.exception() for future in futures]
-    except BaseException:
-        failed.set()
-        wait(futures)
-        raise
 
 
 #: Of this process.
