@@ -131,6 +131,25 @@ def test_a_small_batch_has_products_of_one_thread(monkeypatch):
     assert set(used) == {2}
 
 
+@needs_blas
+def test_no_more_threads_than_a_blas_may_have_do_parts_and_none_does_nothing_meanwhile():
+    with BLAS.limit(limits=6):
+        workers.run([lambda going: time.sleep(0.01)] * 6)  # so many there are from now on
+    now, most, done = [], [], []
+
+    def part(going):
+        now.append(0)
+        most.append(len(now))
+        time.sleep(0.02)
+        now.pop()
+        done.append(threading.current_thread())
+
+    with BLAS.limit(limits=2):
+        workers.run([part] * 8)
+    assert max(most) == 2
+    assert sorted(map(done.count, set(done))) != [1, 7]
+
+
 # ---- the same numbers ---------------------------------------------------------------------------------
 
 
@@ -314,9 +333,14 @@ def test_ctrl_c_ends_all_parts():
 @needs_blas
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals for a thread")
 def test_ctrl_c_while_the_caller_waits_ends_the_parts_of_others():
-    ended = threading.Event()
+    ended, others = threading.Event(), threading.Event()
 
-    def last(going):
+    def part(going):
+        if threading.current_thread() is threading.main_thread():
+            others.wait(30)  # so that this thread does not do both
+            return
+        others.set()
+        time.sleep(0.2)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         try:
             for _ in range(3000):
@@ -327,7 +351,7 @@ def test_ctrl_c_while_the_caller_waits_ends_the_parts_of_others():
 
     began = time.monotonic()
     with BLAS.limit(limits=2), pytest.raises(KeyboardInterrupt):
-        workers.run([lambda going: None, last])
+        workers.run([part, part])
     assert ended.is_set()
     assert time.monotonic() - began < 20
 

@@ -111,7 +111,10 @@ def _rows_apart(shape: tuple[int, ...], dtype: Any) -> Array:
 def _block_of(N: int, F: int, M: int, itemsize: int) -> tuple[int, int] | None:
     """Rows and columns of the small products that an ``(N, F) @ (F, M)`` is cut into; None if it is better whole."""
     multiply_adds = N * F * M
-    if N == 1 or multiply_adds <= _SMALL or not workers.cores or not workers.cores <= _CORES:
+    if N == 1 or multiply_adds <= _SMALL:
+        return None
+    cores = workers.cores
+    if not cores or not cores <= _CORES:
         return None
     if N >= _SHARED_ROWS and multiply_adds > _SHARED and workers.of_a_product > 1:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -105,8 +106,7 @@ class Workers:
         """
         with self.one_thread_each() as count:
             call = _Call(parts)
-            there = self._have(min(count, len(parts)) - 1)
-            call.do(there, self._queue.put)
+            call.do(self._have(min(count, len(parts)) - 1), self._queue.put)
             return call.results()
 
     def _have(self, count: int) -> int:
@@ -131,26 +131,25 @@ class _Call:
 
     def __init__(self, parts: Sequence[Callable[[Callable[[], None]], Any]]) -> None:
         self._parts = parts
+        self._waiting = deque(range(len(parts)))
         self._results: list[Any] = [None] * len(parts)
         self._errors: list[BaseException] = []
         self._failed = threading.Event()
         self._done = threading.Condition()
-        self._others = 0  # parts that other threads do, or will do soon
+        self._others = 0  # threads that do parts, or will do so soon
 
     def _going(self) -> None:
         if self._failed.is_set():
             raise PartAbandonedError
 
-    def do(self, threads: int, put: Callable[[Callable[[], None]], None]) -> None:
-        """Have all parts but the first done by others, if there are threads for them, and wait for them."""
-        here = range(len(self._parts)) if threads < 1 else range(1)
+    def do(self, others: int, put: Callable[[Callable[[], None]], None]) -> None:
+        """Do the parts with so many other threads, whoever is free the next one, and wait for them."""
         try:
-            for k in range(len(here), len(self._parts)):
+            for _ in range(others):
                 self._others += 1
                 # What the caller has set for this context, as np.errstate does, holds for its parts too.
-                put(partial(contextvars.copy_context().run, self._do_there, k))
-            for k in here:
-                self._do(k)
+                put(partial(contextvars.copy_context().run, self._do_there))
+            self._do()
         except BaseException as error:
             self._fail(error)
         while not self._all_done():
@@ -166,13 +165,18 @@ class _Call:
             self._fail(error)
             return False
 
-    def _do(self, k: int) -> None:
-        self._going()
-        self._results[k] = self._parts[k](self._going)
+    def _do(self) -> None:
+        while True:
+            self._going()
+            try:
+                k = self._waiting.popleft()
+            except IndexError:
+                return
+            self._results[k] = self._parts[k](self._going)
 
-    def _do_there(self, k: int) -> None:
+    def _do_there(self) -> None:
         try:
-            self._do(k)
+            self._do()
         except BaseException as error:
             self._fail(error)
         finally:
