@@ -104,6 +104,25 @@ def beside_busy_loops(files):
     return {compare.label(row): busy.ratio(row, load, "all threads", "one thread") for row in rows}
 
 
+def of_updates(files):
+    """Our time over torch's, of ten million parameters and more."""
+    found = {}
+    for row in files.get("updates-float32", {"rows": []})["rows"]:
+        if "torch" in row["peers"] and row["numbers"] > 9e6:
+            ours, theirs = (row["peers"][who]["both"]["median_ms"] for who in ("bptt_array", "torch"))
+            found[row["parameters"]] = ours / theirs
+    return found
+
+
+def of_words(files, figure):
+    """Our time or memory over torch's, with tokens."""
+    return {
+        compare.label(row): row["peers"]["bptt_array"][figure] / row["peers"]["torch"][figure]
+        for row in files.get("words-float32", {"rows": []})["rows"]
+        if figure in row["peers"].get("torch", {})
+    }
+
+
 def verdict(goal, values, limit):
     """A line of the table of goals: in how many rows ``values`` keep below ``limit(shape)``, and where they do not."""
     missed = [f"{value:.3f} at {shape}" for shape, value in values.items() if not value <= limit(shape)]
@@ -148,6 +167,9 @@ def goals(results):
                 lambda shape: 1.0 if shape.N == 1 else 0.8),
         verdict("beside busy loops at most 1.3 times the time of one thread there", beside_busy_loops(files),
                 lambda row: 1.3),
+        verdict("clipping and Adam of large parameters: time / torch at most 1.0", of_updates(files), lambda row: 1.0),
+        verdict("20,000 tokens: time / torch at most 1.0", of_words(files, "median_ms"), lambda row: 1.0),
+        verdict("20,000 tokens: memory / torch at most 0.7", of_words(files, "peak_bytes"), lambda row: 0.7),
         verdict("peak memory / torch's at most 0.5 where T = 1000", memory, lambda shape: 0.5),
     ]  # fmt: skip
     return measure.table(["goal", "reached", "where not"], rows)

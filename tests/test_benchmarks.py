@@ -855,6 +855,22 @@ def test_busy_prints_and_writes_what_it_measured(tmp_path, capsys):
     assert json.loads((tmp_path / "results" / "busy.json").read_text()) == json.loads(json.dumps(result))
 
 
+def test_goals_of_updates_and_words_are_ratios_to_torch():
+    def peers_of(ours, theirs):
+        return {"bptt_array": ours, "torch": theirs}
+
+    both = [{"both": {"median_ms": value}} for value in (3, 2)]
+    rows = [
+        {"parameters": name, "numbers": n, "peers": peers_of(*both)} for name, n in (("large", 10**7), ("small", 9))
+    ]
+    assert report.of_updates({"updates-float32": {"rows": rows}}) == {"large": 1.5}
+    figures = peers_of({"median_ms": 1, "peak_bytes": 6}, {"median_ms": 4, "peak_bytes": 3})
+    files = {"words-float32": {"rows": [{"cell": "lstm", "shape": [1, 1, 1, 2, 1], "peers": figures}]}}
+    assert report.of_words(files, "median_ms") == {"lstm (1, 1, 1, 2, 1)": 0.25}
+    assert report.of_words(files, "peak_bytes") == {"lstm (1, 1, 1, 2, 1)": 2}
+    assert report.of_updates({}) == report.of_words({}, "median_ms") == {}
+
+
 def test_busy_loops_end_with_what_they_are_beside(monkeypatch):
     began, start = [], subprocess.Popen
     monkeypatch.setattr(measure.subprocess, "Popen", lambda *a, **k: (began.append(start(*a, **k)), began[-1])[1])

@@ -150,7 +150,7 @@ class _Call:
                 # What the caller has set for this context, as np.errstate does, holds for its parts too.
                 put(partial(contextvars.copy_context().run, self._do_there))
             self._do()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised again by results)
             self._fail(error)
         while not self._all_done():
             pass
@@ -161,7 +161,7 @@ class _Call:
             with self._done:
                 # Python sees a signal that comes just before it waits when the wait is over: it is never a long one.
                 return self._done.wait_for(lambda: not self._others, timeout=0.5)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised again by results)
             self._fail(error)
             return False
 
@@ -177,7 +177,7 @@ class _Call:
     def _do_there(self) -> None:
         try:
             self._do()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised again by results)
             self._fail(error)
         finally:
             with self._done:
