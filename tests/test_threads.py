@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -286,6 +287,24 @@ def train(*arguments):
 
 def started(folder):
     return json.loads((folder / runs.ENVIRONMENT).read_text())
+
+
+def test_a_run_in_a_thread_of_its_own_sets_the_number_too():
+    """threadpoolctl 3.8: what another thread than the first says is silently left out."""
+    found = []
+
+    def run():
+        pool = Pool()
+        pool.set(1)
+        found.append(now())
+        pool.restore()
+        found.append(now())
+
+    with threadpoolctl.threadpool_limits(2):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert found == [1, 2]
 
 
 def spied(monkeypatch):

@@ -63,6 +63,16 @@ class Workers:
         return max(_counts(self._libraries), default=1)
 
     @property
+    def counts(self) -> list[int]:
+        """How many threads each BLAS library may have now; see :meth:`allow`."""
+        return _counts(self._libraries)
+
+    def allow(self, counts: Sequence[int]) -> None:
+        """Let each have so many, from the next product on, whichever thread says so."""
+        with self._lock:
+            _set(self._libraries, *counts)
+
+    @property
     def of_a_product(self) -> int:
         """How many threads a product may have now: 1 while parts are being done."""
         return max(_counts(self._libraries), default=1)

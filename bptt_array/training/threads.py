@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import threadpoolctl
+from ..backend.workers import workers
 
 #: With one of these set, how many threads a process may have is somebody's decision.
 VARIABLES = (
@@ -65,19 +65,16 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
-        self._libraries: list[tuple[Any, int]] = [(library, library.num_threads) for library in found]
-        self.all: int = max((count for _, count in self._libraries), default=1)
+        self._before = workers.counts
+        self.all: int = max(self._before, default=1)
 
     def set(self, count: int) -> None:
         """Let there be so many, from the next product on."""
-        for library, _ in self._libraries:
-            library.set_num_threads(count)
+        workers.allow([count] * len(self._before))
 
     def restore(self) -> None:
         """As many as there were."""
-        for library, count in self._libraries:
-            library.set_num_threads(count)
+        workers.allow(self._before)
 
 
 class Threads:
