@@ -162,18 +162,24 @@ def _give_back():
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def peak_from_now():
+    """A function that says by how many bytes the peak of resident memory has grown, and since when: see below."""
+    _give_back()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+        before, since = _resident("VmRSS"), "the step"
+    except OSError:  # no /proc: the mark since the process began
+        before, since = peak_of_process(), "the process"
+    return lambda: {"bytes": peak_of_process() - before, "since": since}
+
+
 def _memory_of_a_step(prepare, arguments, count):
     with threads(count):
         run = prepare(*arguments)
-        _give_back()
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
-            before, since = _resident("VmRSS"), "the step"
-        except OSError:  # no /proc: the mark since the process began
-            before, since = peak_of_process(), "the process"
+        peak = peak_from_now()
         run()
         run()
-        return {"bytes": peak_of_process() - before, "since": since}
+        return peak()
 
 
 def peak_memory(prepare, arguments, count):
@@ -199,6 +205,8 @@ def installed_versions():
         "cupy",
         "cupy-cuda12x",
         "cupy-cuda13x",
+        "statsmodels",
+        "aeon",
     ]
     found = {}
     for name in names:
