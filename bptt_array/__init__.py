@@ -15,7 +15,7 @@ from .backend import Backend
 from .bptt.state import Gradients, State
 from .equations.cell import Cell
 from .gradcheck import check_gradients
-from .optimizers import SGD, Adam, clip_by_global_norm, global_norm
+from .optimizers import SGD, Adam, AdamW, RMSprop, clip_by_global_norm, global_norm
 from .rnn.rnn import RNN
 
 if TYPE_CHECKING:
@@ -24,15 +24,18 @@ if TYPE_CHECKING:
     from . import parity as parity
     from . import plots as plots
     from . import schedules as schedules
+    from .optimizers import lr_schedules as lr_schedules
     from .parity import compare_devices
 
 __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "AdamW",
     "Backend",
     "Cell",
     "Gradients",
+    "RMSprop",
     "State",
     "check_gradients",
     "clip_by_global_norm",
@@ -48,10 +51,12 @@ def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: a program that trains a network has no use for most of it."""
     if name == "compare_devices":
         return importlib.import_module(".parity", __name__).compare_devices
+    if name == "lr_schedules":
+        return importlib.import_module(".optimizers.lr_schedules", __name__)
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_ROOMS, "__version__"])
+    return sorted([*__all__, *_ROOMS, "lr_schedules", "__version__"])
