@@ -28,6 +28,8 @@ class Case:
     loss: str = "mse"
     target: str = "values"  # or "classes", "probabilities"
     tokens: bool = False
+    embedding: int | None = None  # of tokens, in front of the first layer
+    tied: bool = False
     lengths: tuple[int, ...] | None = None
     weights: bool = False
     reduction: str = "mean"
@@ -63,10 +65,11 @@ class Case:
 
     @property
     def network(self):
-        names = ("bidirectional", "members", "dropout", "recurrent_dropout", "output", "readout", "init")
+        names = ("bidirectional", "members", "dropout", "recurrent_dropout", "output", "readout", "init", "tied")
         return {name: getattr(self, name) for name in names} | {
             "cell": CUSTOM_CELLS.get(self.cell, self.cell),
             "input_size": self.I,
+            "embedding_size": self.embedding,
             "hidden_size": self.H,
             "output_size": self.O if self.output_size else None,
             "num_layers": self.layers,
@@ -208,6 +211,21 @@ DROPPED = [
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, members=2, readout="last"),
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, members=2, bidirectional=True, cell="lstm", tokens=True),
 ]
+EMBEDDED = [
+    Case(tokens=True, embedding=6),
+    Case(tokens=True, embedding=6, I=40, segment=100),
+    Case(tokens=True, embedding=6, cell="lstm", layers=2, lengths=LENGTHS),
+    Case(tokens=True, embedding=2, cell="gru", readout="last", lengths=LENGTHS, weights=True),
+    Case(tokens=True, embedding=6, bidirectional=True, layers=2, lengths=LENGTHS, recurrent_dropout=0.3),
+    Case(tokens=True, embedding=6, members=2, cell="lstm", layers=2, dropout=0.3),
+    Case(tokens=True, embedding=6, members=2, shared=False, bidirectional=True, lengths=LENGTHS, readout="last"),
+    Case(tokens=True, embedding=6, truncate=3, state=False, parts=2),
+    Case(tokens=True, embedding=6, T=30, budget=0.1, cell="gru", members=2, lengths=(30, 0, 4, 21)),
+    Case(tokens=True, embedding=5, tied=True, I=9, O=9, output="softmax", loss="cross_entropy", target="classes"),
+    Case(tokens=True, embedding=5, tied=True, I=4, cell="lstm", layers=2, lengths=LENGTHS, readout="last", parts=3),
+    Case(tokens=True, embedding=10, tied=True, I=4, members=2, bidirectional=True, shared=False, output="tanh"),
+    Case(tokens=True, embedding=5, tied=True, I=4, T=30, budget=0.3, cell="gru", truncate=11),
+]
 TRUNCATED = [
     Case(truncate=3),
     Case(truncate=1),
@@ -236,6 +254,12 @@ def any_case(draw_):
     sizes = {name: draw_(st.integers(1, 4)) for name in ("I", "H", "O")}
     lengths = st.none() | st.lists(st.integers(0, T), min_size=N, max_size=N).map(tuple)
     layers, bidirectional = draw_(st.sampled_from([1, 1, 2, 3])), draw_(st.booleans())
+    tokens = draw_(st.booleans())
+    embedding = draw_(st.none() | st.integers(1, 4)) if tokens else None
+    output_size = output != "identity" or draw_(st.booleans())
+    tied = embedding is not None and output_size and draw_(st.booleans())
+    if tied:
+        embedding, sizes["O"] = sizes["H"] * (1 + bidirectional), sizes["I"]
     rates = st.sampled_from([0.0, 0.0, 0.25, 0.5])
     return Case(
         cell=draw_(st.sampled_from(["tanh", "relu", "lstm", "gru"])),
@@ -248,10 +272,12 @@ def any_case(draw_):
         output=output,
         loss=loss,
         target=target,
-        output_size=output != "identity" or draw_(st.booleans()),
+        output_size=output_size,
         readout=draw_(st.sampled_from(["every", "last"])),
         init=draw_(st.sampled_from(["uniform", "orthogonal"])),
-        tokens=draw_(st.booleans()),
+        tokens=tokens,
+        embedding=embedding,
+        tied=tied,
         lengths=draw_(lengths),
         weights=draw_(st.booleans()),
         reduction=draw_(st.sampled_from(["mean", "sum"])),
@@ -287,8 +313,10 @@ def draw(case):
         return rng.standard_normal(shape)
 
     params, H, rows = {}, case.H, GATES.get(case.cell, 1) * case.H
+    if case.embedding is not None:
+        params["W_emb"] = normal(*members, case.I, case.embedding)
     for k in range(case.layers):
-        inputs = case.H * case.directions if k else case.I
+        inputs = case.H * case.directions if k else case.embedding or case.I
         params |= {
             f"l{k}.W_xh": normal(*members, *sides, rows, inputs) * 0.7,
             f"l{k}.W_hh": normal(*members, *sides, rows, H) * 0.9 / H**0.5,
@@ -297,7 +325,9 @@ def draw(case):
         if case.cell == "gru":
             params[f"l{k}.b_hn"] = normal(*members, *sides, H) * 0.3
     if case.output_size:
-        params |= {"W_hy": normal(*members, case.O, H * case.directions), "b_y": normal(*members, case.O) * 0.3}
+        if not case.tied:
+            params["W_hy"] = normal(*members, case.O, H * case.directions)
+        params["b_y"] = normal(*members, case.O) * 0.3
     time = (case.T,) if case.readout == "every" else ()
     lead = (*time, *shared, case.N)
     values = {

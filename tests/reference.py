@@ -85,8 +85,8 @@ def forward(
     outputs, before_g, last, pre, starts = [], [], [], [], {}
     for n in range(N):
         valid = T if lengths is None else lengths[n]
-        inputs = params["l0.W_xh"].shape[-1]
-        below = [x[t, n] if x.ndim == 3 else np.eye(inputs)[x[t, n]] for t in range(valid)]
+        vectors = params["W_emb"] if "W_emb" in params else np.eye(params["l0.W_xh"].shape[-1])
+        below = [x[t, n] if x.ndim == 3 else vectors[x[t, n]] for t in range(valid)]
         ends = []
         for k in range(layers):
             if masks and masks["between"][k] is not None:
@@ -108,7 +108,8 @@ def forward(
             below = [np.concatenate([hs[t] for hs in above]) for t in range(valid)]
         tops = [h for h, _ in ends[-(1 + bidirectional) :]]
         read = below if readout == "every" else [np.concatenate(tops)] if valid else []
-        vs = [np.dot(params["W_hy"], h) + params["b_y"] if "W_hy" in params else h for h in read]
+        W_hy = params["W_hy" if "W_hy" in params else "W_emb"] if "b_y" in params else None
+        vs = [h if W_hy is None else np.dot(W_hy, h) + params["b_y"] for h in read]
         before_g.append(vs)
         outputs.append([activation(np, output, v) for v in vs])  # (1.2)
         last.append(ends)

@@ -91,6 +91,9 @@ CALLS = [
     (rnn, lambda r: r([[[1.0] * I] * 2, [[1.0] * I]]), r"x=.* is ragged; .*: fill sequences .* up to the longest, and say with lengths=", lambda r: r(r.asarray([[[1.0] * I] * 2, [[1.0] * I, [0.0] * I]]), lengths=[2, 1])),
     (rnn, lambda r: r(np.array([X[0], X[0, :2]], dtype=object)), r"x\[0\] is itself an array, so x is ragged; .* say with lengths=", lambda r: r(X[:2], lengths=[2, 2, 1])),
     (lambda: rnn(num_layers=2), lambda r: r(CLASSES.astype("float32")), r"integer tokens of shape \(T, N\); of floats that are such use rnn\.asarray\(x, dtype='int64'\)", lambda r: r(r.asarray(CLASSES.astype("float32"), dtype="int64"))),
+    (lambda: rnn(embedding_size=3), lambda r: r(X), r"of one-hot rows use x\.argmax\(-1\); for features build the RNN without embedding_size$", lambda r: (r(X.argmax(-1)), rnn()(X))),
+    (lambda: rnn(embedding_size=3), lambda r: r(CLASSES.astype("float32")), r"of whole numbers use rnn\.asarray\(x, dtype='int64'\)$", lambda r: r(r.asarray(CLASSES.astype("float32"), dtype="int64"))),
+    (lambda: rnn(embedding_size=3), lambda r: r.plan((T, N), tokens=False), r"reads tokens alone; leave tokens out$", lambda r: r.plan((T, N))),
     (rnn, lambda r: r(np.ma.masked_greater(X, 0)), r"x is a MaskedArray; expected a plain array \(for masks see lengths and weights\)", lambda r: (r(np.ma.masked_greater(X, 0).data, lengths=[3, 5, 5]), r.loss(X, Y, weights=ONES))),
     (rnn, lambda r: r.asarray(np.ma.masked_greater(X, 0)), r"array is masked; expected a plain array \(for masks see lengths and weights\)", lambda r: r.asarray(X)),
     (rnn, lambda r: r(np.full((T, N), I)), r"expected 0 to 3 .*; steps to be left out are marked with lengths, or with any value in range and a weight of 0", lambda r: (r(np.full((T, N), I), lengths=[0, 0, 0]), r.loss(np.zeros((T, N), int), Y, weights=0 * ONES))),
@@ -165,11 +168,17 @@ def params(network, change):
     return network(X)
 
 
+UNTIED = ba.RNN(I, H, I, embedding_size=H).to_torch_state_dict()
 MIXED = rnn().to_torch_state_dict() | {"readout.bias": np.zeros(O)}
 BUILDS = [
     (lambda: ba.RNN(I, H, output="softmax"), r"give output_size as well, or leave output='identity'", lambda: (ba.RNN(I, H, O, output="softmax"), ba.RNN(I, H, output="identity"))),
     (lambda: rnn(dropout=0.1), r"give num_layers=2 or more, or use recurrent_dropout", lambda: (rnn(dropout=0.1, num_layers=2), rnn(recurrent_dropout=0.1))),
     (lambda: rnn(forget_bias=1.0), r"no forget gate; leave it at 0", lambda: rnn(forget_bias=0)),
+    (lambda: rnn(tied=True), r"give embedding_size=6 as well, or leave tied=False", lambda: (ba.RNN(I, H, I, embedding_size=6, tied=True), rnn(tied=False))),
+    (lambda: rnn(embedding_size=6, tied=True), r"are one vocabulary; give output_size=4", lambda: ba.RNN(I, H, 4, embedding_size=6, tied=True)),
+    (lambda: ba.RNN(I, H, I, embedding_size=3, tied=True), r"give embedding_size=6, or leave tied=False", lambda: (ba.RNN(I, H, I, embedding_size=6, tied=True), ba.RNN(I, H, I, embedding_size=3, tied=False))),
+    (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), tied=True), r"has no 'embedding\.weight'; leave tied=False", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), tied=False)),
+    (lambda: ba.RNN.from_torch_state_dict(UNTIED, tied=True), r"are not the same; leave tied=False", lambda: ba.RNN.from_torch_state_dict(UNTIED, tied=False)),
     (lambda: rnn(cell=Leaky), r"expected one of its objects: cell=Leaky\(\)", lambda: rnn(cell=Leaky())),
     (lambda: rnn(cell=Borrowed()), r"give it a name of its own", lambda: rnn(cell=Leaky())),
     (lambda: rnn(device="cuda:99"), r"^device='cuda:99'.*(?:use device='cpu'|finds \d+ of them)", lambda: rnn(device="cpu")),

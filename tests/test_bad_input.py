@@ -60,6 +60,13 @@ BUILD = [
     (dict(num_layers=0), ValueError, r"num_layers=0 is too small; expected a whole number of at least 1"),
     (dict(num_layers=2.0), TypeError, r"num_layers=2.0 is a float"),
     (dict(bidirectional=1), TypeError, r"bidirectional=1 is a int; expected True or False"),
+    (dict(embedding_size=0), ValueError, r"embedding_size=0 is too small"),
+    (dict(embedding_size=True), TypeError, r"embedding_size=True is a bool"),
+    (dict(tied=1), TypeError, r"tied=1 is a int; expected True or False"),
+    (dict(tied=True), ValueError, r"tied=True, but there is no embedding to share; give embedding_size=6 as well, or leave tied=False"),
+    (dict(tied=True, embedding_size=6), ValueError, r"tied=True, but output_size=2 and input_size=4: what is read and what is said are one vocabulary; give output_size=4"),
+    (dict(tied=True, embedding_size=6, output_size=None), ValueError, r"tied=True, but output_size=None and input_size=4: .*; give output_size=4"),
+    (dict(tied=True, embedding_size=5, output_size=4, bidirectional=True), ValueError, r"tied=True, but embedding_size=5 and the top layer gives 12 numbers; give embedding_size=12, or"),
     (dict(members=0), ValueError, r"members=0 is too small"),
     (dict(members=True), TypeError, r"members=True is a bool"),
     (dict(dropout=0.1), ValueError, r"dropout=0\.1 is between layers, but num_layers=1: give num_layers=2 or more, or use rec"),
@@ -124,6 +131,9 @@ RUN = [
 DEEP = dict(cell="lstm", num_layers=2, bidirectional=True, members=2)
 GIVEN = (2, 2, 2, N, H)
 RUN = [({}, *row) for row in RUN] + [
+    (dict(embedding_size=3), dict(x=X), TypeError, r"x has dtype float32 and shape \(5, 3, 4\), but this RNN has an embedding, embedding_size=3: expected integer tokens of shape \(T, N\); of one-hot rows use x\.argmax\(-1\); for features build the RNN without"),
+    (dict(embedding_size=3), dict(x=f32(T, N)), TypeError, r"x has dtype float32 and shape \(5, 3\), but .*; of whole numbers use rnn\.asarray\(x, dtype='int64'\)"),
+    (dict(embedding_size=3), dict(x=np.full((T, N), I)), ValueError, r"x\[0, 0\]=4; expected 0 to 3 \(tokens below input_size\)"),
     (dict(cell="lstm"), dict(state=ba.State(h=f32(1, 1, N, H))), ValueError, r"state\.c is missing; the cell 'lstm' has a cell state: expected State\(h=…, c=…\)"),
     (dict(cell="gru"), dict(state=ba.State(f32(1, 1, N, H), f32(1, 1, N, H))), ValueError, r"state\.c is given, but the cell 'gru' has no cell state"),
     (dict(cell="lstm"), dict(state=ba.State(f32(1, 1, N, H), f32(1, 1, H, N))), ValueError, r"state\.c has shape \(1, 1, 6, 3\); expected \(L, D, N, H\)"),

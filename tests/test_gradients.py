@@ -10,6 +10,7 @@ from autograd.tracer import getval
 from cases import (
     CASES,
     DROPPED,
+    EMBEDDED,
     GATED,
     SCHEDULED,
     STACKED,
@@ -36,7 +37,7 @@ from hypothesis import given, settings
 
 import bptt_array as ba
 
-ALL = CASES + GATED + STACKED + DROPPED + SCHEDULED
+ALL = CASES + GATED + STACKED + DROPPED + EMBEDDED + SCHEDULED
 
 
 @pytest.mark.parametrize("case", ALL + TRUNCATED, ids=str)

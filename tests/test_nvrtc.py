@@ -19,7 +19,7 @@ from nvrtc import needs_nvrtc
 from test_docs import cell_of_the_page
 
 import bptt_array as ba
-from bptt_array.backend import cuda_columns, cuda_norms, cuda_rows, cuda_updates
+from bptt_array.backend import cuda_columns, cuda_norms, cuda_rows, cuda_tokens, cuda_updates
 from bptt_array.equations.activations import OUTPUT_ACTIVATIONS
 from bptt_array.equations.losses import LOSSES, LossOfRows
 from bptt_array.kernels.layouts import Device, Work, best, microseconds
@@ -152,6 +152,7 @@ def other_texts(real):
     dtype = {"float": "float32", "double": "float64"}[real]
     yield "clip", cuda_norms.kernel_text(dtype)
     yield "bptt_column_sums", cuda_columns.kernel_text(real, 5)
+    yield "bptt_add_rows", cuda_tokens.kernel_text(real)
     for make in OPTIMIZERS.values():
         optimizer = make()
         numbers = optimizer._numbers("", ba.backend.NumpyBackend(), np.dtype(dtype), 1)
@@ -172,7 +173,7 @@ def test_the_other_kernels_of_a_step_compile_and_do_not_spill(arch, real):
         local = nvrtc.needs(nvrtc.compiled(text, ("--std=c++17",), arch), name).local
         assert local <= (16 if real == "double" else 0)  # a frame for a call, as of a logarithm in double
         names.add(name)
-    assert names == {"clip", "bptt_column_sums", "over", "bptt_rows"}
+    assert names == {"clip", "bptt_column_sums", "bptt_add_rows", "over", "bptt_rows"}
 
 
 #: Microseconds of a step, each way, that an H100 is to take at most: tanh, float32.

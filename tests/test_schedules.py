@@ -419,6 +419,9 @@ KINDS = [
     {"cell": "gru", "members": 3},
     {"cell": "gru", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
     {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": "int64"},
+    {"tokens": "int64", "embedding_size": 40},
+    {"tokens": "int64", "embedding_size": 64, "members": 3, "cell": "gru", "lengths": True},
+    {"tokens": "int64", "embedding_size": 48, "tied": True, "cell": "lstm", "num_layers": 2},
     {"output": "sigmoid", "call": {"loss": "binary_cross_entropy"}, "weights": True},
     {"readout": "last", "lengths": True},
     {"call": {"truncate": 100}},
@@ -436,6 +439,7 @@ def call_of(kind, T, N, I, H, O):  # noqa: E741
     kind = dict(kind)
     call, tokens, unordered = kind.pop("call", {}), kind.pop("tokens", False), kind.pop("unordered", None)
     with_lengths, with_weights = kind.pop("lengths", False), kind.pop("weights", False)
+    O = I if kind.get("tied") else O  # noqa: E741
     rng, rnn = np.random.default_rng(0), ba.RNN(I, H, O, **kind)
     lead = (T, N) if rnn.architecture.time_major else (N, T)
     x = rng.integers(0, I, lead, tokens) if tokens else rng.standard_normal((*lead, I)).astype("float32")
@@ -488,7 +492,7 @@ TERMS = {
     "table of tokens": (
         MANY_TOKENS[0],
         MANY_TOKENS[1] | {"device": ba.Backend(np)},
-        'self.work.tokens * sizes["l0.W_xh"]',
+        'self.columns * sizes["l0.W_xh"]',
         "0",
     ),
     "the gradient of tokens": (
@@ -498,6 +502,36 @@ TERMS = {
         '0 * sizes.pop("l0.W_xh") + self',
     ),
     "sums by token": (*MANY_TOKENS, "levels * most * width", "0"),
+    "the gradient of an embedding": (
+        (20, 20, 5000, 64, 1),
+        {"tokens": "int64", "embedding_size": 300},
+        "(0 if self.network.tied else size)",
+        "0",
+    ),
+    "the gradient of an embedding as one array": (
+        (20, 20, 5000, 64, 1),
+        {"tokens": "int64", "embedding_size": 300, "device": ba.Backend(np)},
+        "return (levels_of(self.work.T) + 1) * size + one_hot",
+        "return one_hot",
+    ),
+    "blocks of one-hot rows of an embedding": (
+        (20, 20, 40_000, 4, 1),
+        {"tokens": "int64", "embedding_size": 2, "device": ba.Backend(np)},
+        "one_hot + self.of_bytes(one_hot)",
+        "0",
+    ),
+    "vectors of tokens": (
+        (300, 30, 50, 4, 1),
+        {"tokens": "int64", "embedding_size": 100},
+        "count += self.inputs + self.of_bytes(8 * self.sequences)",
+        "count += self.of_bytes(8 * self.sequences)",
+    ),
+    "gradients of vectors of tokens": (
+        (300, 30, 50, 4, 1),
+        {"tokens": "int64", "embedding_size": 100},
+        " + self.embedded * self.inputs\n\n    def results",
+        "\n\n    def results",
+    ),
     "places of tokens": (
         (4, 10, 200_000, 1, 1),
         {"tokens": "int64"},
@@ -556,7 +590,7 @@ TERMS = {
     "two directions": (
         (200, 20, 100, 8, 1),
         {"num_layers": 2, "bidirectional": True},
-        "count += 2 * self._copy_of_x() +",
+        "count += 2 * self._first_input() +",
         "count +=",
     ),
     "outputs of two directions": (
@@ -574,7 +608,7 @@ TERMS = {
     "dx of a segment": (
         (200, 20, 200, 4, 1),
         {"bidirectional": True, "call": {"input_grad": True}},
-        "count += self.sequences * self.network.input_size * (3",
+        "count += self.sequences * self.network.features * (3",
         "count += 0 * (3",
     ),
     "losses of sequences": (
@@ -622,7 +656,7 @@ TERMS = {
     "tokens compared": (
         (200, 20, 1000, 4, 1),
         {"tokens": "int64", "device": ba.Backend(np)},
-        " + self.of_bytes(self.work.tokens * self.inputs)",
+        " + self.of_bytes(self.columns * self.inputs)",
         "",
     ),
     "zeros of padding": (
@@ -702,7 +736,7 @@ ADDED = {
         (100, 2000, 1, 1, 1),
         {"readout": "last"},
         {"tokens": "int32"},
-        " + self.of_bytes(17 * self.inputs / self.network.input_size)",
+        " + self.of_bytes(17 * self.given)",
         "",
     ),
 }
@@ -787,6 +821,7 @@ def test_any_call_within_a_budget_keeps_to_it(case, data):
         truncate=None if case.bidirectional else data.draw(periods),
         budget=data.draw(st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])),
     )
+    case = replace(case, O=case.I, embedding=case.H * case.directions) if case.tied else case
     arrays = draw(case)
     rnn = make(ba, case, arrays["params"])
     keywords = options(ba, rnn, case, arrays) | backward_options(rnn, case, arrays)

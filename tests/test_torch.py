@@ -153,6 +153,67 @@ def test_outputs_states_and_all_gradients_equal_torch(cell, layers, bidirectiona
     run_theirs(theirs, given, states, lengths).assert_near(run_ours(rnn, given, states, lengths), tolerance)
 
 
+def word_model(tied=False, dtype="float64", **more):
+    """An embedding, a layer and a readout of words in torch; and words, targets."""
+    import torch
+
+    V, M = 11, H if tied else 4
+    torch.manual_seed(0)
+    like = {"dtype": getattr(torch, dtype)}
+    made = {
+        "embedding": torch.nn.Embedding(V, M, **like),
+        "rnn": torch.nn.LSTM(M, H, 2, **more, **like),
+        "readout": torch.nn.Linear(H * (1 + more.get("bidirectional", False)), V, **like),
+    }
+    if tied:
+        made["readout"].weight = made["embedding"].weight
+    rng = np.random.default_rng(1)
+    return torch.nn.ModuleDict(made), rng.integers(0, V, (T, N)), rng.integers(0, V, (T, N))
+
+
+@DTYPES
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"tied": True}], ids=str)
+def test_a_word_model_and_all_its_gradients_equal_those_of_torch(options, dtype, tolerance):
+    import torch
+
+    theirs, x, target = word_model(dtype=dtype, **options)
+    tied = options.get("tied", False)
+    rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), output="softmax", tied=tied)
+    assert (rnn.input_size, rnn.embedding_size, rnn.output_size, rnn.tied) == (11, H if tied else 4, 11, tied)
+    loss, grads, _ = rnn.loss_and_grad(x, target, "cross_entropy")
+    v = theirs["readout"](theirs["rnn"](theirs["embedding"](torch.from_numpy(x)))[0])
+    expected = torch.nn.functional.cross_entropy(v.reshape(-1, v.shape[-1]), torch.from_numpy(target).reshape(-1))
+    expected.backward()
+    of_torch = gradients_under_our_names(theirs) | {"W_emb": theirs["embedding"].weight.grad.numpy()}
+    if tied:
+        del of_torch["W_hy"]
+    Run({"loss": np.asarray(loss), "y": rnn(x)[0], **grads.params}).assert_near(
+        Run({"loss": expected.detach().numpy(), "y": torch.softmax(v, -1).detach().numpy(), **of_torch}), tolerance
+    )
+    state_dict = rnn.to_torch_state_dict()
+    assert all(
+        np.array_equal(value, theirs.state_dict()[name].numpy())
+        for name, value in state_dict.items()
+        if "bias_" not in name
+    )
+    load(word_model(dtype=dtype, **options)[0], state_dict)
+    back = ba.RNN.from_torch_state_dict(state_dict, tied=tied, output="softmax")
+    assert back.config == rnn.config
+    assert all(np.array_equal(back.params[name], rnn.params[name]) for name in rnn.params)
+
+
+def test_what_is_not_tied_in_torch_is_said():
+    state_dict = word_model()[0].state_dict()
+    for change, says in (
+        ({}, r"state_dict\['readout.weight'\] and state_dict\['embedding.weight'\] are not the same"),
+        ({"embedding.weight": None}, r"state_dict has no 'embedding.weight'"),
+    ):
+        given = {name: value for name, value in (state_dict | change).items() if value is not None}
+        with pytest.raises(ValueError, match=rf"tied=True, but {says}; leave tied=False"):
+            ba.RNN.from_torch_state_dict(given, tied=True)
+        ba.RNN.from_torch_state_dict(given)
+
+
 @DTYPES
 def test_a_loss_equals_that_of_torch(dtype, tolerance):
     import torch
@@ -435,6 +496,8 @@ NETWORKS = [
     {"cell": "lstm", "bidirectional": True, "recurrent_dropout": 0.5},
     {"cell": "gru", "members": 2},
     {"cell": "lstm", "num_layers": 2, "bidirectional": True, "members": 2, "dropout": 0.5, "recurrent_dropout": 0.5},
+    {"embedding_size": 4},
+    {"embedding_size": 2 * H, "tied": True, "bidirectional": True, "members": 2},
 ]
 
 
@@ -444,11 +507,13 @@ NETWORKS = [
 @pytest.mark.parametrize("lengths", [None, [5, 0, 3]])
 def test_a_whole_training_step_runs_on_the_meta_device(network, readout, tokens, lengths):
     """Arrays there have shapes and no values: whoever reads one, or branches on one, fails."""
+    tokens = tokens or "embedding_size" in network
     import torch
 
     backend = ba.Backend(torch, "meta")
     backend.segment_bytes = 2 * 3 * H * 4
-    rnn = ba.RNN(I, H, O, output="softmax", readout=readout, device=backend, **network)
+    O_ = I if network.get("tied") else O
+    rnn = ba.RNN(I, H, O_, output="softmax", readout=readout, device=backend, **network)
     lead = (5, 3) if network.get("time_major", True) else (3, 5)
     x = np.zeros(lead, dtype="int64") if tokens else np.zeros((*lead, I), dtype="float32")
     target = np.zeros(lead if readout == "every" else 3, dtype="int64")

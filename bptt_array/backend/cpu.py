@@ -65,6 +65,7 @@ class NumpyBackend(Backend):
     keeps_arrays = True
     temporaries = False
     gates_apart = True
+    indexed_by_arrays = True
     one_thread_multiply_adds = 1 << 18  # OpenBLAS
 
     def __init__(self) -> None:

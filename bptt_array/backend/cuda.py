@@ -20,6 +20,7 @@ import numpy as np
 from .cuda_columns import ColumnSums
 from .cuda_norms import CudaNorms
 from .cuda_rows import RowKernels
+from .cuda_tokens import AddRows
 from .cuda_updates import FusedOver
 from .portable import Array, Backend, CudaDevice, Elementwise, RowFunction, flag, place
 
@@ -50,6 +51,7 @@ class CupyBackend(Backend):
     _batched: Any
     _read_columns: Any
     _column_sums: dict[Any, ColumnSums]
+    _add_rows: dict[Any, AddRows]
     _rows: RowKernels
     _not_compiled: set[str]
 
@@ -93,6 +95,7 @@ class CupyBackend(Backend):
             "bptt_read_columns",
         )
         self._column_sums = {}
+        self._add_rows = {}
         self._rows = RowKernels(cupy)
         self._not_compiled = set()
 
@@ -274,6 +277,15 @@ class CupyBackend(Backend):
 
     def take_rows_(self, out: Array, table: Array, index: Array) -> None:
         self.cupy.take(table, index, axis=0, out=out)
+
+    def add_rows_(self, out: Array, index: Array, rows: Array) -> None:
+        if out.dtype not in self._add_rows:
+            self._add_rows[out.dtype] = AddRows(self.cupy, out.dtype)
+        self._compiled_or(
+            "sums by token",
+            lambda: self._add_rows[out.dtype](out, index, rows),
+            lambda: super(CupyBackend, self).add_rows_(out, index, rows),
+        )
 
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         return self._one_hot(index[..., None], size, self.empty((*index.shape, size), dtype))

@@ -31,6 +31,9 @@ _Kind = TypeVar("_Kind", bound=type)
 _Result = TypeVar("_Result")
 DTYPES = ("float32", "float64")
 
+#: Rows that :meth:`Backend.add_rows_` adds up in one product.
+ADDED_AT_ONCE = 256
+
 
 class Elementwise:
     """Elementwise operations that write into an array they are given: what a fused function is made of.
@@ -172,6 +175,8 @@ class Backend:
     persistent = False
     #: Products of at most so many multiply-adds are not shared out to threads, which would wait for each other.
     one_thread_multiply_adds: int | None = None
+    #: Whether rows of a table can be added to by arrays of their numbers, of which each comes once, without waiting.
+    indexed_by_arrays = False
     #: Whether there is :meth:`column_sums`, of many matrices at once: then sums over rows are no products with ones.
     sums_columns = False
 
@@ -479,6 +484,14 @@ class Backend:
         For that (``equations/token_sums.py``) arrays have to be indexed by arrays.
         """
         return False
+
+    def add_rows_(self, out: Array, index: Array, rows: Array) -> None:
+        """``out[index[k], :] += rows[k, :]`` for all k, ``out (V, F)``; each sum as exact as that of a few numbers."""
+        for start in range(
+            0, index.shape[0], ADDED_AT_ONCE
+        ):  # blocks, so that what is made of one-hot rows stays little
+            part = slice(start, min(index.shape[0], start + ADDED_AT_ONCE))
+            out += self.xp.matmul(self.one_hot(index[part], out.shape[0], rows.dtype).mT, rows[part, :])
 
     def sums_by_index(self, rows: Array, index: Array, size: int) -> tuple[Array, Array]:
         """Of ``rows (K, F)`` the sums of those with the same ``index (K,)``, below ``size``: the indices, and the sums.

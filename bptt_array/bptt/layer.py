@@ -20,7 +20,7 @@ from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
 from ..equations.state_product import StateProduct
 from ..equations.sums import add_weight_sums, flat
-from ..equations.token_sums import TokenSums
+from ..equations.token_sums import TokenSums, Unfinished
 from ..schedules.chunks import best_chunks
 from . import chunk_times
 from .padding import Padding
@@ -372,7 +372,7 @@ class LayerBackward:
             add_rows(backend, self._sums, name, rows)
 
     @property
-    def grads(self) -> dict[str, Array | TokenSums]:
+    def grads(self) -> dict[str, Array | Unfinished]:
         """Of the layer's parameters: the sums of §3.2-3.4, over the segments that have run backward.
 
         Those of tokens are not an array yet: those of other parts of a batch may be added.

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from ..backend.portable import Array, Backend
+from ..equations.embedding import TiedSums
 from ..equations.long_sums import Sums, Waiting
 from ..equations.losses import Objective
 from ..equations.readout import Readout
@@ -52,7 +53,12 @@ class BoundNetwork(NamedTuple):
     readout: Readout
     mode: str  # "every" or "last"
     workspace: Workspace
-    largest: int  # numbers of the largest parameter
+    largest: int  # numbers of the largest parameter that is a factor of products
+
+    @property
+    def tied(self) -> bool:
+        """Whether the readout has the matrix of the embedding."""
+        return self.readout.W_hy is not None and self.readout.W_hy is self.stack.W_emb
 
     def segment_length(self, batch: Batch) -> int:
         itemsize = self.backend.xp.finfo(batch.dtype).bits // 8
@@ -290,8 +296,10 @@ def _loss_and_grad(
 def _gradients(network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, steps: int | None = None) -> Gradients:
     readout, params = network.readout, sweep.grads
     if readout.W_hy is not None:  # zero where no output has a gradient
-        totals = readout_grads.totals()
-        for name in ("W_hy", "b_y"):
+        totals, names = readout_grads.totals(), ["W_hy", "b_y"]
+        if sweep.embedding is not None and network.tied:
+            params["W_emb"] = TiedSums(sweep.embedding.sums, totals.get(names.pop(0)))
+        for name in names:
             grad = totals.get(name)
             params[name] = network.backend.xp.zeros_like(getattr(readout, name)) if grad is None else grad
     reset, d_initial = sweep.unrolled.batch.reset, sweep.d_initial

@@ -13,11 +13,12 @@ from typing import NamedTuple, Protocol
 
 from ..backend.portable import Array, Backend
 from ..equations.long_sums import Waiting
-from ..equations.token_sums import TokenSums
+from ..equations.token_sums import Unfinished
 from . import directions
 from .batch import Batch
 from .direct import nothing_direct
 from .dropout import Dropout
+from .embedding import Embedding, EmbeddingBackward
 from .layer import Layer, LayerBackward, LayerForward, States
 from .padding import Feed
 from .workspace import Loan, Scratch
@@ -28,10 +29,11 @@ Watch = Callable[[int, int, int, States], None]
 
 
 class Stack(NamedTuple):
-    """Layers on top of each other."""
+    """Layers on top of each other, and the matrix ``W_emb ([E,] V, M)`` of an embedding in front of them."""
 
     layers: tuple[Layer, ...]
     bidirectional: bool
+    W_emb: Array | None = None
 
     @property
     def top(self) -> Layer:
@@ -82,11 +84,13 @@ class Unrolled:
         self._remembered: dict[int, list[States]] = {}
         self._x = Feed(backend, batch.x, batch.padding, features=not batch.tokens)
         self._outputs: dict[int, Array] = {}  # of two directions, merged
+        W_emb = stack.W_emb
+        self.embedding = None if W_emb is None else Embedding(backend, W_emb, batch, arrays, self.rows)
         sides = (2,) if stack.bidirectional else ()
         self.layers = []
         for k, (layer, initial) in enumerate(zip(stack.layers, batch.initial, strict=True)):
             mask = None if dropout is None else dropout.recurrent(k, sides, batch.N, layer.hidden_size)
-            tokens = batch.tokens and k == 0
+            tokens = batch.tokens and k == 0 and W_emb is None
             forward = LayerForward(
                 backend, layer, initial, batch.T, batch.padding, arrays, self.rows, mask, tokens=tokens
             )
@@ -95,6 +99,8 @@ class Unrolled:
     def forward(self, start: int, stop: int) -> Array:
         """Run the next segment through all layers; returns the outputs of the top one, ``(S, [E,] N, D*H)``."""
         x = self._x(start, stop)
+        if self.embedding is not None:
+            x = self.embedding.forward(start, x)
         for k, layer in enumerate(self.layers):
             mask = self.mask(k, start, stop)
             x = x if mask is None else x * mask
@@ -170,6 +176,8 @@ class Unrolled:
     def release(self, start: int) -> None:
         """Let go of what a segment left."""
         self._outputs.pop(start, None)
+        if self.embedding is not None:
+            self.embedding.release(start)
         for layer in self.layers:
             layer.release(start)
 
@@ -218,6 +226,7 @@ class BackwardPass:
             LayerBackward(layer, None if d_last is None else d_last[k], rows, backward, waiting)
             for k, layer in enumerate(unrolled.layers)
         ]
+        self.embedding = None if unrolled.embedding is None else EmbeddingBackward(unrolled.embedding, rows)
 
     def segment(self, start: int, stop: int, *, cut: bool, loss: bool = True) -> None:
         """Run one segment backward through all layers.
@@ -241,6 +250,16 @@ class BackwardPass:
                 self.watch(k, start, stop, self.layers[k].total)
             if k or self.dx is not None:
                 self._hand_down(k, start, stop, again=not loss)
+        if self.embedding is not None:
+            self._hand_to_embedding(self.embedding, start, stop)
+
+    def _hand_to_embedding(self, embedding: EmbeddingBackward, start: int, stop: int) -> None:
+        """The gradient of the input of the first layer, where that is vectors of tokens."""
+        two = self.unrolled.stack.bidirectional
+        dx = self._of_both(self.layers[0], start, stop) if two else embedding.dx(start, stop)
+        if not two:
+            self.layers[0].dx_(start, stop, dx)
+        embedding.segment(start, dx)
 
     def _hand_down(self, k: int, start: int, stop: int, *, again: bool) -> None:
         """The gradient of the input of layer k: the direct part of the layer below or, of the first, :attr:`dx`.
@@ -278,9 +297,9 @@ class BackwardPass:
         return [layer.d_initial for layer in self.layers if layer.d_initial is not None]
 
     @property
-    def grads(self) -> dict[str, Array | TokenSums]:
-        """``"l0.W_xh"``, …: the gradients of all layers, in the order of their parameters."""
-        found: dict[str, Array | TokenSums] = {}
+    def grads(self) -> dict[str, Array | Unfinished]:
+        """``"W_emb"``, ``"l0.W_xh"``, …: the gradients of all layers, in the order of their parameters."""
+        found: dict[str, Array | Unfinished] = {} if self.embedding is None else {"W_emb": self.embedding.sums}
         for k, layer in enumerate(self.layers):
             grads = layer.grads
             found |= {f"l{k}.{name}": grads[name] for name in layer.forward.layer.params}

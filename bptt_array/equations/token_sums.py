@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ..backend.portable import Array, Backend
 from .long_sums import PARTS
@@ -19,8 +20,16 @@ ROWS = 64
 COLUMNS = 256
 
 
-class TokenSums:
-    """The gradient of ``W (..., F, V)`` from rows of dz and their tokens.
+class Unfinished:
+    """A gradient that is no array yet: those of other parts of a batch may be added."""
+
+    def total(self, *others: Any, onto: Array | None = None) -> Array:
+        """The sum of this one and of others of its kind, added to ``onto`` if that is given."""
+        raise NotImplementedError
+
+
+class TokenSums(Unfinished):
+    """The gradient of ``W (..., F, V)``, or ``by_rows`` (..., V, F), from rows of dz and their tokens.
 
     A token has one row of a table from when it first comes. Once 64 parts have been added to a row it is one part of
     that row in the table above, and 0 again: no number is rounded more than a few hundred times.
@@ -31,9 +40,12 @@ class TokenSums:
         How many tokens there are to come: there are no more columns than those.
     """
 
-    def __init__(self, backend: Backend, W: Array, most: int) -> None:
+    def __init__(self, backend: Backend, W: Array, most: int, *, by_rows: bool = False) -> None:
         self._backend = backend
-        self._shape = *self._lead, self._width, self._vocabulary = W.shape
+        self._by_rows = by_rows
+        self._shape = W.shape
+        self._lead: tuple[int, ...] = W.shape[:-2]
+        self._width, self._vocabulary = W.shape[-2:][::-1] if by_rows else W.shape[-2:]
         self._dtype = W.dtype
         columns = math.prod(self._lead) * self._vocabulary
         self._most = min(columns, most)
@@ -52,7 +64,10 @@ class TokenSums:
         if lead:  # every member has a vocabulary of its own, one after the other
             of_member = self._vocabulary * xp.reshape(self._backend.arange(math.prod(lead)), (*lead, 1))
             tokens = xp.moveaxis(tokens + of_member, 0, -2)
-        tokens, rows = xp.reshape(tokens, (-1,)), xp.reshape(dz, (-1, self._width))
+        self.add_rows(xp.reshape(dz, (-1, self._width)), xp.reshape(tokens, (-1,)))
+
+    def add_rows(self, rows: Array, tokens: Array) -> None:
+        """Add ``rows (K, F)`` of ``tokens (K,)``, those of a member counted on from those of the one before it."""
         for start in range(0, rows.shape[0], ROWS):
             part = slice(start, start + ROWS)
             distinct, sums = self._backend.sums_by_index(rows[part, :], tokens[part], self._places.shape[0])
@@ -83,27 +98,28 @@ class TokenSums:
             table[full], parts[full] = 0, 0
 
     def _add_to_(self, result: Array) -> None:
-        """``result += sums``, ``result (..., F, V)``."""
-        backend, (*lead, F, V) = self._backend, self._shape
-        result = backend.reshape(result, (math.prod(lead), F, V))
+        """``result += sums``, in the shape of W."""
+        backend, F, V = self._backend, self._width, self._vocabulary
+        result = backend.reshape(result, (-1, F) if self._by_rows else (-1, F, V))
         known = backend.arange(self._places.shape[0])[self._places > 0]  # in order: neighbours are written together
         for start in range(0, self._known, COLUMNS):
             tokens = known[start : start + COLUMNS]
             places = self._places[tokens] - 1
-            result[tokens // V, :, tokens % V] += sum(table[places] for table, _ in reversed(self._levels))
+            at = tokens if self._by_rows else (tokens // V, slice(None), tokens % V)
+            result[at] += sum(table[places] for table, _ in reversed(self._levels))
 
-    def total(self, *others: TokenSums) -> Array:
-        """The gradient so far, of others too, a new array: 0 where a token has not come."""
-        result = self._backend.zeros(self._shape, self._dtype)
+    def total(self, *others: TokenSums, onto: Array | None = None) -> Array:
+        """The gradient so far, of others too: added to ``onto``, or a new array, 0 where a token has not come."""
+        result = self._backend.zeros(self._shape, self._dtype) if onto is None else onto
         for each in (self, *others):
             each._add_to_(result)
         return result
 
 
-def total_of(parts: Sequence[Array | TokenSums]) -> Array:
+def total_of(parts: Sequence[Array | Unfinished]) -> Array:
     """The sum of what parts of a batch give; an array that is the first is used up."""
     first, *others = parts
-    if isinstance(first, TokenSums):
+    if isinstance(first, Unfinished):
         return first.total(*others)
     for other in others:
         first += other

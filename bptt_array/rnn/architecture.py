@@ -38,6 +38,8 @@ class Architecture:
     output: str = "identity"
     readout: str = "every"
     time_major: bool = True
+    embedding_size: int | None = None
+    tied: bool = False
     dtype: str = "float32"
     seed: int = 0
 
@@ -61,13 +63,15 @@ class Architecture:
             raise ValueError(
                 f"output={made.output!r} needs a readout; give output_size as well, or leave output='identity'"
             )
+        embedding_size = None if made.embedding_size is None else check_count("embedding_size", made.embedding_size)
+        check_flag("tied", made.tied)
         num_layers, dropout = check_count("num_layers", made.num_layers), check_number("dropout", made.dropout, below=1)
         if dropout and num_layers == 1:
             raise ValueError(
                 f"dropout={dropout:g} is between layers, but num_layers=1: give num_layers=2 or more, "
                 "or use recurrent_dropout"
             )
-        return cls(
+        checked = cls(
             input_size=check_count("input_size", made.input_size),
             hidden_size=check_count("hidden_size", made.hidden_size),
             output_size=output_size,
@@ -80,9 +84,34 @@ class Architecture:
             output=made.output,
             readout=made.readout,
             time_major=bool(made.time_major),
+            embedding_size=embedding_size,
+            tied=bool(made.tied),
             dtype=check_dtype(made.dtype),
             seed=check_count("seed", made.seed, least=0, most=LARGEST_SEED),
         )
+        checked._check_tied()
+        return checked
+
+    def _check_tied(self) -> None:
+        """Whether one matrix can be both the embedding's, (V, M), and the readout's, (O, D*H)."""
+        if not self.tied:
+            return
+        width = self.top_size
+        if self.embedding_size is None:
+            raise ValueError(
+                f"tied=True, but there is no embedding to share; give embedding_size={width} as well, or leave "
+                "tied=False"
+            )
+        if self.output_size != self.input_size:
+            raise ValueError(
+                f"tied=True, but output_size={said(self.output_size)} and input_size={said(self.input_size)}: what is "
+                f"read and what is said are one vocabulary; give output_size={said(self.input_size)}"
+            )
+        if self.embedding_size != width:
+            raise ValueError(
+                f"tied=True, but embedding_size={said(self.embedding_size)} and the top layer gives {said(width)} "
+                f"numbers; give embedding_size={said(width)}, or leave tied=False"
+            )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -96,9 +125,19 @@ class Architecture:
         return 2 if self.bidirectional else 1
 
     @property
+    def top_size(self) -> int:
+        """What the top layer gives: D*H."""
+        return self.directions * self.hidden_size
+
+    @property
     def outputs(self) -> int:
-        """O, or without a readout what the top layer gives: D*H."""
-        return self.directions * self.hidden_size if self.output_size is None else self.output_size
+        """O, or without a readout what the top layer gives."""
+        return self.top_size if self.output_size is None else self.output_size
+
+    @property
+    def features(self) -> int:
+        """What the first layer reads: M of an embedding, or I."""
+        return self.input_size if self.embedding_size is None else self.embedding_size
 
     @property
     def member_axis(self) -> tuple[int, ...]:
@@ -149,7 +188,7 @@ class Architecture:
         # Drawn in float64 on the host, each layer as several arrays, which are objects.
         needed = (self.members or 1) * (8 * numbers + 3 * sys.getsizeof(np.empty(0)) * self.num_layers)
         if needed > (there := _memory_of_this_machine()):
-            sizes = ("input_size", "hidden_size", "output_size", "num_layers", "members")
+            sizes = ("input_size", "embedding_size", "hidden_size", "output_size", "num_layers", "members")
             given = ", ".join(f"{name}={said(size)}" for name in sizes if (size := getattr(self, name)) is not None)
             raise ValueError(
                 f"{given}: the parameters take {said(needed)} bytes, but this machine has {there}; expected smaller "
@@ -170,13 +209,14 @@ class Architecture:
         """Of one member."""
         H, D, rows = self.hidden_size, self.directions, self.cell.gates * self.hidden_size
         sides = (2,) if self.bidirectional else ()
-        shapes: Shapes = {}
+        shapes: Shapes = {} if self.embedding_size is None else {"W_emb": (self.input_size, self.embedding_size)}
         for k in range(self.num_layers):
-            inputs = D * H if k else self.input_size
+            inputs = D * H if k else self.features
             own = {"W_xh": (rows, inputs), "W_hh": (rows, H), "b_h": (rows,), **self.cell.own_parameters(H)}
             shapes |= {f"l{k}.{name}": (*sides, *shape) for name, shape in own.items()}
         if self.output_size is not None:
-            shapes |= {"W_hy": (self.output_size, D * H), "b_y": (self.output_size,)}
+            shapes |= {} if self.tied else {"W_hy": (self.output_size, D * H)}
+            shapes |= {"b_y": (self.output_size,)}
         return shapes
 
     def initial_parameters(self, init: str, forget_bias: float) -> dict[str, np.ndarray[Any, Any]]:

@@ -129,14 +129,20 @@ def check_input_grad(input_grad: Any, x: Any) -> None:
         raise ValueError("input_grad=True, but x holds integer tokens, which have no gradient; leave input_grad=False")
 
 
-def check_x(
-    x: Any, input_size: int, members: int | None, backend: Backend, dtype: str, *, host: bool
-) -> tuple[int, int]:
-    """``x (T, N, I)`` of the model's dtype or tokens ``(T, N)``; returns T and N.
+def check_x(x: Any, architecture: Architecture, backend: Backend, *, host: bool) -> tuple[int, int]:
+    """``x (T, N, I)`` of the model's dtype or tokens ``(T, N)``, with an embedding tokens alone; returns T and N.
 
-    With ``members`` E also ``(T, E, N, I)`` or ``(T, E, N)``.
+    With members also ``(T, E, N, I)`` or ``(T, E, N)``.
     """
-    check_place("x", x, backend, dtype, host=host, integers=(2,) if members is None else (2, 3))
+    input_size, members, dtype = architecture.input_size, architecture.members, architecture.dtype
+    integers = (2,) if members is None else (2, 3)
+    embedded = architecture.embedding_size is not None
+    check_place("x", x, backend, dtype, host=host, integers=integers, classes=integers if embedded else ())
+    if embedded and not is_integer(x):
+        raise TypeError(
+            f"x has dtype {dtype_name(x)} and shape {tuple(x.shape)}, but this RNN has an embedding, "
+            f"embedding_size={architecture.embedding_size}: expected integer tokens of shape (T, N); {_tokens_of(x)}"
+        )
     if is_integer(x):
         per_member = members is not None and x.ndim == 3
         if x.ndim != 2 and not per_member:
@@ -170,6 +176,13 @@ def check_x(
     return T, N
 
 
+def _tokens_of(x: Any) -> str:
+    """How tokens come of an array of something else, or what to do with what can be none."""
+    if x.ndim >= 3:
+        return "of one-hot rows use x.argmax(-1); for features build the RNN without embedding_size"
+    return "of whole numbers use rnn.asarray(x, dtype='int64')"
+
+
 def check_x_shape(x_shape: Any, architecture: Architecture, tokens: bool | None) -> tuple[int, int, bool, bool]:
     """T, N, whether it is one of tokens, and whether members share it, of the shape of a future ``x``."""
     if not isinstance(x_shape, (tuple, list)):
@@ -177,9 +190,15 @@ def check_x_shape(x_shape: Any, architecture: Architecture, tokens: bool | None)
     shape = tuple(check_count(f"x_shape[{k}]", size) for k, size in enumerate(x_shape))
     if math.prod(shape) > MOST:
         raise ValueError(f"x_shape={said(x_shape)} has more entries than an array can have; expected at most {MOST}")
+    embedded = architecture.embedding_size is not None
     if tokens is None:
-        tokens = len(shape) == 2
+        tokens = len(shape) == 2 or embedded
     check_flag("tokens", tokens)
+    if embedded and not tokens:
+        raise ValueError(
+            f"tokens=False, but this RNN has an embedding, embedding_size={architecture.embedding_size}, which reads "
+            "tokens alone; leave tokens out"
+        )
     E, I = architecture.members, architecture.input_size  # noqa: E741
     lead = shape if tokens else shape[:-1]
     per_member = E is not None and len(lead) == 3

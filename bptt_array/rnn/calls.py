@@ -173,9 +173,11 @@ class Calls:
         architecture = self.architecture
         layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(architecture.num_layers))
         g = OUTPUT_ACTIVATIONS[architecture.output]
-        readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
-        stack = Stack(tuple(layers), architecture.bidirectional)
-        largest = max(math.prod(array.shape) for array in params.values())
+        W_emb = params.get("W_emb")
+        readout = Readout(self.backend, g, W_emb if architecture.tied else params.get("W_hy"), params.get("b_y"))
+        stack = Stack(tuple(layers), architecture.bidirectional, W_emb)
+        factors = [array for name, array in params.items() if name != "W_emb" or architecture.tied]
+        largest = max(math.prod(array.shape) for array in factors)
         return passes.BoundNetwork(self.backend, stack, readout, architecture.readout, self.workspace, largest)
 
 
@@ -200,7 +202,7 @@ def make_batch(
 ) -> Batch:
     """Check what a caller gave, time first; ``host``: NumPy arrays will do for a device model too."""
     dtype, members = architecture.dtype, architecture.members
-    T, N = check_x(x, architecture.input_size, members, backend, dtype, host=host)
+    T, N = check_x(x, architecture, backend, host=host)
     known = check_lengths(lengths, T, N)
     tokens = is_integer(x)
     if tokens:

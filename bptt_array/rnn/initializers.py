@@ -49,7 +49,9 @@ def initial_parameters(
     params = {}
     for name, shape in shapes.items():
         kind = name.rpartition(".")[2]
-        if init == "uniform":
+        if kind == "W_emb":
+            params[name] = rng.standard_normal(shape)  # as torch.nn.Embedding
+        elif init == "uniform":
             params[name] = uniform(rng, shape, hidden_size)
         elif kind == "W_hh":  # (..., G*H, H): each gate a matrix of its own
             gates = shape[-2] // hidden_size

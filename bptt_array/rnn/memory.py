@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..backend.portable import Backend
+from ..backend.portable import ADDED_AT_ONCE, Backend
 from ..equations.long_sums import BLOCK, FEWEST, PRODUCT_BYTES, PRODUCTS, SMALL_PRODUCT, levels_of
 from ..equations.losses import LOSSES
 from ..equations.parallel import rows_of_a_chunk
@@ -130,10 +130,17 @@ def plan_for(
         in_chunks=in_chunks,
         persistent=backend.persistent,
         columns=backend.sums_columns,
-        by_token=work.tokens and backend.sums_by_token(network.input_size, network.cell.gates * network.hidden_size),
+        by_token=work.tokens and _by_token(network, backend),
         parts=parts,
     )
     return plan(work.T, memory, costs=counted, longest=longest, truncate=truncate, whole=two)
+
+
+def _by_token(network: Architecture, backend: Backend) -> bool:
+    """Whether the gradient of tokens is summed up without one-hot rows and without an array of all of them."""
+    if network.embedding_size is not None:
+        return backend.indexed_by_arrays
+    return backend.sums_by_token(network.input_size, network.cell.gates * network.hidden_size)
 
 
 class _OfAStep:
@@ -154,7 +161,12 @@ class _OfAStep:
         self.layers, self.cell, self.gates = network.num_layers, network.cell, network.cell.gates
         self.sequences = members * work.N
         self.row = self.sides * self.sequences * network.hidden_size
-        self.inputs = (1 if work.shared else members) * work.N * network.input_size
+        #: Tokens or rows of features that the caller has, and numbers that the first layer reads.
+        self.given = (1 if work.shared else members) * work.N
+        self.embedded = network.embedding_size is not None
+        self.inputs = (self.sequences if self.embedded else self.given) * network.features
+        #: Whether tokens are columns of W_xh.
+        self.columns = work.tokens and not self.embedded
         self.outputs = self.sequences * network.outputs
         H, own = network.hidden_size, self.cell.own_parameters(network.hidden_size)
         #: Gradients of own parameters of every step, in rows.
@@ -177,20 +189,32 @@ class _OfAStep:
         """
         sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items()}
         copies = 2 * sum(size for name, size in sizes.items() if name.endswith("W_hh"))
-        of_tokens: float = self.work.tokens * sizes["l0.W_xh"]  # a table of all columns
-        if self.by_token:
+        of_tokens: float = self.columns * sizes["l0.W_xh"]  # a table of all columns
+        if self.embedded:
+            of_tokens = self.embedding_sums(sizes["W_emb"])
+            if not self.network.tied:
+                del sizes["W_emb"]
+        elif self.by_token:
             of_tokens = sizes.pop("l0.W_xh") + self.sums_by_token()
         of_each_part = levels_of(self.work.T) * sum(sizes.values()) + max(sizes.values())
         return self.parts * of_each_part + copies + of_tokens
 
     def sums_by_token(self) -> float:
         """What the gradient of tokens is made of: of those that may come sums, one for each level, and places."""
-        lead = self.sides * (self.network.members or 1)
+        lead = (1 if self.embedded else self.sides) * (self.network.members or 1)
         columns = lead * self.network.input_size
-        most, width = min(columns, lead * self.work.T * self.work.N), self.gates * self.network.hidden_size
+        width = self.network.features if self.embedded else self.gates * self.network.hidden_size
+        most = min(columns, lead * self.work.T * self.work.N)
         levels = levels_of(self.work.T * (-(-self.work.N // ROWS) + (lead > 1)))
         written = 4 * min(COLUMNS, most) * width
         return levels * most * width + written + self.of_bytes(17 * columns + (8 + levels) * most)
+
+    def embedding_sums(self, size: int) -> float:
+        """The gradient of an embedding of that many numbers; of one that is tied, what the embedding has of it."""
+        if self.by_token:
+            return self.sums_by_token() + (0 if self.network.tied else size)
+        one_hot = ADDED_AT_ONCE * self.network.input_size
+        return (levels_of(self.work.T) + 1) * size + one_hot + self.of_bytes(one_hot)  # and one product
 
     def once(self) -> float:
         """Results of products and masks of the state; last states of padding; dx; the loss of last steps."""
@@ -213,10 +237,12 @@ class _OfAStep:
         count: float = self.layers * (len(self.cell.states) + self.cell.keeps) * self.row
         if self.work.copied or self.work.padded:
             count += self._copy_of_x()
+        if self.embedded:  # its vectors, and their places in the matrices of all members
+            count += self.inputs + self.of_bytes(8 * self.sequences)
         if self.network.dropout and self.work.dropout:
             count += (self.layers - 1) * self.sides * self.row
         if self.sides == 2:  # what each direction reads, and the outputs side by side
-            count += 2 * self._copy_of_x() + (self.layers - 1) * 2 * self.row + self.row
+            count += 2 * self._first_input() + (self.layers - 1) * 2 * self.row + self.row
         return count
 
     # ---- what is there once for each of them, in bytes ------------------------------------------------
@@ -227,7 +253,7 @@ class _OfAStep:
     def objects_of_segment(self) -> int:
         """Of the arrays in :meth:`kept`."""
         arrays = self.layers * (len(self.cell.states) + (self.cell.keeps > 0))
-        arrays += self.work.copied or self.work.padded
+        arrays += (self.work.copied or self.work.padded) + 2 * self.embedded
         if self.network.dropout and self.work.dropout:
             arrays += self.layers - 1
         return OF_A_SEGMENT + self.layers * OF_A_LAYER + arrays * OF_AN_ARRAY
@@ -235,17 +261,19 @@ class _OfAStep:
     # ---- what running one takes ------------------------------------------------------------------------
 
     def scratch(self) -> float:
-        """Gradients of the states, slopes, and z or dz."""
-        return (len(self.cell.states) + self.slopes + self.gates) * self.row
+        """Gradients of the states, slopes, and z or dz; the gradient of an embedding's vectors."""
+        return (len(self.cell.states) + self.slopes + self.gates) * self.row + self.embedded * self.inputs
 
     def results(self) -> float:
         """Of operations without ``out=``: of two, as large as z; and which token each of the tokens is, as bools."""
-        return 2 * self.gates * self.row + self.of_bytes(self.work.tokens * self.inputs)
+        return 2 * self.gates * self.row + self.embedded * self.inputs + self.of_bytes(self.columns * self.inputs)
 
     def forward(self) -> float:
         """Zeroing what is past the end; the caller's layout; masks; the outputs of two directions."""
         count: float = 0
-        if self.by_token:  # which tokens there are; of their columns no more than of the gradient, which is later
+        if (
+            self.by_token and self.columns
+        ):  # which tokens there are; of their columns no more than of the gradient, which is later
             count += self.of_bytes(48 * self.work.N)
         if self.work.padded:
             count += max(1, self.cell.keeps) * self.row + self.of_bytes(17 * self.work.N)
@@ -266,19 +294,19 @@ class _OfAStep:
         count += self.sequences * min(largest, SMALL_PRODUCT) / BLOCK  # products of blocks
         rows = self.gates * self.row
         if self.stacked:
-            inputs = 0 if self.by_token else self.inputs * self.sides
+            inputs = 0 if self.by_token and self.columns else self.inputs * self.sides
             count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row + inputs
         count += self.own * self.row * (2 if self.stacked else 1)
         if self.network.recurrent_dropout and self.work.dropout:
             count += self.row
         if self.by_token:
             count += self.of_bytes(16 * self.sides * self.sequences)
-        elif self.work.tokens:
-            count += self.sides * self.inputs + self.of_bytes(17 * self.inputs / self.network.input_size)
+        elif self.columns:
+            count += self.sides * self.inputs + self.of_bytes(17 * self.given)
         if self.work.unordered or not self.network.time_major:
             count += 2 * self._copy_of_x()  # in order, and in this machine's bytes
-        if self.work.input_grad:
-            count += self.sequences * self.network.input_size * (3 if self.sides == 2 else 1)
+        if self.work.input_grad or (self.embedded and self.sides == 2):
+            count += self.sequences * self.network.features * (3 if self.sides == 2 else 1)
         return count + self._mask() + self._turned()
 
     def waiting(self) -> tuple[float, float]:
@@ -291,7 +319,7 @@ class _OfAStep:
         at_most: float = 0
         if self.itemsize == 4:
             sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items() if "W" in name}
-            for last in ("W_xh", "W_hh", "W_hy"):
+            for last in ("W_xh", "W_hh", "W_emb" if self.network.tied else "W_hy"):
                 size = max((size for name, size in sizes.items() if name.endswith(last)), default=0)
                 limit = max(self.of_bytes(PRODUCT_BYTES), PRODUCTS * size) + size
                 of_step = size * self.work.N / FEWEST
@@ -303,8 +331,12 @@ class _OfAStep:
 
     def _copy_of_x(self) -> float:
         if self.work.tokens:
-            return self.of_bytes(8 * self.inputs / self.network.input_size)
+            return self.of_bytes(8 * self.given)
         return self.inputs
+
+    def _first_input(self) -> float:
+        """What the first layer reads: tokens, or numbers."""
+        return self.inputs if self.embedded else self._copy_of_x()
 
     def _mask(self) -> float:
         """A mask between layers and what makes it: 32-bit numbers."""

@@ -54,7 +54,7 @@ class RNN:
     Parameters
     ----------
     input_size : int
-        I, the features of a step; for integer tokens the size of the vocabulary.
+        I, the features of a step; for integer tokens V, the size of the vocabulary.
     hidden_size : int
         H.
     output_size : int, optional
@@ -66,6 +66,13 @@ class RNN:
         L; each layer reads the hidden states of the one below.
     bidirectional : bool
         Every layer also reads every sequence from its end (D = 2), in the same loop.
+    embedding_size : int, optional
+        M: inputs are tokens, each of which is read as a vector of its own, the row of ``W_emb`` that is learnt with
+        all else: ``x_t = W_emb[token_t]``. Initially standard normal, as of torch.nn.Embedding. Without it the first
+        layer reads tokens as one-hot vectors, each a column of its ``W_xh``.
+    tied : bool
+        The readout's matrix is the embedding's, ``v = W_emb h + b_y`` (Press & Wolf, 2017): for words in and words
+        out, ``output_size`` = ``input_size`` and ``embedding_size`` = D*H. There is no ``W_hy`` then.
     members : int, optional
         E: an ensemble of E independent networks, trained side by side in the same products. Parameters have a
         first axis E; inputs and targets ``(T, E, N, ...)``, or shared by all members without it; outputs, states and
@@ -101,7 +108,8 @@ class RNN:
     params : dict of str to array
         ``"l0.W_xh" (G*H, I)``, ``"l0.W_hh" (G*H, H)``, ``"l0.b_h" (G*H,)``, of a GRU ``"l0.b_hn" (H,)``; ``"l1.W_xh"
         (G*H, D*H)`` and so on; ``"W_hy" (O, D*H)``, ``"b_y" (O,)``. Those of layers have a first axis of 2 for the
-        directions where there are two, and all have one of E, before it, in an ensemble.
+        directions where there are two, and all have one of E, before it, in an ensemble. With an embedding ``"W_emb"
+        (V, M)`` comes first, and ``"l0.W_xh"`` is (G*H, M); where it is ``tied`` there is no ``"W_hy"``.
 
     dropout, recurrent_dropout, output, readout, time_major, seed
         The options, which may be set: calls from then on go by them. Setting another one is an error, since parameters
@@ -147,6 +155,8 @@ class RNN:
         cell: str | Cell = "tanh",
         num_layers: int = 1,
         bidirectional: bool = False,
+        embedding_size: int | None = None,
+        tied: bool = False,
         members: int | None = None,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -172,6 +182,8 @@ class RNN:
             output=output,
             readout=readout,
             time_major=time_major,
+            embedding_size=embedding_size,
+            tied=tied,
             dtype=dtype,
             seed=seed,
         )
@@ -220,6 +232,8 @@ class RNN:
     cell = property(lambda self: self.architecture.cell.name)
     num_layers = property(lambda self: self.architecture.num_layers)
     bidirectional = property(lambda self: self.architecture.bidirectional)
+    embedding_size = property(lambda self: self.architecture.embedding_size)
+    tied = property(lambda self: self.architecture.tied)
     members = property(lambda self: self.architecture.members)
     dtype = property(lambda self: self.architecture.dtype)
     dropout = option("dropout")
@@ -431,15 +445,16 @@ class RNN:
         return cls._with(architecture, params, backend), metadata
 
     def to_torch_state_dict(
-        self, recurrent_prefix: str = "rnn.", readout_prefix: str = "readout."
+        self, recurrent_prefix: str = "rnn.", readout_prefix: str = "readout.", embedding_prefix: str = "embedding."
     ) -> dict[str, np.ndarray[Any, Any]]:
         """The weights under the names of PyTorch's modules, as NumPy arrays.
 
         Parameters
         ----------
-        recurrent_prefix, readout_prefix : str
-            What the names begin with: those of the ``torch.nn.RNN``, ``LSTM`` or ``GRU``, and of the ``Linear`` that
-            is the readout, as they are called in your module, with a dot at the end; ``""`` for a module by itself.
+        recurrent_prefix, readout_prefix, embedding_prefix : str
+            What the names begin with: those of the ``torch.nn.RNN``, ``LSTM`` or ``GRU``, of the ``Linear`` that is
+            the readout and of the ``Embedding``, as they are called in your module, with a dot at the end; ``""`` for
+            a module by itself. What is tied has both names.
 
         Raises
         ------
@@ -454,9 +469,10 @@ class RNN:
         """
         self.calls.check_params(self.params)
         values = {name: self.backend.to_host(value) for name, value in self.params.items()}
-        from .torch_weights import to_state_dict
+        from .torch_weights import Prefixes, to_state_dict
 
-        return to_state_dict(self.architecture, values, recurrent_prefix, readout_prefix)
+        prefixes = Prefixes(recurrent_prefix, readout_prefix, embedding_prefix)
+        return to_state_dict(self.architecture, values, prefixes)
 
     @classmethod
     def from_torch_state_dict(
@@ -464,8 +480,10 @@ class RNN:
         state_dict: Mapping[str, Any],
         recurrent_prefix: str = "rnn.",
         readout_prefix: str = "readout.",
+        embedding_prefix: str = "embedding.",
         *,
         cell: str | None = None,
+        tied: bool = False,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         output: str = "identity",
@@ -481,11 +499,14 @@ class RNN:
         state_dict : mapping of str to array
             NumPy arrays, or anything NumPy takes, such as ``module.state_dict()`` on the CPU; both biases of PyTorch
             become one.
-        recurrent_prefix, readout_prefix : str
-            What the names of the recurrent module and of a ``Linear`` on top of it begin with, as for
-            :meth:`to_torch_state_dict`; no readout where there are none of the second. Other names are an error.
+        recurrent_prefix, readout_prefix, embedding_prefix : str
+            What the names of the recurrent module, of a ``Linear`` on top of it and of an ``Embedding`` in front of it
+            begin with, as for :meth:`to_torch_state_dict`; no readout where there are none of the second, no embedding
+            where there are none of the third. Other names are an error.
         cell : {"tanh", "relu", "lstm", "gru"}, optional
             Follows from the shapes for an LSTM and a GRU; of a plain one only you know: ``"tanh"`` if left out.
+        tied : bool
+            The ``Linear`` has the weight of the ``Embedding``, which a state_dict holds twice.
         dropout, recurrent_dropout, output, readout, time_major, device, seed
             As for :class:`RNN`; the weights do not say them.
 
@@ -503,9 +524,10 @@ class RNN:
             "time_major": time_major,
             "seed": seed,
         }
-        from .torch_weights import from_state_dict
+        from .torch_weights import Prefixes, from_state_dict
 
-        architecture, values = from_state_dict(state_dict, recurrent_prefix, readout_prefix, cell, options)
+        prefixes = Prefixes(recurrent_prefix, readout_prefix, embedding_prefix)
+        architecture, values = from_state_dict(state_dict, prefixes, cell, tied, options)
         return cls._with(architecture, values, backend)
 
     # ---- forward and backward -------------------------------------------------------------------------

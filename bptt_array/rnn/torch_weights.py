@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend.portable import DTYPES
-from ..checks import check_option, said
+from ..checks import check_flag, check_option, said
 from .architecture import Architecture
 
 HostArray = np.ndarray[Any, Any]
@@ -23,6 +23,8 @@ HostArray = np.ndarray[Any, Any]
 #: Cells that PyTorch has, by their gates; of the first the name of f.
 CELLS_BY_GATES = {1: ("tanh", "relu"), 4: ("lstm",), 3: ("gru",)}
 
+#: What the weight of the Embedding is called here, which has the same name as that of the Linear.
+_EMBEDDING = "embedding.weight"
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(0|[1-9][0-9]{0,17})(_reverse)?")
 #: Of a torch.nn.RNNCell, GRUCell or LSTMCell, which has one layer and no number for it.
@@ -34,11 +36,31 @@ _COMPUTED = re.compile(
 _PROJECTION = re.compile(r"weight_hr_l[0-9]+(_reverse)?")
 
 
+class Prefixes(NamedTuple):
+    """What the names begin with, of the recurrent module, the ``Linear`` and the ``Embedding``."""
+
+    recurrent: str
+    readout: str
+    embedding: str
+
+    def check(self) -> None:
+        for name, prefix in zip(self._fields, self, strict=True):
+            if not isinstance(prefix, str):
+                raise TypeError(
+                    f"{name}_prefix={said(prefix)} is a {type(prefix).__name__}; expected a string such as 'rnn.'"
+                )
+            if prefix and not prefix.endswith("."):
+                raise ValueError(
+                    f"{name}_prefix={said(prefix)} has no dot at its end; expected {said(prefix + '.')}, or '' for no "
+                    "name"
+                )
+
+
 def to_state_dict(
-    architecture: Architecture, params: Mapping[str, HostArray], recurrent_prefix: str, readout_prefix: str
+    architecture: Architecture, params: Mapping[str, HostArray], prefixes: Prefixes
 ) -> dict[str, HostArray]:
     """See :meth:`bptt_array.RNN.to_torch_state_dict`; ``params``, on the host, is used up."""
-    _check_prefixes(recurrent_prefix, readout_prefix)
+    prefixes.check()
     known = [name for names in CELLS_BY_GATES.values() for name in names]
     if architecture.cell.name not in known:
         raise ValueError(
@@ -59,22 +81,32 @@ def to_state_dict(
                 bias_hh[-architecture.hidden_size :] = of["b_hn"]
             values = (of["W_xh"], of["W_hh"], of["b_h"], bias_hh)
             for part, value in zip(_PARTS, values, strict=True):
-                state[recurrent_prefix + _name(part, k, side)] = value
+                state[prefixes.recurrent + _name(part, k, side)] = value
     if architecture.output_size is not None:
-        state |= {f"{readout_prefix}weight": params["W_hy"], f"{readout_prefix}bias": params["b_y"]}
+        W_hy = params["W_emb" if architecture.tied else "W_hy"]
+        state |= {f"{prefixes.readout}weight": W_hy, f"{prefixes.readout}bias": params["b_y"]}
+    if architecture.embedding_size is not None:
+        state[f"{prefixes.embedding}weight"] = params["W_emb"]
     return state
 
 
 def from_state_dict(
-    state_dict: Mapping[str, Any], recurrent_prefix: str, readout_prefix: str, cell: str | None, options: dict[str, Any]
+    state_dict: Mapping[str, Any], prefixes: Prefixes, cell: str | None, tied: Any, options: dict[str, Any]
 ) -> tuple[Architecture, dict[str, HostArray]]:
     """See :meth:`bptt_array.RNN.from_torch_state_dict`; returns what to build, and its parameters on the host."""
-    _check_prefixes(recurrent_prefix, readout_prefix)
+    prefixes.check()
+    check_flag("tied", tied)
     arrays = _arrays(state_dict)
     _check_plain_layers(arrays)
-    given = _sorted_out(arrays, recurrent_prefix, readout_prefix)
+    given = _sorted_out(arrays, prefixes)
     num_layers, directions = given.check_complete()
     input_size, hidden_size = given.sizes("weight_ih_l0")[1], given.sizes("weight_hh_l0")[1]
+    if tied:
+        given.check_tied(prefixes)
+    embedding_size = None
+    if _EMBEDDING in given.arrays:
+        embedding_size = input_size
+        input_size, _ = given.sizes(_EMBEDDING)
     architecture = Architecture.checked(
         input_size=input_size,
         hidden_size=hidden_size,
@@ -82,6 +114,8 @@ def from_state_dict(
         cell=_cell(given, cell),
         num_layers=num_layers,
         bidirectional=directions == 2,
+        embedding_size=embedding_size,
+        tied=tied,
         dtype=given.arrays["weight_hh_l0"].dtype.name,
         **options,
     )
@@ -90,9 +124,13 @@ def from_state_dict(
         sides = [_of_layer(given, k, side, architecture) for side in range(directions)]
         for name, value in sides[0].items():
             params[f"l{k}.{name}"] = np.stack([of[name] for of in sides]) if directions == 2 else value
+    shapes = architecture.shapes
+    if embedding_size is not None:
+        params["W_emb"] = given.take(_EMBEDDING, shapes["W_emb"])
+    if architecture.output_size is not None and not tied:
+        params["W_hy"] = given.take("weight", shapes["W_hy"])
     if architecture.output_size is not None:
-        W_hy, b_y = architecture.shapes["W_hy"], architecture.shapes["b_y"]
-        params |= {"W_hy": given.take("weight", W_hy), "b_y": given.take("bias", b_y)}
+        params["b_y"] = given.take("bias", shapes["b_y"])
     return architecture, params
 
 
@@ -119,6 +157,17 @@ class _Given:
                     "every layer and direction with all its parts"
                 )
         return layers, directions
+
+    def check_tied(self, prefixes: Prefixes) -> None:
+        """Whether the Linear has the weight of the Embedding."""
+        for name, prefix in (("weight", prefixes.readout), (_EMBEDDING, prefixes.embedding)):
+            if name not in self.arrays:
+                raise ValueError(f"tied=True, but state_dict has no {prefix + 'weight'!r}; leave tied=False")
+        if not np.array_equal(self.arrays["weight"], self.arrays[_EMBEDDING], equal_nan=True):
+            raise ValueError(
+                f"tied=True, but state_dict[{self.names['weight']!r}] and state_dict[{self.names[_EMBEDDING]!r}] are "
+                "not the same; leave tied=False"
+            )
 
     def sizes(self, name: str) -> tuple[int, int]:
         """Of a matrix."""
@@ -172,16 +221,6 @@ def _cell(given: _Given, cell: str | None) -> str:
         expected = " or ".join(map(repr, names))
         raise ValueError(f"cell={cell!r}, but {of_this_shape}, (G*H, H) with G = {rows // H}; expected {expected}")
     return cell
-
-
-def _check_prefixes(recurrent_prefix: Any, readout_prefix: Any) -> None:
-    for name, prefix in (("recurrent_prefix", recurrent_prefix), ("readout_prefix", readout_prefix)):
-        if not isinstance(prefix, str):
-            raise TypeError(f"{name}={said(prefix)} is a {type(prefix).__name__}; expected a string such as 'rnn.'")
-        if prefix and not prefix.endswith("."):
-            raise ValueError(
-                f"{name}={said(prefix)} has no dot at its end; expected {said(prefix + '.')}, or '' for no name"
-            )
 
 
 def _arrays(state_dict: Any) -> dict[str, HostArray]:
@@ -252,10 +291,14 @@ def _how_to_uncompute(name: str, names: Collection[str]) -> str:
     )
 
 
-def _sorted_out(arrays: Mapping[str, HostArray], recurrent_prefix: str, readout_prefix: str) -> _Given:
-    """Those of the recurrent module and those of the Linear."""
+def _sorted_out(arrays: Mapping[str, HostArray], prefixes: Prefixes) -> _Given:
+    """Those of the recurrent module, of the Linear and of the Embedding."""
+    recurrent_prefix, readout_prefix, embedding_prefix = prefixes
     given = _Given({}, {}, recurrent_prefix)
     for name, array in arrays.items():
+        if name == f"{embedding_prefix}weight" and embedding_prefix != readout_prefix:
+            given.arrays[_EMBEDDING], given.names[_EMBEDDING] = array, name
+            continue
         in_recurrent = name.removeprefix(recurrent_prefix) if name.startswith(recurrent_prefix) else ""
         in_readout = name.removeprefix(readout_prefix) if name.startswith(readout_prefix) else ""
         if _PROJECTION.fullmatch(in_recurrent):
@@ -265,7 +308,8 @@ def _sorted_out(arrays: Mapping[str, HostArray], recurrent_prefix: str, readout_
             raise ValueError(
                 _how_to_uncompute(name, arrays)
                 or f"state_dict has {said(name)}, which is none of {recurrent_prefix}weight_ih_l0 and the like, "
-                f"{readout_prefix}weight and {readout_prefix}bias; {_what_prefix(arrays, recurrent_prefix)}"
+                f"{readout_prefix}weight, {readout_prefix}bias and {embedding_prefix}weight; "
+                f"{_what_prefix(arrays, recurrent_prefix)}"
             )
         given.arrays[known], given.names[known] = array, name
     if not any(map(_NAME.fullmatch, given.arrays)):
@@ -283,6 +327,6 @@ def _what_prefix(names: Iterable[str], recurrent_prefix: str) -> str:
     found = {name.removesuffix("weight_hh_l0") for name in names if name.endswith("weight_hh_l0")} - {recurrent_prefix}
     guess = repr(found.pop()) if len(found) == 1 else "…"
     return (
-        f"say with recurrent_prefix={guess} and readout_prefix=… what the names begin with, and leave out those of "
-        "other modules"
+        f"say with recurrent_prefix={guess} and readout_prefix=…, of an Embedding with embedding_prefix=…, what the "
+        "names begin with, and leave out those of other modules"
     )
