@@ -226,14 +226,17 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
     return None if (array == T).all() else array.astype(np.int64)
 
 
+_BOOLS = {"reset": "N=%d bools", "rows": "N=%d bools, or numbers of sequences"}
+
+
 def check_reset(reset: Any, N: int, backend: Backend, name: str = "reset") -> Any:
     """``reset (N,)`` as bool on the device, or None. A mask on the host is a list or a NumPy array."""
     if reset is None:
         return None
     if isinstance(reset, (list, tuple)):
-        reset = host_array(name, reset, f"N={N} bools")
+        reset = host_array(name, reset, _BOOLS[name] % N)
     if not is_array(reset):
-        raise TypeError(f"{name} is a {type(reset).__name__}; expected a list or array of N={N} bools")
+        raise TypeError(f"{name} is a {type(reset).__name__}; expected a list or array of {_BOOLS[name] % N}")
     if not backend.owns(reset):
         reset = on_host(name, reset)
     check_plain(name, reset)
@@ -251,7 +254,7 @@ def check_rows(rows: Any, N: int, backend: Backend) -> Any:
     if is_whole(rows):
         rows = [rows]
     if isinstance(rows, (list, tuple)):
-        rows = host_array("rows", rows, f"N={N} bools, or numbers of sequences")
+        rows = host_array("rows", rows, _BOOLS["rows"] % N)
         rows = rows.astype(int) if not rows.size else rows  # an empty list has floats
     if not is_array(rows) or not is_integer(rows):
         return check_reset(rows, N, backend, "rows")
@@ -259,7 +262,7 @@ def check_rows(rows: Any, N: int, backend: Backend) -> Any:
     wrong = np.flatnonzero((numbers < 0) | (numbers >= N))
     if wrong.size:
         raise ValueError(
-            f"rows[{wrong[0]}]={numbers[wrong[0]]}; expected 0 to {N - 1}, numbers of sequences, or N bools"
+            f"rows[{wrong[0]}]={numbers[wrong[0]]}; expected 0 to {N - 1}, numbers of sequences, or N={N} bools"
         )
     mask = np.zeros(N, bool)
     mask[numbers] = True

@@ -23,7 +23,7 @@ from .calls import as_initial
 Run = Callable[[Array], Array]
 
 
-@only_settings({"state": None}, "expected state; what else there is follows from the network, rnn.streamer(N)", {})
+@only_settings({"state": None}, "expected state; for all else make another streamer, rnn.streamer(N)", {})
 class Streamer:
     """N sequences whose steps come in one by one, ``y = step(x_t)``: what :meth:`RNN.streamer` returns.
 
@@ -110,20 +110,21 @@ class Streamer:
 
     def _check_shape(self, x_t: Array, *, tokens: bool) -> None:
         E, I, N = self._architecture.members, self._architecture.input_size, self._N  # noqa: E741
-        more, axis = ((), "") if tokens else ((I,), ", I")
-        shapes = [(N, *more)] if E is None else [(N, *more), (E, N, *more)]
-        shape = tuple(x_t.shape)
-        if shape in shapes:
+        lead, shape = {"(N, I)": (N,)} if E is None else {"(N, I)": (N,), "(E, N, I)": (E, N)}, tuple(x_t.shape)
+        of_floats = {axes: (*one, I) for axes, one in lead.items()}
+        of_tokens = {axes.replace(", I", "" if "E" in axes else ","): one for axes, one in lead.items()}
+        expected = of_tokens if tokens else of_floats
+        if shape in expected.values():
             return
-        words = [f"({lead}N{axis}{',' if tokens and not lead else ''})" for lead in ("", "E, ")[: len(shapes)]]
-        expected = " or ".join(f"{word} = {one}" for word, one in zip(words, shapes, strict=True))
-        way = "; of whole sequences give one step, x[t], or call rnn(x, step.state)" if shape[1:] in shapes else ""
-        if shape in [(N, I), (E, N, I)] and tokens:
+        way = ""
+        if shape[1:] in expected.values():
+            way = "; of whole sequences give one step, x_t[t], or call rnn(x_t, step.state)"
+        elif tokens and shape in of_floats.values():
             way = f"; for features use rnn.asarray(x_t, dtype={self._architecture.dtype!r})"
-        elif shape in [(N,), (E, N)]:
+        elif not tokens and shape in of_tokens.values():
             way = "; of floats that are tokens use rnn.asarray(x_t, dtype='int64')"
-        what = "integers in" if tokens else ""
-        raise ValueError(f"x_t has {what or ''}{' ' if what else ''}shape {shape}; expected {expected}{way}")
+        words = " or ".join(f"{axes} = {one}" for axes, one in expected.items())
+        raise ValueError(f"x_t has {'integers in ' * tokens}shape {shape}; expected {words}{way}")
 
     def _begin(self, *, tokens: bool) -> None:
         """Make room for floats or for tokens, once."""
