@@ -28,6 +28,7 @@ import parallel
 import parts
 import peers
 import scaling
+import streaming
 import tasks
 import train
 import updates
@@ -50,6 +51,7 @@ REPORTS = {
     "cells-float32": (["cells.py"], compare.tables),
     "ensembles-float32": (["ensembles.py"], ensembles.tables),
     "words-float32": (["words.py"], words.tables),
+    "streaming-float32": (["streaming.py"], streaming.tables),
     "parts": (["parts.py"], parts.tables),
     "scaling-float32": (["scaling.py"], scaling.tables),
     "memory-float32": (["memory.py"], memory.tables),
@@ -123,6 +125,12 @@ def of_words(files, figure):
     }
 
 
+def of_streams(files):
+    """The time of a step of a stream over that of its NumPy calls."""
+    rows = files.get("streaming-float32", {"rows": []})["rows"]
+    return {streaming.label(entry): streaming.over_bare(entry) for entry in rows}
+
+
 def verdict(goal, values, limit):
     """A line of the table of goals: in how many rows ``values`` keep below ``limit(shape)``, and where they do not."""
     missed = [f"{value:.3f} at {shape}" for shape, value in values.items() if not value <= limit(shape)]
@@ -170,6 +178,7 @@ def goals(results):
         verdict("clipping and Adam of large parameters: time / torch at most 1.0", of_updates(files), lambda row: 1.0),
         verdict("20,000 tokens: time / torch at most 1.0", of_words(files, "median_ms"), lambda row: 1.0),
         verdict("20,000 tokens: memory / torch at most 0.7", of_words(files, "peak_bytes"), lambda row: 0.7),
+        verdict("one step of a stream: time / bare NumPy at most 1.5", of_streams(files), lambda row: 1.5),
         verdict("peak memory / torch's at most 0.5 where T = 1000", memory, lambda shape: 0.5),
     ]  # fmt: skip
     return measure.table(["goal", "reached", "where not"], rows)

@@ -312,3 +312,37 @@ def reference_losses(np, case, arrays, frozen=None, **more):
             )
         )
     return losses[0] if case.members is None else losses
+
+
+def check_stream(ba, case, dtype="float64", backend=None):
+    """A streamer, step by step, against the network on whole sequences, whose loops are others: outputs and states.
+
+    In between sequences begin anew, and the streamer goes on from a state that was taken and set.
+    """
+    arrays = draw(case)
+    rnn = make(ba, case, arrays["params"], dtype, backend)
+    x = arrays["x"] if case.tokens else arrays["x"].astype(dtype)
+    given = {name: arrays[f"{name}_0"].astype(dtype) for name in ("h", "c") if f"{name}_0" in arrays}
+    state = ba.State(**{name: rnn.asarray(value) for name, value in given.items()}) if case.state else None
+    step, half, limit = rnn.streamer(case.N, state), case.T // 2, 1e-12 if dtype == "float64" else 2e-5
+    anew = np.arange(case.N) % 2 == 1
+
+    def compared(part, state, reset=None):
+        expected, last = rnn(rnn.asarray(x[part]), state, reset=reset)
+        ys = [np.array(rnn.backend.to_host(step(rnn.asarray(x_t)))) for x_t in x[part]]
+        found = np.stack(ys) if case.readout == "every" else ys[-1]
+        now = step.state
+        for one, other in [(found, expected), (now.h, last.h), *([(now.c, last.c)] if case.has_c else [])]:
+            one, other = (a if isinstance(a, np.ndarray) else rnn.backend.to_host(a) for a in (one, other))
+            assert one.shape == other.shape
+            assert np.max(np.abs(one - other)) <= limit * max(1.0, np.max(np.abs(other)))
+        return last
+
+    middle = compared(slice(0, half), state)
+    before = step.state
+    step.reset(anew)
+    compared(slice(half, case.T), middle, anew)
+    step.state = before
+    compared(slice(half, case.T), middle)
+    step.reset()
+    compared(slice(0, half), None)

@@ -1,6 +1,8 @@
 """Advice in an error is followed, to the letter, and leads to the end."""
 
 import ast
+import copy
+import pickle
 import re
 from pathlib import Path
 
@@ -63,6 +65,12 @@ def classifier(**more):
     return rnn(output="softmax", **more)
 
 
+def tokens_before(network):
+    step = network.streamer(N)
+    step(CLASSES[0])
+    return step
+
+
 def strict():
     return ba.Backend(array_api_strict)
 
@@ -106,6 +114,14 @@ CALLS = [
     (rnn, lambda r: r.loss_and_grad(CLASSES, Y, input_grad=True), r"which have no gradient; leave input_grad=False", lambda r: r.loss_and_grad(CLASSES, Y, input_grad=False)),
     (rnn, lambda r: r.plan((T, N), input_grad=True), r"tokens have no gradient; leave input_grad=False", lambda r: r.plan((T, N), input_grad=False)),
     (lambda: rnn(recurrent_dropout=0.5), lambda r: r.forward(X), r"dropout_seed is missing, .*: give a whole number, .*, or dropout_seed='off'", lambda r: (r.forward(X, dropout_seed=1), r.forward(X, dropout_seed="off"))),
+    # ---- one step at a time
+    (lambda: rnn(bidirectional=True), lambda r: r.streamer(N), r"call rnn\(x\) with whole sequences, or build the RNN with bidirectional=False$", lambda r: (r(X), rnn(bidirectional=False).streamer(N)(X[0]))),
+    (rnn, lambda r: r.streamer(N)(X), r"of whole sequences give one step, x_t\[t\], or call rnn\(x_t, step\.state\)$", lambda r: (r.streamer(N)(X[1]), r(X, r.streamer(N).state))),
+    (rnn, lambda r: r.streamer(N)((X[0] > 0).astype(int)), r"; for features use rnn\.asarray\(x_t, dtype='float32'\)$", lambda r: r.streamer(N)(r.asarray((X[0] > 0).astype(int), dtype="float32"))),
+    (rnn, lambda r: r.streamer(N)(CLASSES[0] * 1.0), r"; of floats that are tokens use rnn\.asarray\(x_t, dtype='int64'\)$", lambda r: r.streamer(N)(r.asarray(CLASSES[0] * 1.0, dtype="int64"))),
+    (lambda: tokens_before(rnn()), lambda step: step(X[0]), r"was given tokens before; make another, rnn\.streamer\(3, step\.state\)$", lambda step: rnn().streamer(3, step.state)(X[0])),
+    (lambda: rnn().streamer(N), lambda step: step.reset([0, N]), r"expected 0 to 2, numbers of sequences, or N=3 bools$", lambda step: (step.reset([0, 2]), step.reset([True, False, True]))),
+    (lambda: rnn().streamer(N), copy.copy, r"Take step\.state, and make another of the network there: rnn\.streamer\(N, state\)$", lambda step: rnn().streamer(N, pickle.loads(pickle.dumps(step.state)))),
     # ---- targets
     (rnn, lambda r: r.loss(X, Y.tolist()), r"target is a list, .*; use rnn\.asarray\(target\)$", lambda r: r.loss(X, r.asarray(Y.tolist()))),
     (rnn, lambda r: r.loss(X, (Y > 0).astype(int)), r"target has dtype int64, .*: use rnn\.asarray\(target, dtype='float32'\)$", lambda r: r.loss(X, r.asarray((Y > 0).astype(int), dtype="float32"))),

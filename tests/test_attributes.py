@@ -167,6 +167,8 @@ MISSPELT = [
     (lambda: network().plan((5, 3, 2)), "memroy", 1, r"Plan has no setting 'memroy': a plan is as it was made"),
     (lambda: ba.State(h=X), "h", 1, r"it stays as it was made; make another, dataclasses\.replace"),
     (lambda: ba.Gradients({}, ba.State(X)), "parms", 1, r"Gradients has no setting 'parms': it stays as it was made"),
+    (lambda: network().streamer(3), "stat", 1, "Streamer has no setting 'stat': expected state"),
+    (lambda: network().streamer(3), "N", 4, r"another streamer, rnn\.streamer\(N\)"),
     (distributed.OneProcess, "size", 4, r"make another, distributed\.Communicator\(comm, transport=…\)"),
     (distributed.OneProcess, "transport", "host", r"make another, distributed\.Communicator\(comm, transport=…\)"),
 ]

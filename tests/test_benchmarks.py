@@ -31,6 +31,7 @@ import peers
 import pytest
 import report
 import scaling
+import streaming
 import tasks
 import train
 import updates
@@ -274,6 +275,27 @@ def test_ensembles_prints_and_writes_what_it_measured(tmp_path, capsys):
         ratio = found["bptt_array"]["median_ms"] / found["ours, one by one"]["median_ms"]
         assert re.search(rf"{row['cell']} \(4, 2, 3, 5, 2\) +\| +{ratio:.2f} \|", printed)
     assert json.loads((tmp_path / "results" / "ensembles-float32.json").read_text()) == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize("cell", streaming.CELLS)
+def test_what_a_stream_is_compared_with_does_the_same(cell):
+    rnn, other = (
+        streaming.ba.RNN(streaming.INPUTS, 6, streaming.OUTPUTS, cell=cell, dtype="float64", seed=seed)
+        for seed in (1, 2)
+    )
+    xs = np.random.default_rng(0).standard_normal((7, 3, streaming.INPUTS))
+    assert streaming.difference(streaming.made(rnn, 3), xs) < 1e-14
+    assert streaming.difference(streaming.made(rnn, 3) | {"other": other.streamer(3)}, xs) > 0.01
+
+
+def test_streaming_prints_and_writes_what_it_measured(tmp_path, capsys):
+    result = streaming.main([*QUICK, "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert [entry["cell"] for entry in result["rows"][::2]] == list(streaming.CELLS)
+    for entry in result["rows"]:
+        ratios = [streaming.over_bare(entry, name) for name in (streaming.NAMES[0], streaming.NAMES[2])]
+        assert re.search(rf"{re.escape(streaming.label(entry))} +\| +{ratios[0]:.2f} +\| +{ratios[1]:.2f} \|", printed)
+    assert json.loads((tmp_path / "results" / "streaming-float32.json").read_text()) == json.loads(json.dumps(result))
 
 
 @needs_torch
@@ -767,6 +789,7 @@ def test_a_first_look_does_not_touch_the_results_that_are_kept():
         cells,
         ensembles,
         scaling,
+        streaming,
         memory,
         longest,
         parallel,
@@ -853,6 +876,13 @@ def test_busy_prints_and_writes_what_it_measured(tmp_path, capsys):
     assert report.beside_busy_loops({"busy": result}) == {"(10, 4, 5, 16, 3)": value}
     assert report.beside_busy_loops({}) == {}
     assert json.loads((tmp_path / "results" / "busy.json").read_text()) == json.loads(json.dumps(result))
+
+
+def test_the_goal_of_streams_is_a_ratio_to_bare_numpy():
+    peers_ = {"bptt_array": {"median_ms": 3.0}, "bare NumPy": {"median_ms": 2.0}}
+    files = {"streaming-float32": {"rows": [{"cell": "gru", "size": [1, 64], "peers": peers_}]}}
+    assert report.of_streams(files) == {"gru (1, 64)": 1.5}
+    assert report.of_streams({}) == {}
 
 
 def test_goals_of_updates_and_words_are_ratios_to_torch():

@@ -20,6 +20,7 @@ from gradients import (
     check_loss_gradient,
     check_padding,
     check_rows_at_the_extremes,
+    check_stream,
     check_two_periods,
     check_updates,
     check_weights_of_zero,
@@ -70,6 +71,14 @@ CHECKS = [
     Case(parts=2, N=5, cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.3, weights=True),
     Case(parts=3, output="softmax", loss="cross_entropy", target="classes", lengths=LENGTHS, tokens=True),
     Case(parts=2, N=5, members=2, shared=False, readout="last", bidirectional=True, cell="gru"),
+]
+
+#: One step at a time.
+STREAMS = [
+    Case(layers=2, I=5),  # I = H: whose input is whose?
+    Case(cell="lstm", output="softmax"),
+    Case(cell="gru", layers=2, members=2, tokens=True),
+    Case(cell="lstm", members=2, shared=False, output_size=False),
 ]
 
 MUTANTS = {
@@ -230,6 +239,19 @@ MUTANTS = {
     "initial states of the first part for all": ("bptt/parts.py", "of_rows(state, rows) for state", "of_rows(state, slice(0, rows.stop - rows.start)) for state"),
     "states of parts in another order": ("bptt/parts.py", "arrays, axis=-2)", "arrays[::-1], axis=-2)"),
     "dx of a part lost": ("bptt/unrolled.py", "elif two or apart:", "elif two:"),
+    # one step at a time
+    "a stream that stays where it is": ("bptt/streaming.py", "self._now = 1 - now", "pass"),
+    "a stream that goes on from the state before": ("bptt/streaming.py", "[state[before, ...], state[1 - before, ...]]", "[state[1 - before, ...], state[before, ...]]"),
+    "states of a stream that is not where they are": ("bptt/streaming.py", "state[self._now, ...] for state", "state[0, ...] for state"),
+    "every layer of a stream reads its input": ("bptt/streaming.py", "            x = h\n        self", "        x = h\n        self"),
+    "a stream that reads out its input": ("bptt/streaming.py", "self._read_out(x)", "self._read_out(self._moves[1 - now][-1].h)"),
+    "b_h forgotten in a stream": ("bptt/streaming.py", "add_(z, of_x, bias)", "add_(z, of_x, 0 * bias)"),
+    "b_y forgotten in a stream": ("equations/readout.py", "add_(y, of_h, b_y)", "add_(y, of_h, 0 * b_y)"),
+    "g forgotten in a stream": ("equations/readout.py", "            g_(y)", "            pass"),
+    "tokens of the first member for all in a stream": ("bptt/streaming.py", "of_all, x + first)", "of_all, x + 0 * first)"),
+    "a stream that begins anew everywhere": ("bptt/streaming.py", "without(self._backend, self.states, rows)", "without(self._backend, self.states, rows | True)"),
+    "a stream that begins anew nowhere": ("bptt/streaming.py", "without(self._backend, self.states, rows)", "without(self._backend, self.states, rows & False)"),
+    "states of another layer set": ("bptt/streaming.py", "zip(self.states, states, strict=True)", "zip(self.states, states[::-1], strict=True)"),
     # rows
     "the largest logit of all rows, in a loss": ("equations/losses.py", "v -= xp.max(v, axis=-1, keepdims=True)", "v -= xp.max(v)"),
     "the largest logit of all rows, in softmax": ("equations/activations.py", "z -= xp.max(z, axis=-1, keepdims=True)", "z -= xp.max(z)"),
@@ -331,6 +353,8 @@ def every_check():
     yield check_explosion_in_the_padding
     yield check_updates
     yield check_weights_of_zero
+    for case in STREAMS:
+        yield partial(check_stream, case=case)
     yield check_rows_at_the_extremes
     yield partial(check_loss_gradient, case=replace(CHECKS[0], target_scale=1e6))
 

@@ -14,7 +14,7 @@ from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..backend.portable import Array, Backend
-from ..equations.cell import Cell, Tape, by_gate, rows_by_gate
+from ..equations.cell import Cell, Step, Tape, by_gate, rows_by_gate
 from ..equations.long_sums import Sums, Waiting, add_rows
 from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
@@ -42,6 +42,23 @@ class Layer(NamedTuple):
     @property
     def hidden_size(self) -> int:
         return int(self.params["W_hh"].shape[-1])
+
+    def step_forward(self, backend: Backend, rows: tuple[int, ...], steps: int, mask: Array | None = None) -> Step:
+        """The cell's step with these parameters, for states of ``rows (..., N)``, to be called ``steps`` times."""
+        W = self.params["W_hh"].mT
+        W = by_gate(backend, W, self.cell.gates) if self.cell.apart(backend) else W  # (G, ..., H, H)
+        return self.cell.forward_(backend, self.params, StateProduct(backend, W, rows, steps, mask))
+
+    def bias(self, backend: Backend, N: int) -> Array:
+        """``b_h (..., 1, G*H)``; on NumPy, which adds arrays of one shape faster, for each sequence; by gate, if so."""
+        b_h: Array = self.params["b_h"][..., None, :]
+        if self.cell.apart(backend):
+            b_h = by_gate(backend, b_h, self.cell.gates)
+        if not backend.gates_apart:
+            return b_h
+        rows = backend.empty((*b_h.shape[:-2], N, b_h.shape[-1]), b_h.dtype)
+        rows[...] = b_h
+        return rows
 
 
 class Segment(NamedTuple):
@@ -105,7 +122,7 @@ class LayerForward:
         self._look_up: Callable[[Array, Array], None] | None = None  # rows[t] <- W_xh x_t + b_h of tokens
         if tokens:
             self._look_up = backend.column_reader(layer.params["W_xh"], layer.params["b_h"], T * initial[0].shape[-2])
-        self._bias: Array | None = self._bias_of_a_row()
+        self._bias: Array | None = layer.bias(backend, initial[0].shape[-2])
         self._kernel: ForwardKernel | None = None  # runs a segment in one launch
         if backend.persistent:
             from ..kernels.segments import ForwardKernel  # not where nothing runs kernels
@@ -113,22 +130,7 @@ class LayerForward:
             self._kernel = ForwardKernel.find(backend, layer.cell, layer.params, initial[0].shape, mask)
         self._step = _none
         if self._kernel is None:
-            W = layer.params["W_hh"].mT
-            W = by_gate(backend, W, layer.cell.gates) if layer.cell.apart(backend) else W  # (G, ..., H, H)
-            product = StateProduct(backend, W, initial[0].shape[:-1], T, mask)
-            self._step = layer.cell.forward_(backend, layer.params, product)
-
-    def _bias_of_a_row(self) -> Array:
-        """``b_h (..., 1, G*H)``; on NumPy, which adds arrays of one shape faster, for each sequence; by gate, if so."""
-        backend, (cell, params) = self.backend, self.layer
-        b_h = params["b_h"][..., None, :]
-        if cell.apart(backend):
-            b_h = by_gate(backend, b_h, cell.gates)
-        if not backend.gates_apart:
-            return b_h
-        rows = backend.empty((*b_h.shape[:-2], self.initial[0].shape[-2], b_h.shape[-1]), b_h.dtype)
-        rows[...] = b_h
-        return rows
+            self._step = layer.step_forward(backend, initial[0].shape[:-1], T, mask)
 
     def forward(self, start: int, stop: int, x: Array) -> Array:
         """Run the next segment on ``x (S, ..., N, I)`` or tokens ``(S, ..., N)``; returns its ``h (S, ..., N, H)``.

@@ -237,5 +237,9 @@ def each(a: Array, count: int) -> tuple[Array, ...]:
     return tuple([a[:, k, ...] for k in range(count)])
 
 
+def add(ops: Elementwise) -> Step:
+    return ops.add_
+
+
 def multiply(ops: Elementwise) -> Step:
     return ops.multiply_

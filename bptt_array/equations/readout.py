@@ -6,10 +6,12 @@ sequence ``([E,] N, H)``; E are the members of an ensemble.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..backend.portable import Array, Backend
 from .activations import Activation
+from .cell import add
 from .long_sums import Sums, add_rows
 from .sums import add_weight_sum, flat
 
@@ -54,6 +56,24 @@ class Readout:
         y = self.pre_activation(h)
         self.g.value_(self.backend, y)
         return y
+
+    def writing(self, rows: tuple[int, ...], steps: int) -> tuple[Callable[[Array], None], Array]:
+        """The same for one step after the other, ``steps`` in all: a function ``(h)`` that writes y, and that y.
+
+        ``rows ([E,] N)`` is the shape of h without its last axis. Not without an output layer.
+        """
+        backend, g_ = self.backend, self.g.bound(self.backend)
+        product_, of_h = backend.multiplier(self.W_hy.mT, rows, steps)
+        y, b_y = (backend.empty(of_h.shape, of_h.dtype) for _ in range(2))
+        b_y[...] = self.bias
+        add_ = backend.fused(add)
+
+        def value_(h: Array) -> None:
+            product_(h)
+            add_(y, of_h, b_y)
+            g_(y)
+
+        return value_, y
 
     def backward_(self, dh: Array, dv: Array, h: Array, grads: Sums) -> None:
         """``dh <- W_hy^T dv`` (3.2); adds ``sum dv h^T`` and ``sum dv`` to the gradients of the parameters."""

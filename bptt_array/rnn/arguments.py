@@ -15,7 +15,7 @@ import numpy as np
 from ..backend.arrays import check_plain, dtype_name, host_array, is_array, is_integer, on_host
 from ..backend.portable import DTYPES, Backend
 from ..bptt.state import State
-from ..checks import LARGEST_SEED, MOST, check_count, check_flag, check_option, said
+from ..checks import LARGEST_SEED, MOST, check_count, check_flag, check_option, is_whole, said
 from ..equations.cell import Cell
 from .architecture import Architecture
 from .conversions import way_in
@@ -245,24 +245,47 @@ def check_lengths(lengths: Any, T: int, N: int) -> np.ndarray[Any, Any] | None:
     return None if (array == T).all() else array.astype(np.int64)
 
 
-def check_reset(reset: Any, N: int, backend: Backend) -> Any:
+_BOOLS = {"reset": "N=%d bools", "rows": "N=%d bools, or numbers of sequences"}
+
+
+def check_reset(reset: Any, N: int, backend: Backend, name: str = "reset") -> Any:
     """``reset (N,)`` as bool on the device, or None. A mask on the host is a list or a NumPy array."""
     if reset is None:
         return None
     if isinstance(reset, (list, tuple)):
-        reset = host_array("reset", reset, f"N={N} bools")
+        reset = host_array(name, reset, _BOOLS[name] % N)
     if not is_array(reset):
-        raise TypeError(f"reset is a {type(reset).__name__}; expected a list or array of N={N} bools")
+        raise TypeError(f"{name} is a {type(reset).__name__}; expected a list or array of {_BOOLS[name] % N}")
     if not backend.owns(reset):
-        reset = on_host("reset", reset)
-    check_plain("reset", reset)
+        reset = on_host(name, reset)
+    check_plain(name, reset)
     if dtype_name(reset) != "bool":
-        way = "; use np.asarray(reset) != 0" if isinstance(reset, np.ndarray) else "; use reset != 0"
+        way = f"; use np.asarray({name}) != 0" if isinstance(reset, np.ndarray) else f"; use {name} != 0"
         raise TypeError(
-            f"reset has dtype {dtype_name(reset)}; expected bool: True for the sequences that begin anew{way}"
+            f"{name} has dtype {dtype_name(reset)}; expected bool: True for the sequences that begin anew{way}"
         )
-    check_shape("reset", reset, (N,), "(N,)")
+    check_shape(name, reset, (N,), "(N,)")
     return backend.copy(reset) if backend.owns(reset) else backend.from_host(reset)  # the backward pass reads it again
+
+
+def check_rows(rows: Any, N: int, backend: Backend) -> Any:
+    """Some of N sequences, which bools ``(N,)`` or their numbers say, as bool on the device."""
+    if is_whole(rows):
+        rows = [rows]
+    if isinstance(rows, (list, tuple)):
+        rows = host_array("rows", rows, _BOOLS["rows"] % N)
+        rows = rows.astype(int) if not rows.size else rows  # an empty list has floats
+    if not is_array(rows) or not is_integer(rows):
+        return check_reset(rows, N, backend, "rows")
+    numbers = on_host("rows", rows).reshape(-1)
+    wrong = np.flatnonzero((numbers < 0) | (numbers >= N))
+    if wrong.size:
+        raise ValueError(
+            f"rows[{wrong[0]}]={numbers[wrong[0]]}; expected 0 to {N - 1}, numbers of sequences, or N={N} bools"
+        )
+    mask = np.zeros(N, bool)
+    mask[numbers] = True
+    return backend.from_host(mask)
 
 
 def check_backward(backward: Any, cell: Cell) -> None:

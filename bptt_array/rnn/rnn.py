@@ -38,6 +38,7 @@ from .conversions import as_floats, as_integers, real_numbers
 from .initializers import INITIALIZERS
 from .memory import Workload, plan_for
 from .settings import option, settable
+from .streamer import Streamer
 
 
 @settable
@@ -806,6 +807,50 @@ class RNN:
             loss=loss,
         )
         return self._plan(work, memory, check_truncate(truncate, bidirectional=self.bidirectional), backward)
+
+    def streamer(self, N: int, state: State | None = None) -> Streamer:
+        """A function ``y = step(x_t)`` for N sequences whose steps come in one by one, as from sensors.
+
+        Everything is checked and made here and at its first call: from then on a step is the calls of its mathematics
+        and hardly anything else, and on NumPy allocates nothing but what g takes for softmax and sigmoid, arrays like
+        y. Results are those of ``rnn(x)`` on whole sequences, to rounding; dropout never acts.
+
+        It computes with copies of the parameters of this moment. After an update make another,
+        ``rnn.streamer(N, step.state)``; likewise for another thread, since one at a time may call it.
+
+        Parameters
+        ----------
+        N : int
+        state : State, optional
+            Before the first step; zeros if left out.
+
+        Returns
+        -------
+        step : Streamer
+            ``step(x_t)`` takes (N, I), or tokens (N,), and returns y (N, O), in an array that the next call writes
+            over; ``step.reset(rows)`` sets states to zero; ``step.state`` can be read and set.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the network has two directions, or N or ``state`` does not fit.
+
+        Examples
+        --------
+        >>> import numpy as np, bptt_array as ba
+        >>> rnn = ba.RNN(input_size=3, hidden_size=8, output_size=2)
+        >>> step = rnn.streamer(N=4)
+        >>> for x_t in np.ones((5, 4, 3), dtype="float32"):
+        ...     y = step(x_t)
+        >>> y.shape, step.state.h.shape
+        ((4, 2), (1, 1, 4, 8))
+        >>> step.reset([0, 3])  # these two sequences begin anew
+        """
+        calls = self.calls
+        with calls.backend.active():
+            calls.check_params(self.params)
+            copy = {name: calls.backend.copy(value) for name, value in self.params.items()}
+            return Streamer(calls.architecture, calls.bind(copy), N, state)
 
     def kernels(self, N: int) -> dict[str, str]:
         """How every layer goes through time with batches of N sequences, and why: to look at, not to parse.
