@@ -42,6 +42,8 @@ NUMBERS = [
     Case(tokens=True, members=4, N=4, shared=False, I=4),  # E = N = I: whose axis is whose?
     Case(members=4, N=4, shared=False, I=4, H=4, O=4),
     Case(tokens=True, I=500, H=140, cell="lstm"),
+    Case(tokens=True, embedding=6, cell="gru"),
+    Case(tokens=True, embedding=6, cell="lstm", layers=2, members=2, shared=False),
     Case(dropout=0.5, recurrent_dropout=0.5, layers=2),  # which never act
 ]  # fmt: skip
 
@@ -60,6 +62,7 @@ CHOSEN = [
     Case(cell="lstm", layers=2, tokens=True, readout="last"),
     Case(cell="gru", members=2, shared=False, tokens=True, layers=2, output_size=False),
     Case(cell="gru", output="tanh"),
+    Case(tokens=True, embedding=6, members=2),
 ]
 
 

@@ -95,6 +95,7 @@ class Stream:
         self.states = initial
         self._rows = initial[0][0].shape[:-1]
         self._first: Layer | None = layers[0]  # until it is known what it reads
+        self._W_emb = network.stack.W_emb
         pairs = zip(self._layers[1:], layers[1:], strict=True)
         above = [(mine, _projection(backend, layer, self._rows)) for mine, layer in pairs]
         self._moves = [[mine.move(before, project_) for mine, project_ in above] for before in (0, 1)]
@@ -103,8 +104,8 @@ class Stream:
     def read(self, *, tokens: bool) -> None:
         """Say once what inputs are: ``([E,] N, I)``, or integers ``([E,] N)``; the axis E may be left out or 1."""
         assert self._first is not None
-        project_ = _projection(self._backend, self._first, self._rows, tokens=tokens)
-        self._first = None
+        project_ = _projection(self._backend, self._first, self._rows, tokens=tokens, W_emb=self._W_emb)
+        self._first = self._W_emb = None
         for before, moves in enumerate(self._moves):
             moves.insert(0, self._layers[0].move(before, project_))
 
@@ -147,10 +148,30 @@ def _outputs(network: BoundNetwork, h: Array) -> tuple[Callable[[Array], None], 
     return copy_, y
 
 
-def _projection(backend: Backend, layer: Layer, rows: tuple[int, ...], *, tokens: bool = False) -> Projection:
-    """The part of (1.1) that needs no state, of one step: a function ``(z, x)`` that does ``z <- W_xh x_t + b_h``."""
+def _projection(
+    backend: Backend, layer: Layer, rows: tuple[int, ...], *, tokens: bool = False, W_emb: Array | None = None
+) -> Projection:
+    """The part of (1.1) that needs no state, of one step: a function ``(z, x)`` that does ``z <- W_xh x_t + b_h``.
+
+    Of tokens x_t is a one-hot vector, whose product is read, or with an embedding the row of ``W_emb``.
+    """
     cell, W = layer.cell, layer.params["W_xh"].mT
-    read_, of_x = _columns(backend, W, rows) if tokens else backend.multiplier(W, rows, _ENDLESS)
+    read_: Callable[[Array], None]
+    if W_emb is not None:
+        look_up_, vectors = _row_reader(backend, W_emb, rows)
+        product_, of_x = backend.multiplier(W, rows, _ENDLESS)
+
+        def read_vectors(x: Array) -> None:
+            look_up_(x)
+            product_(vectors)
+
+        read_ = read_vectors
+    elif tokens:
+        table = backend.empty(W.shape, W.dtype)
+        table[...] = W  # each column of W_xh in one piece
+        read_, of_x = _row_reader(backend, table, rows)
+    else:
+        read_, of_x = backend.multiplier(W, rows, _ENDLESS)
     if cell.apart(backend):
         of_x = by_gate(backend, of_x, cell.gates)
     add_, bias = backend.fused(add), layer.bias(backend, rows[-1])
@@ -162,16 +183,15 @@ def _projection(backend: Backend, layer: Layer, rows: tuple[int, ...], *, tokens
     return project_
 
 
-def _columns(backend: Backend, W: Array, rows: tuple[int, ...]) -> tuple[Callable[[Array], None], Array]:
-    """A function ``(x)`` that reads the columns of ``W_xh`` which tokens stand for, and where it writes them.
+def _row_reader(backend: Backend, table: Array, rows: tuple[int, ...]) -> tuple[Callable[[Array], None], Array]:
+    """A function ``(x)`` that reads the rows of ``table (..., V, M)`` which tokens stand for, and where it writes them.
 
-    ``W (..., I, M)`` is transposed. Nothing of its size is made for a one-hot row.
+    Nothing of the size of the table is made for them.
     """
-    *lead, I, M = W.shape  # noqa: E741
-    out, table, take_ = backend.empty((*rows, M), W.dtype), backend.empty(W.shape, W.dtype), backend.take_rows_
-    table[...] = W  # each column in one piece
+    *lead, V, M = table.shape
+    out, take_ = backend.empty((*rows, M), table.dtype), backend.take_rows_
     if not lead:
         return lambda x: take_(out, table, x), out
     of_all = backend.reshape(table, (-1, M))
-    first = I * backend.reshape(backend.arange(math.prod(lead)), (*lead, 1))
+    first = V * backend.reshape(backend.arange(math.prod(lead)), (*lead, 1))
     return lambda x: take_(out, of_all, x + first), out

@@ -138,11 +138,7 @@ def check_x(x: Any, architecture: Architecture, backend: Backend, *, host: bool)
     integers = (2,) if members is None else (2, 3)
     embedded = architecture.embedding_size is not None
     check_place("x", x, backend, dtype, host=host, integers=integers, classes=integers if embedded else ())
-    if embedded and not is_integer(x):
-        raise TypeError(
-            f"x has dtype {dtype_name(x)} and shape {tuple(x.shape)}, but this RNN has an embedding, "
-            f"embedding_size={architecture.embedding_size}: expected integer tokens of shape (T, N); {_tokens_of(x)}"
-        )
+    check_tokens_alone("x", x, architecture, "(T, N)")
     if is_integer(x):
         per_member = members is not None and x.ndim == 3
         if x.ndim != 2 and not per_member:
@@ -176,11 +172,17 @@ def check_x(x: Any, architecture: Architecture, backend: Backend, *, host: bool)
     return T, N
 
 
-def _tokens_of(x: Any) -> str:
-    """How tokens come of an array of something else, or what to do with what can be none."""
-    if x.ndim >= 3:
-        return "of one-hot rows use x.argmax(-1); for features build the RNN without embedding_size"
-    return "of whole numbers use rnn.asarray(x, dtype='int64')"
+def check_tokens_alone(name: str, x: Any, architecture: Architecture, axes: str) -> None:
+    """Nothing but tokens for a network with an embedding; ``axes`` are theirs."""
+    if architecture.embedding_size is None or is_integer(x):
+        return
+    way = f"of whole numbers use rnn.asarray({name}, dtype='int64')"
+    if x.ndim > len(axes.split(", ")):
+        way = f"of one-hot rows use {name}.argmax(-1); for features build the RNN without embedding_size"
+    raise TypeError(
+        f"{name} has dtype {dtype_name(x)} and shape {tuple(x.shape)}, but this RNN has an embedding, "
+        f"embedding_size={architecture.embedding_size}: expected integer tokens of shape {axes}; {way}"
+    )
 
 
 def check_x_shape(x_shape: Any, architecture: Architecture, tokens: bool | None) -> tuple[int, int, bool, bool]:

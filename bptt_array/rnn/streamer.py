@@ -17,7 +17,7 @@ from ..bptt.state import State
 from ..bptt.streaming import Stream
 from ..checks import check_count, only_settings
 from .architecture import Architecture
-from .arguments import check_float, check_place, check_rows, check_state
+from .arguments import check_float, check_place, check_rows, check_state, check_tokens_alone
 from .calls import as_initial
 
 Run = Callable[[Array], Array]
@@ -87,7 +87,10 @@ class Streamer:
     def _checked(self, x_t: Any) -> Array:
         """An input that was looked at as a whole, and in the byte order of this machine."""
         backend, dtype, E = self._backend, self._architecture.dtype, self._architecture.members
-        check_place("x_t", x_t, backend, dtype, host=False, integers=(1,) if E is None else (1, 2))
+        integers = (1,) if E is None else (1, 2)
+        classes = () if self._architecture.embedding_size is None else integers
+        check_place("x_t", x_t, backend, dtype, host=False, integers=integers, classes=classes)
+        check_tokens_alone("x_t", x_t, self._architecture, "(N,)")
         tokens = is_integer(x_t)
         if not tokens and dtype_name(x_t) not in DTYPES:
             check_float("x_t", x_t, dtype)
