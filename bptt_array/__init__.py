@@ -21,6 +21,7 @@ from .rnn.rnn import RNN
 if TYPE_CHECKING:
     from . import diagnostics as diagnostics
     from . import distributed as distributed
+    from . import losses as losses
     from . import parity as parity
     from . import plots as plots
     from . import schedules as schedules
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 #: Rooms for users, beside the names above, and the files that stand beside rooms.
-_ROOMS = ("backend", "diagnostics", "distributed", "parity", "plots", "schedules", "serialization")
+_ROOMS = ("backend", "diagnostics", "distributed", "losses", "parity", "plots", "schedules", "serialization")
 
 
 def __getattr__(name: str) -> Any:
