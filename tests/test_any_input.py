@@ -651,6 +651,39 @@ def run_calls(draw):
 
 
 @st.composite
+def stream_calls(draw):
+    """``rnn.streamer(N)``, and its step and ``reset``, which have been called before or not."""
+    rnn = draw(networks)
+    right = Right(draw, rnn)
+    N, outputs = right.N, right.architecture.outputs
+    if rnn.bidirectional or draw(st.integers(0, 3)) == 0:
+        wrong = {"N": counts | anything, "state": right.states()}
+        arguments = draw(nearly({"N": N, "state": None}, wrong))
+        return Call(rnn.streamer, arguments, lambda step: step.reset(), weights_of(rnn), also=("bidirectional",))
+    right.tokens &= rnn.backend.name == "cpu"  # where tokens are looked at
+    shape = (*right.lead(), N)
+    x_t = right.rng.integers(0, I, shape) if right.tokens else np.ones((*shape, I), rnn.dtype)
+    step = rnn.streamer(N)
+    if draw(st.booleans()):
+        step(there(rnn, x_t))
+
+    def states():
+        return [rnn.backend.to_host(getattr(step.state, name)).tobytes() for name in right.architecture.cell.states]
+
+    if draw(st.integers(0, 2)) == 0:
+        rows = right.rng.random(N) < 0.5
+        some = arrays_like(rows, rnn) | st.lists(st.integers(-1, N), max_size=3) | st.none() | st.integers(-1, N)
+        return Call(step.reset, draw(nearly({"rows": rows}, {"rows": some})), state=states)
+    y_shape = (*right.architecture.member_axis, N, outputs)
+    return Call(
+        step,
+        draw(nearly({"x_t": there(rnn, x_t)}, {"x_t": arrays_like(x_t, rnn)})),
+        lambda y: right.check_array(y, y_shape),
+        states,
+    )
+
+
+@st.composite
 def backward_calls(draw):
     rnn = draw(networks)
     right = Right(draw, rnn)
@@ -1336,6 +1369,7 @@ def trainers(draw):
 ENTRIES = {
     "RNN": (constructions(), 12),
     "run": (run_calls(), 15),
+    "stream": (stream_calls(), 8),
     "backward": (backward_calls(), 8),
     "loss": (loss_calls(), 20),
     "plan": (plan_calls(), 8),
