@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from . import parity as parity
     from . import plots as plots
     from . import schedules as schedules
-    from .data import Minibatch, batches, pad, unpad
+    from .data import Minibatch, Standardization, batches, pad, unpad, windows
     from .parity import compare_devices
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Cell",
     "Gradients",
     "Minibatch",
+    "Standardization",
     "State",
     "batches",
     "check_gradients",
@@ -44,13 +45,14 @@ __all__ = [
     "global_norm",
     "pad",
     "unpad",
+    "windows",
 ]
 
 #: Rooms for users, beside the names above, and the files that stand beside rooms.
 _ROOMS = ("backend", "data", "diagnostics", "distributed", "parity", "plots", "schedules", "serialization")
 
 #: Names of rooms that are at the top too, and imported when they are first asked for.
-_LAZY = {"data": ("Minibatch", "batches", "pad", "unpad"), "parity": ("compare_devices",)}
+_LAZY = {"data": ("Minibatch", "Standardization", "batches", "pad", "unpad", "windows"), "parity": ("compare_devices",)}
 
 
 def __getattr__(name: str) -> Any:

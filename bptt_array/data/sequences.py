@@ -82,6 +82,11 @@ def is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not (is_array(value) or hasattr(value, "__array__"))
 
 
+def has_sequences(values: list[Any]) -> bool:
+    """Whether a list has something else than numbers."""
+    return any(is_list(value) or getattr(value, "ndim", 0) for value in values)
+
+
 def of_list(name: str, sequences: Any) -> Column:
     """Sequences ``(T_n, I)`` or ``(T_n,)``; without an axis I floats get one, of one feature, and integers are tokens.
 
@@ -109,7 +114,10 @@ def of_list(name: str, sequences: Any) -> Column:
     like = arrays[0 if first is None else first]
     whole = first is not None and _is_tokens(like)
     tail = () if whole else (like.shape[1] if like.ndim == 2 else 1,)
-    items = [array.reshape(len(array), *tail) if array.size else np.empty((len(array), *tail)) for array in arrays]
+    items = [
+        array.reshape(len(array), *tail) if array.size else np.empty((len(array), *tail), array.dtype)
+        for array in arrays
+    ]
     return Column(name, items, tail, timed=True, whole=whole)
 
 
