@@ -1,15 +1,20 @@
 """From sequences to batches: what comes in comes out, in every form, and only what is in a batch is read."""
 
 import copy
+import importlib.util
 import json
+import math
 import pickle
+import tempfile
 import threading
+import tracemalloc
 
+import array_api_strict
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import backends_and_dtypes
+from conftest import backends_and_dtypes, needs_torch
 
 import bptt_array as ba
 from bptt_array.backend import NumpyBackend
@@ -156,6 +161,236 @@ def test_ranks_share_out_every_batch(size):
         assert np.concatenate([share.lengths for share in shares]).tolist() == whole.lengths.tolist()
         for share in shares:
             assert share.x.shape == (max(1, *share.lengths, 1), len(share.target), 3)
+
+
+FORMS_OF_A_TARGET = {
+    "classes": (lambda lengths: [k % 3 for k in range(len(lengths))], (), False, "int64"),
+    "array of classes": (lambda lengths: np.arange(len(lengths), dtype="uint8"), (), False, "int64"),
+    "numbers": (lambda lengths: [k / 2 for k in range(len(lengths))], (1,), False, "float32"),
+    "yes and no": (lambda lengths: np.arange(len(lengths)) % 2 == 0, (1,), False, "float32"),
+    "vectors": (lambda lengths: np.arange(4 * len(lengths)).reshape(-1, 4), (4,), False, "float32"),
+    "list of vectors": (lambda lengths: [[k, k + 1, k + 2] for k in range(len(lengths))], (3,), False, "float32"),
+    "steps": (lambda lengths: sequences_of(lengths, 2), (2,), True, "float32"),
+    "numbers of steps": (lambda lengths: [np.arange(T) / 2 for T in lengths], (1,), True, "float32"),
+    "classes of steps": (lambda lengths: [np.arange(T) for T in lengths], (), True, "int64"),
+    "classes of steps in an array": (
+        lambda lengths: np.arange(max(lengths) * len(lengths)).reshape(max(lengths), -1), (), True, "int64",
+    ),
+    "numbers of steps in an array": (
+        lambda lengths: np.ones((max(lengths), len(lengths))), (1,), True, "float32",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS_OF_A_TARGET)
+def test_a_target_is_one_for_each_sequence_or_one_for_each_step(form):
+    make, tail, timed, dtype = FORMS_OF_A_TARGET[form]
+    lengths = [4, 2, 7, 1, 5]
+    target = make(lengths)
+    data = ba.batches(sequences_of(lengths), target, size=2, shuffle=False)
+    for batch, rows in zip(data, data.rows(0), strict=True):
+        T = max(lengths[row] for row in rows)
+        assert batch.target.shape == (*([T] if timed else []), len(rows), *tail)
+        assert batch.target.dtype == dtype
+        for j, row in enumerate(rows):
+            if not timed:
+                assert np.array_equal(batch.target[j], np.asarray(target[row]).reshape(tail))
+                continue
+            one = target[:, row] if isinstance(target, np.ndarray) else target[row]
+            stop = lengths[row]
+            assert np.array_equal(batch.target[:stop, j], np.asarray(one)[:stop].reshape(stop, *tail))
+
+
+def test_a_target_that_may_be_both_is_asked_for():
+    x, target = np.zeros((5, 5, 2)), np.arange(25.0).reshape(5, 5)
+    with pytest.raises(
+        ValueError, match=r"target has shape \(5, 5\), which may be .*: per_step=True or per_step=False$"
+    ):
+        ba.batches(x, target)
+    options = {"size": 3, "shuffle": False}
+    of_steps = next(ba.batches(x, target, per_step=True, **options).epoch(0)).target
+    of_sequences = next(ba.batches(x, target, per_step=False, **options).epoch(0)).target
+    assert np.array_equal(of_steps, target[:, :3, None])
+    assert np.array_equal(of_sequences, target[:3])
+    three = np.zeros((5, 3, 4, 2))  # for a loss of one's own
+    assert next(ba.batches(x, three[:, 0], per_step=False, **options).epoch(0)).target.shape == (3, 4, 2)
+    sequences = [np.zeros((3, 1))] * 4
+    with pytest.raises(
+        ValueError, match=r"target\[0\] has shape \(3,\), which may be .*per_step=True or per_step=False$"
+    ):
+        ba.batches(sequences, [np.ones(3)] * 4)
+    assert next(ba.batches(sequences, [np.ones(3)] * 4, per_step=False, **options).epoch(0)).target.shape == (3, 3)
+    assert next(ba.batches(sequences, [np.ones(3)] * 4, per_step=True, **options).epoch(0)).target.shape == (3, 3, 1)
+
+
+def test_members_share_batches():
+    rnn = ba.RNN(3, 4, 2, output="softmax", readout="last", members=3)
+    for x, target, lengths, weights in a_classification().to(rnn):
+        loss, _, _ = rnn.loss_and_grad(x, target, "cross_entropy", lengths=lengths, weights=weights)
+        assert loss.shape == (3,)
+
+
+# ---- what data are in -------------------------------------------------------------------------------------
+
+
+def in_pandas(one):
+    import pandas
+
+    return pandas.DataFrame(one) if one.ndim == 2 else pandas.Series(one)
+
+
+def in_nullable_pandas(one):
+    return in_pandas(one).astype("Float32" if one.dtype.kind == "f" else "Int64")
+
+
+def in_torch(one):
+    import torch
+
+    return torch.from_numpy(one.copy())
+
+
+def in_a_file(one):
+    if not one.size:
+        return one
+    with tempfile.NamedTemporaryFile() as file:
+        array = np.memmap(file.name, one.dtype, "w+", shape=one.shape)
+        array[...] = one
+        return array
+
+
+needs_pandas = pytest.mark.skipif(not importlib.util.find_spec("pandas"), reason="needs pandas: pip install pandas")
+CONTAINERS = [
+    pytest.param(np.asarray, id="arrays"),
+    pytest.param(lambda one: one.astype(one.dtype.newbyteorder(">")), id="big-endian"),
+    pytest.param(np.asfortranarray, id="fortran"),
+    pytest.param(lambda one: one.tolist() or one, id="lists"),
+    pytest.param(in_pandas, id="pandas", marks=needs_pandas),
+    pytest.param(in_nullable_pandas, id="nullable pandas", marks=needs_pandas),
+    pytest.param(in_torch, id="torch", marks=needs_torch),
+    pytest.param(in_a_file, id="files"),
+    pytest.param(lambda one: array_api_strict.asarray(one), id="strict"),
+]
+
+
+@pytest.mark.parametrize("put", CONTAINERS)
+@pytest.mark.parametrize("kind", ["features", "one feature", "tokens"])
+def test_everything_that_has_numbers_will_do(put, kind):
+    lengths = [4, 0, 2, 9]
+    arrays = sequences_of(lengths)
+    if kind == "one feature":
+        arrays = [one[:, 0] for one in arrays]
+    if kind == "tokens":
+        arrays = [np.arange(T, dtype="int32") for T in lengths]
+    there = [put(one) for one in arrays]
+    x, found = ba.pad(there)
+    expected, _ = ba.pad(arrays)
+    assert found.tolist() == lengths
+    assert x.dtype == expected.dtype == ("int64" if kind == "tokens" else "float32")
+    assert np.array_equal(x, expected)
+
+    data, wanted = (ba.batches(value, value, size=3, per_step=True) for value in (there, arrays))
+    for batch, other in zip(data, wanted, strict=True):
+        assert np.array_equal(batch.x, other.x)
+        assert np.array_equal(batch.target, other.target)
+
+    for window, other in zip(ba.windows(there[3], 4, 2), ba.windows(arrays[3], 4, 2), strict=True):
+        assert np.allclose(window, other, rtol=0)
+    scaling = ba.Standardization.of(arrays[3])
+    assert ba.Standardization.of([there[3]]) == scaling
+    if put is CONTAINERS[3].values[0] and kind == "features":
+        return  # a list of lists is one of sequences
+    assert ba.Standardization.of(there[3]) == scaling
+    z = scaling(there[3])
+    assert np.allclose(np.asarray(z), scaling(arrays[3]), rtol=1e-6, atol=1e-6)
+    if kind != "features":
+        series = scaling([there[3]])[0]
+        assert np.allclose(series.reshape(-1), scaling(arrays[3]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("put", CONTAINERS[:7])
+def test_padded_arrays_and_targets_may_be_in_anything_too(put):
+    x = sequences_of([5])[0][:, None] + np.zeros((5, 4, 3))
+    target = np.arange(8.0).reshape(4, 2)
+    x_there = x.tolist() if put is CONTAINERS[3].values[0] else x  # a list is one of sequences
+    if put is CONTAINERS[3].values[0]:
+        x_there = x.swapaxes(0, 1).tolist()
+    elif put not in (in_pandas, in_nullable_pandas):
+        x_there = put(x)
+    data = ba.batches(x_there, put(target), weights=put(np.arange(4.0)), size=3)
+    expected = ba.batches(x, target, weights=np.arange(4.0), size=3)
+    for batch, other in zip(data, expected, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+# ---- files that are larger than memory --------------------------------------------------------------------
+
+
+@pytest.fixture
+def huge(tmp_path):
+    """64 GiB of zeros, which take no room on a disk, and which nobody reads as a whole."""
+
+    def make(dtype, shape):
+        path = tmp_path / "huge"
+        with open(path, "wb") as file:
+            file.truncate(math.prod(shape) * np.dtype(dtype).itemsize)
+        return np.memmap(path, dtype, "r+", shape=shape)
+
+    return make
+
+
+def peak_of(function):
+    tracemalloc.start()
+    try:
+        return function(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("time_major", [True, False])
+def test_of_a_file_only_what_is_in_a_batch_is_read(huge, time_major):
+    T, N = 1 << 22, 1 << 10
+    x = huge("float32", (T, N, 4) if time_major else (N, T, 4))
+    x[(7, 5) if time_major else (5, 7)] = 1, 2, 3, 4
+    lengths = np.full(N, 20)
+
+    def read():
+        data = ba.batches(x, x, lengths=lengths, size=16, shuffle=False, time_major=time_major)
+        return next(data.epoch(0))
+
+    batch, peak = peak_of(read)
+    batch_x = batch.x if time_major else batch.x.swapaxes(0, 1)
+    assert batch_x.shape == (20, 16, 4)
+    assert batch_x[7, 5].tolist() == [1, 2, 3, 4]
+    assert batch.x.sum() == batch.target.sum() == 10
+    assert peak < 1 << 20
+
+
+def test_windows_of_a_file_are_read_a_batch_at_a_time(huge):
+    series = huge("float32", (1 << 34,))
+    series[-3:] = 1, 2, 3
+
+    def read():
+        x, target = ba.windows(series, 100, horizon=1, stride=1 << 24)
+        last, last_target = ba.windows(series[-102:], 100)
+        batch = next(ba.batches(x, target[0], size=32).epoch(0))
+        assert x.shape == (100, 1 << 10, 1)
+        assert np.shares_memory(x, series, max_work=1)
+        return batch, last, last_target
+
+    (batch, last, last_target), peak = peak_of(read)
+    assert batch.x.shape == (100, 32, 1)
+    assert last[-1, :, 0].tolist() == [1, 2]
+    assert last_target[0, :, 0].tolist() == [2, 3]
+    assert peak < 1 << 20
+
+
+def test_statistics_of_a_file_are_read_in_blocks(tmp_path):
+    shape = (1 << 19, 16)  # 32 MiB
+    x = np.memmap(tmp_path / "x", "float32", "w+", shape=shape)
+    x[...] = np.random.default_rng(0).standard_normal(shape, dtype="float32") + np.arange(16)
+    scaling, peak = peak_of(lambda: ba.Standardization.of(x))
+    assert peak < 16 << 20
+    assert np.allclose(scaling.mean, np.arange(16), atol=0.01)
 
 
 # ---- windows ----------------------------------------------------------------------------------------------

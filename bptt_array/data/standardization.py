@@ -17,7 +17,7 @@ from ..rnn.conversions import HostArray, as_floats
 from .sequences import has_sequences, is_list, of_list, readable
 
 #: So many numbers are read at a time.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 #: What is smaller than any normal number of float32 is no deviation.
 _SMALLEST = float(np.finfo("float32").tiny)
 
@@ -251,4 +251,4 @@ def _blocks(x: Any, lengths: Any, time_major: bool) -> Iterator[HostArray]:
         for start in range(0, array.shape[0], rows):
             block = readable("x", array[start : min(start + rows, array.shape[0]), ...])
             block = block[valid[start : start + rows]] if valid is not None else block
-            yield block.reshape(-1, block.shape[-1] if block.ndim > 1 else 1).astype("float64")
+            yield block.reshape(-1, block.shape[-1] if block.ndim > 1 else 1).astype("float64", order="C")
