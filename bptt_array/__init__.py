@@ -19,12 +19,14 @@ from .optimizers import SGD, Adam, AdamW, RMSprop, clip_by_global_norm, global_n
 from .rnn.rnn import RNN
 
 if TYPE_CHECKING:
+    from . import data as data
     from . import diagnostics as diagnostics
     from . import distributed as distributed
     from . import losses as losses
     from . import parity as parity
     from . import plots as plots
     from . import schedules as schedules
+    from .data import Minibatch, Standardization, batches, pad, unpad, windows
     from .optimizers import lr_schedules as lr_schedules
     from .parity import compare_devices
 
@@ -36,28 +38,49 @@ __all__ = [
     "Backend",
     "Cell",
     "Gradients",
+    "Minibatch",
     "RMSprop",
+    "Standardization",
     "State",
+    "batches",
     "check_gradients",
     "clip_by_global_norm",
     "compare_devices",
     "global_norm",
+    "pad",
+    "unpad",
+    "windows",
 ]
 
-#: Rooms for users, beside the names above, and the files that stand beside rooms.
-_ROOMS = ("backend", "diagnostics", "distributed", "losses", "parity", "plots", "schedules", "serialization")
+#: For users, beside the names above: rooms, files that stand beside rooms, and one of a room.
+_MODULES = {
+    name: f".{name}"
+    for name in (
+        "backend",
+        "data",
+        "diagnostics",
+        "distributed",
+        "losses",
+        "parity",
+        "plots",
+        "schedules",
+        "serialization",
+    )
+} | {"lr_schedules": ".optimizers.lr_schedules"}
+
+#: Names of modules that are at the top too, and imported when they are first asked for.
+_LAZY = {"data": ("Minibatch", "Standardization", "batches", "pad", "unpad", "windows"), "parity": ("compare_devices",)}
 
 
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: a program that trains a network has no use for most of it."""
-    if name == "compare_devices":
-        return importlib.import_module(".parity", __name__).compare_devices
-    if name == "lr_schedules":
-        return importlib.import_module(".optimizers.lr_schedules", __name__)
-    if name in _ROOMS:
-        return importlib.import_module(f".{name}", __name__)
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name], __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_ROOMS, "lr_schedules", "__version__"])
+    return sorted([*__all__, *_MODULES, "__version__"])
