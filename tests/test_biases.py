@@ -45,7 +45,7 @@ class Peeking(ba.Cell):
 def with_zeros(rnn, cell):
     """The network with biases that are 0."""
     other = ba.RNN(**rnn.config | {"bias": True, "cell": cell}, device=rnn.backend)
-    zeros = {name: 0 * value for name, value in other.params.items() if name not in rnn.params}
+    zeros = {name: np.zeros(value.shape) for name, value in other.params.items() if name not in rnn.params}
     assert zeros
     assert all(name.rpartition(".")[2].startswith("b_") for name in zeros)
     return other.load_params(rnn.params | zeros)
