@@ -35,6 +35,7 @@ class Case:
     tokens: bool = False
     embedding: int | None = None  # of tokens, in front of the first layer
     tied: bool = False
+    bias: bool = True
     lengths: tuple[int, ...] | None = None
     weights: bool = False
     reduction: str = "mean"
@@ -70,7 +71,17 @@ class Case:
 
     @property
     def network(self):
-        names = ("bidirectional", "members", "dropout", "recurrent_dropout", "output", "readout", "init", "tied")
+        names = (
+            "bidirectional",
+            "members",
+            "dropout",
+            "recurrent_dropout",
+            "output",
+            "readout",
+            "init",
+            "tied",
+            "bias",
+        )
         return {name: getattr(self, name) for name in names} | {
             "cell": CUSTOM_CELLS.get(self.cell, self.cell),
             "input_size": self.I,
@@ -274,6 +285,16 @@ EMBEDDED = [
     Case(tokens=True, embedding=10, tied=True, I=4, members=2, bidirectional=True, shared=False, output="tanh"),
     Case(tokens=True, embedding=5, tied=True, I=4, T=30, budget=0.3, cell="gru", truncate=11),
 ]
+WITHOUT_BIAS = [
+    Case(bias=False),
+    Case(bias=False, cell="lstm", layers=2, lengths=LENGTHS, init="orthogonal"),
+    Case(bias=False, cell="gru", bidirectional=True, recurrent_dropout=0.3),
+    Case(bias=False, cell="gru", members=2, tokens=True, lengths=LENGTHS, readout="last"),
+    Case(bias=False, cell="lstm", tokens=True, I=500, H=40),
+    Case(bias=False, tokens=True, I=40),
+    Case(bias=False, tokens=True, embedding=5, tied=True, I=4, cell="relu"),
+    Case(bias=False, cell="gru", T=30, budget=0.3, output_size=False),
+]
 TRUNCATED = [
     Case(truncate=3),
     Case(truncate=1),
@@ -331,6 +352,7 @@ def any_case(draw_):
         tokens=tokens,
         embedding=embedding,
         tied=tied,
+        bias=draw_(st.booleans()),
         lengths=draw_(lengths),
         weights=draw_(st.booleans()),
         reduction=draw_(st.sampled_from(["mean", "sum", "weighted_mean"])),
@@ -384,9 +406,10 @@ def draw(case):
         params |= {
             f"l{k}.W_xh": normal(*members, *sides, rows, inputs) * 0.7,
             f"l{k}.W_hh": normal(*members, *sides, rows, H) * 0.9 / H**0.5,
-            f"l{k}.b_h": normal(*members, *sides, rows) * 0.3,
         }
-        if case.cell == "gru":
+        if case.bias:
+            params[f"l{k}.b_h"] = normal(*members, *sides, rows) * 0.3
+        if case.cell == "gru" and case.bias:
             params[f"l{k}.b_hn"] = normal(*members, *sides, H) * 0.3
     if case.output_size:
         if not case.tied:

@@ -47,7 +47,7 @@ def step_loss(np, name, y, v, target, *, class_weights=None, ignored=None, smoot
 
 def step(np, cell, W, x, h, c, mask, pre):
     """h and c after one step of one sequence; ``mask`` multiplies the h that goes into ``W_hh``."""
-    of_x, of_h = np.dot(W["W_xh"], x) + W["b_h"], np.dot(W["W_hh"], h * mask)
+    of_x, of_h = np.dot(W["W_xh"], x) + W.get("b_h", 0.0), np.dot(W["W_hh"], h * mask)
     if cell in ("tanh", "relu"):
         pre.append(of_x + of_h)
         return activation(np, cell, of_x + of_h), c  # (1.1)
@@ -61,7 +61,7 @@ def step(np, cell, W, x, h, c, mask, pre):
         c = sigmoid(1) * c + sigmoid(0) * np.tanh(of_x[gate[2]] + of_h[gate[2]])
         return sigmoid(3) * np.tanh(c), c
     if cell == "gru":  # r, z, n
-        n = np.tanh(of_x[gate[2]] + sigmoid(0) * (of_h[gate[2]] + W["b_hn"]))
+        n = np.tanh(of_x[gate[2]] + sigmoid(0) * (of_h[gate[2]] + W.get("b_hn", 0.0)))
         return (1 - sigmoid(1)) * n + sigmoid(1) * h, c
     assert cell == "update gate"  # the tests' own cell
     u = sigmoid(0)

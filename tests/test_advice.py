@@ -194,6 +194,7 @@ BUILDS = [
     (lambda: ba.RNN(I, H, output="softmax"), r"give output_size as well, or leave output='identity'", lambda: (ba.RNN(I, H, O, output="softmax"), ba.RNN(I, H, output="identity"))),
     (lambda: rnn(dropout=0.1), r"give num_layers=2 or more, or use recurrent_dropout", lambda: (rnn(dropout=0.1, num_layers=2), rnn(recurrent_dropout=0.1))),
     (lambda: rnn(forget_bias=1.0), r"no forget gate; leave it at 0", lambda: rnn(forget_bias=0)),
+    (lambda: rnn(forget_bias=1.0, cell="lstm", bias=False), r"leave it at 0, or leave bias=True", lambda: (rnn(forget_bias=0, cell="lstm", bias=False), rnn(forget_bias=1.0, cell="lstm", bias=True))),
     (lambda: rnn(tied=True), r"give embedding_size=6 as well, or leave tied=False", lambda: (ba.RNN(I, H, I, embedding_size=6, tied=True), rnn(tied=False))),
     (lambda: rnn(embedding_size=6, tied=True), r"are one vocabulary; give output_size=4", lambda: ba.RNN(I, H, 4, embedding_size=6, tied=True)),
     (lambda: ba.RNN(I, H, I, embedding_size=3, tied=True), r"give embedding_size=6, or leave tied=False", lambda: (ba.RNN(I, H, I, embedding_size=6, tied=True), ba.RNN(I, H, I, embedding_size=3, tied=False))),

@@ -91,6 +91,7 @@ def test_an_option_that_is_none_is_refused_as_at_the_beginning_and_nothing_chang
         ("members", 2),
         ("embedding_size", 3),
         ("tied", False),
+        ("bias", False),
         ("cell", "gru"),
         ("cell", "relu"),
         ("dtype", "float64"),

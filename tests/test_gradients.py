@@ -15,6 +15,7 @@ from cases import (
     SCHEDULED,
     STACKED,
     TRUNCATED,
+    WITHOUT_BIAS,
     Case,
     any_case,
     backward_options,
@@ -37,7 +38,7 @@ from hypothesis import given, settings
 
 import bptt_array as ba
 
-ALL = CASES + GATED + STACKED + DROPPED + EMBEDDED + SCHEDULED
+ALL = CASES + GATED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + SCHEDULED
 
 
 @pytest.mark.parametrize("case", ALL + TRUNCATED, ids=str)

@@ -420,6 +420,7 @@ KINDS = [
     {"cell": "gru", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
     {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": "int64"},
     {"tokens": "int64", "embedding_size": 40},
+    {"cell": "gru", "bias": False, "lengths": True},
     {"tokens": "int64", "embedding_size": 64, "members": 3, "cell": "gru", "lengths": True},
     {"tokens": "int64", "embedding_size": 48, "tied": True, "cell": "lstm", "num_layers": 2},
     {"output": "sigmoid", "call": {"loss": "binary_cross_entropy"}, "weights": True},

@@ -131,7 +131,9 @@ def gradients_under_our_names(theirs):
     for k in range(recurrent.num_layers):
         sides = [f"l{k}", f"l{k}_reverse"][: 1 + recurrent.bidirectional]
         parts = {"W_xh": "weight_ih", "W_hh": "weight_hh", "b_h": "bias_ih", "b_hn": "bias_hh"}
-        if recurrent.mode != "GRU":
+        if not recurrent.bias:
+            del parts["b_h"], parts["b_hn"]
+        elif recurrent.mode != "GRU":
             del parts["b_hn"]
         for ours, part in parts.items():
             both = np.stack([getattr(recurrent, f"{part}_{side}").grad.numpy() for side in sides])
@@ -152,6 +154,20 @@ def test_outputs_states_and_all_gradients_equal_torch(cell, layers, bidirectiona
     rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell)
     assert (rnn.cell, rnn.num_layers, rnn.bidirectional, rnn.dtype) == (cell, layers, bidirectional, dtype)
     run_theirs(theirs, given, states, lengths).assert_near(run_ours(rnn, given, states, lengths), tolerance)
+
+
+@DTYPES
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_biases_outputs_states_and_all_gradients_equal_torch(cell, bidirectional, dtype, tolerance):
+    theirs = module(cell, 2, bidirectional, dtype)
+    theirs["rnn"] = recurrent_module(cell, 2, bidirectional, dtype, bias=False)
+    given, states = inputs(cell, 2, bidirectional, dtype)
+    rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell)
+    assert not rnn.bias
+    assert list(rnn.params)[-2:] == ["W_hy", "b_y"]
+    run_theirs(theirs, given, states, None).assert_near(run_ours(rnn, given, states, None), tolerance)
+    load(theirs, rnn.to_torch_state_dict())
 
 
 def word_model(tied=False, dtype="float64", **more):
@@ -381,11 +397,12 @@ def test_a_network_trained_in_torch_says_the_same_here(cell):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_module_without_biases_is_one_with_biases_of_zero(cell, bidirectional):
+def test_a_module_without_biases_is_a_network_without(cell, bidirectional):
     theirs = module(cell, 2, bidirectional, bias=False)
     x = inputs(cell, 2, bidirectional, "float64")[0]["x"]
     rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell)
-    assert not any(np.any(rnn.params[name]) for name in rnn.params if "b_" in name)
+    assert {name: np.any(value) for name, value in rnn.params.items() if "b_" in name} == {"b_y": False}
+    assert rnn.to_torch_state_dict().keys() == theirs.state_dict().keys() | {"readout.bias"}
     assert np.max(np.abs(rnn(x)[0] - outputs(theirs, x))) <= 1e-14
 
 
@@ -575,6 +592,7 @@ NETWORKS = [
     {"cell": "gru", "members": 2},
     {"cell": "lstm", "num_layers": 2, "bidirectional": True, "members": 2, "dropout": 0.5, "recurrent_dropout": 0.5},
     {"embedding_size": 4},
+    {"cell": "gru", "bias": False, "bidirectional": True},
     {"embedding_size": 2 * H, "tied": True, "bidirectional": True, "members": 2},
 ]
 

@@ -192,7 +192,7 @@ class NumpyBackend(Backend):
         # mode="clip" lets take write straight into out; indices were checked when they came in.
         np.take(table, index, axis=0, out=out, mode="clip")
 
-    def column_reader(self, W: Array, b: Array, uses: int) -> Callable[[Array, Array], None]:
+    def column_reader(self, W: Array, b: Array | None, uses: int) -> Callable[[Array, Array], None]:
         if not self.sums_by_token(W.shape[-1], W.shape[-2]):
             return super().column_reader(W, b, uses)
 
@@ -202,7 +202,8 @@ class NumpyBackend(Backend):
                 of_one = slice(None), *which
                 distinct, places = np.unique(index[of_one], return_inverse=True)
                 table = W[which].T[distinct]  # faster than np.take of columns, which reads all rows one by one
-                table += b[which]
+                if b is not None:
+                    table += b[which]
                 self.take_rows_(out[of_one], table, places.reshape(index[of_one].shape))
 
         return read_

@@ -302,9 +302,9 @@ class CupyBackend(Backend):
         result[...] = a  # no launch where a is in one piece
         return result
 
-    def column_reader(self, W: Array, b: Array, uses: int) -> Callable[[Array, Array], None]:
+    def column_reader(self, W: Array, b: Array | None, uses: int) -> Callable[[Array, Array], None]:
         *lead, M, columns = W.shape
-        b = b[..., None, :]
+        b = (self.zeros(W.shape[:-1], W.dtype) if b is None else b)[..., None, :]
 
         def read_(out: Array, index: Array) -> None:
             self._read_columns(W, b, index[..., None], math.prod(lead), out.shape[-2], M, columns, out)

@@ -464,11 +464,11 @@ class Backend:
         rows = self.xp.take(table, self.xp.reshape(index, (-1,)), axis=0)
         out[...] = self.xp.reshape(rows, out.shape)
 
-    def column_reader(self, W: Array, b: Array, uses: int) -> Callable[[Array, Array], None]:
+    def column_reader(self, W: Array, b: Array | None, uses: int) -> Callable[[Array, Array], None]:
         """A function ``(out, index)`` that does ``out[i...] <- W[..., index[i...]] + b``, for ``uses`` numbers in all.
 
-        ``W (..., M, I)`` and ``b (..., M)`` stay as they are; ``out (S, ..., N, M)``, ``index (S, ..., N)`` with axes
-        in between that may be 1. Columns are read without a one-hot array.
+        ``W (..., M, I)`` and ``b (..., M)``, if any, stay as they are; ``out (S, ..., N, M)``, ``index (S, ..., N)``
+        with axes in between that may be 1. Columns are read without a one-hot array.
         """
         xp, (*lead, M, I) = self.xp, W.shape  # noqa: E741
         if not lead and uses < I:
@@ -476,7 +476,8 @@ class Backend:
             def read_few_(out: Array, index: Array) -> None:  # fewer than there are columns: fetch those
                 columns = xp.take(W, xp.reshape(index, (-1,)), axis=1)
                 out[...] = xp.reshape(columns.mT, out.shape)
-                out += b
+                if b is not None:
+                    out += b
 
             return read_few_
         table: Array = None  # (I, M) rows: W[:, i] + b for every i, of one of the leading axes after the other
@@ -486,7 +487,8 @@ class Backend:
             if table is None:
                 table = self.empty((*lead, I, M), out.dtype)  # each row in one piece
                 table[...] = W.mT
-                table += b[..., None, :]
+                if b is not None:
+                    table += b[..., None, :]
                 table = xp.reshape(table, (-1, M)) if lead else table
             if lead:
                 index = index + I * xp.reshape(self.arange(math.prod(lead)), (*lead, 1))

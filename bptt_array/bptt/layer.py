@@ -34,10 +34,19 @@ Finish = Callable[[], dict[str, Array]]
 
 
 class Layer(NamedTuple):
-    """A cell and its parameters: ``W_xh (..., G*H, I)``, ``W_hh (..., G*H, H)``, ``b_h (..., G*H)`` and its own."""
+    """A cell and its parameters: ``W_xh (..., G*H, I)``, ``W_hh (..., G*H, H)``, ``b_h (..., G*H)`` and its own.
+
+    ``zeros``: which of them are no parameters, but zeros in the place of biases that the network has not.
+    """
 
     cell: Cell
     params: Mapping[str, Array]
+    zeros: frozenset[str] = frozenset()
+
+    @property
+    def b_h(self) -> Array | None:
+        """``b_h``, if there is one."""
+        return None if "b_h" in self.zeros else self.params["b_h"]
 
     @property
     def hidden_size(self) -> int:
@@ -49,9 +58,11 @@ class Layer(NamedTuple):
         W = by_gate(backend, W, self.cell.gates) if self.cell.apart(backend) else W  # (G, ..., H, H)
         return self.cell.forward_(backend, self.params, StateProduct(backend, W, rows, steps, mask))
 
-    def bias(self, backend: Backend, N: int) -> Array:
+    def bias(self, backend: Backend, N: int) -> Array | None:
         """``b_h (..., 1, G*H)``; on NumPy, which adds arrays of one shape faster, for each sequence; by gate, if so."""
-        b_h: Array = self.params["b_h"][..., None, :]
+        if self.b_h is None:
+            return None
+        b_h: Array = self.b_h[..., None, :]
         if self.cell.apart(backend):
             b_h = by_gate(backend, b_h, self.cell.gates)
         if not backend.gates_apart:
@@ -121,7 +132,7 @@ class LayerForward:
         self._kept: dict[int, Segment] = {}
         self._look_up: Callable[[Array, Array], None] | None = None  # rows[t] <- W_xh x_t + b_h of tokens
         if tokens:
-            self._look_up = backend.column_reader(layer.params["W_xh"], layer.params["b_h"], T * initial[0].shape[-2])
+            self._look_up = backend.column_reader(layer.params["W_xh"], layer.b_h, T * initial[0].shape[-2])
         self._bias: Array | None = layer.bias(backend, initial[0].shape[-2])
         self._kernel: ForwardKernel | None = None  # runs a segment in one launch
         if backend.persistent:
@@ -137,7 +148,7 @@ class LayerForward:
 
         Axes of ``x`` in between may be 1, where members or directions share it. What the segment leaves is kept.
         """
-        backend, (cell, params) = self.backend, self.layer
+        backend, (cell, params, _) = self.backend, self.layer
         steps, row, dtype = stop - start, self.state[0].shape, params["W_hh"].dtype
         longest = self._rows.longest  # one shape for all, so that the next segment can have what one gives back
         arrays = [self.arrays.empty((longest + 1, *row), dtype) for _ in cell.states]
@@ -315,7 +326,7 @@ class LayerBackward:
         to do with it after the sum for ``W_hh``.
         """
         forward, steps, dstates = self.forward, stop - start, self._dstates
-        backend, (cell, params), row = forward.backend, forward.layer, forward.initial[0].shape
+        backend, (cell, params, _), row = forward.backend, forward.layer, forward.initial[0].shape
         dz = self._dz(steps)
         kernel = self._kernel
         if kernel is not None:
@@ -345,7 +356,7 @@ class LayerBackward:
 
     def _sum_up(self, segment: Segment, dz: Array, finish_: Finish) -> None:
         """§3.2-3.4, and the sums of the cell's own parameters."""
-        backend, (cell, params) = self.forward.backend, self.forward.layer
+        backend, (cell, params, zeros) = self.forward.backend, self.forward.layer
         x, tape, mask, ndim = segment.x, segment.tape, self.forward.mask, params["W_hh"].ndim
         h_before = tape.h_before if mask is None else tape.h_before * mask
         if self.forward.tokens and self._by_token is None:
@@ -357,17 +368,20 @@ class LayerBackward:
             stacked = ndim > 2  # the rows are a copy
             return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
 
-        add_weight_sums(backend, self._sums, rows, h_before, x, of_input, self._by_token)
+        bias = "b_h" not in zeros
+        add_weight_sums(backend, self._sums, rows, h_before, x, of_input, self._by_token, bias=bias)
         self._sums.settle()  # dz and what was made of it is written to again
 
     def _sum_up_own(self, own: dict[str, Array]) -> None:
         """Gradients of every step, of the cell's own parameters."""
-        backend, (cell, params) = self.forward.backend, self.forward.layer
+        backend, (cell, params, zeros) = self.forward.backend, self.forward.layer
         expected = cell.own_parameters(self.forward.layer.hidden_size)
         if own.keys() != expected.keys():
             names = sorted(expected)
             raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {names}")
         for name, grad in own.items():
+            if name in zeros:
+                continue
             rows = flat(backend, grad, params["W_hh"].ndim)
             if rows.dtype != params[name].dtype:  # a number that a cell made an array of is of another
                 rows = backend.xp.astype(rows, params[name].dtype)

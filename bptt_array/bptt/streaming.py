@@ -180,7 +180,11 @@ def _projection(
         read_(x)
         add_(z, of_x, bias)
 
-    return project_
+    def without_bias(z: Array, x: Array) -> None:
+        read_(x)
+        z[...] = of_x
+
+    return without_bias if bias is None else project_
 
 
 def _row_reader(backend: Backend, table: Array, rows: tuple[int, ...]) -> tuple[Callable[[Array], None], Array]:

@@ -302,5 +302,6 @@ class BackwardPass:
         found: dict[str, Array | Unfinished] = {} if self.embedding is None else {"W_emb": self.embedding.sums}
         for k, layer in enumerate(self.layers):
             grads = layer.grads
-            found |= {f"l{k}.{name}": grads[name] for name in layer.forward.layer.params}
+            of_layer = layer.forward.layer
+            found |= {f"l{k}.{name}": grads[name] for name in of_layer.params if name not in of_layer.zeros}
         return found

@@ -74,7 +74,7 @@ class Trajectory(NamedTuple):
             R of them for every sequence. Past the end of a sequence its state stays what it is: J is the identity.
             Where a state is no number J is none either, whatever f' would make of it (that of a ReLU is 0).
         """
-        backend, (cell, params), tape = self.backend, self.layer, self.tape
+        backend, cell, params, tape = self.backend, self.layer.cell, self.layer.params, self.tape
         count, N = vectors.shape[-3:-1]
         rows, H, dtype = (*vectors.shape[:-3], count * N), self.layer.hidden_size, params["W_hh"].dtype
         states = tuple(_repeated(backend, states[step : step + 2, ...], count) for states in tape.states)

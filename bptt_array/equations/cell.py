@@ -125,7 +125,11 @@ class Cell:
         return type(self).finish_ is not Cell.finish_
 
     def own_parameters(self, hidden_size: int) -> dict[str, tuple[int]]:
-        """Names and shapes ``(M,)`` of parameters beside ``W_xh``, ``W_hh`` and ``b_h``."""
+        """Names and shapes ``(M,)`` of parameters beside ``W_xh``, ``W_hh`` and ``b_h``.
+
+        Those whose names begin with ``b_`` are biases: with ``bias=False`` the cell is given zeros in their place, and
+        what it says of their gradients is left out.
+        """
         return {}
 
     def split(self, z: Array) -> tuple[Array, ...]:

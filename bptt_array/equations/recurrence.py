@@ -15,7 +15,9 @@ from .cell import Cell, Step, Tape, rows_by_gate
 from .sums import flat
 
 
-def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array, gates: Array | None = None) -> None:
+def project_(
+    backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array | None, gates: Array | None = None
+) -> None:
     """The part of (1.1) that needs no state: ``rows[t] <- W_xh x_t + b_h``.
 
     Parameters
@@ -23,7 +25,7 @@ def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array, g
     rows : (S, ..., N, G*H)
     x : (S, ..., N, I)
         Axes in between may be 1 where members or directions share it.
-    b_h : (..., N or 1, G*H); with ``gates`` (G, ..., N or 1, H)
+    b_h : (..., N or 1, G*H); with ``gates`` (G, ..., N or 1, H); None without a bias
     gates : (S, G, ..., N, H), optional
         Where the sum with ``b_h`` is written instead, by gate.
     """
@@ -32,7 +34,10 @@ def project_(backend: Backend, rows: Array, x: Array, W_xh: Array, b_h: Array, g
     else:
         backend.matmul_(rows, x, W_xh.mT)
     if gates is None:
-        rows += b_h
+        if b_h is not None:
+            rows += b_h
+    elif b_h is None:
+        gates[...] = rows_by_gate(backend, rows, gates.shape[1])
     else:
         backend.elementwise.add_(gates, rows_by_gate(backend, rows, gates.shape[1]), b_h)
 

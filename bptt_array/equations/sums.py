@@ -22,6 +22,8 @@ def add_weight_sums(
     x: Array,
     of_input: Callable[[], Array],
     by_token: TokenSums | None = None,
+    *,
+    bias: bool = True,
 ) -> None:
     """Add what the steps of a segment contribute to the gradients of ``W_hh``, ``W_xh`` and ``b_h``.
 
@@ -39,11 +41,14 @@ def add_weight_sums(
         the GRU, which write them over dz.
     by_token : TokenSums, optional
         Where the sum for ``W_xh`` is made if x are tokens ``(S, ..., N)``.
+    bias : bool
+        Whether there is ``b_h``.
     """
     add_input = by_token.add if by_token is not None else partial(add_weight_sum, backend, sums, "W_xh")
+    add_bias = add_rows if bias else lambda *there_is_none: None
     add_weight_sum(backend, sums, "W_hh", dz, h_before)  # §3.3: dW_hh = sum_t dz_t h_{t-1}^T
     add_input(dz := of_input(), x)  # §3.2: dW_xh = sum_t dz_t x_t^T
-    add_rows(backend, sums, "b_h", dz)  # §3.4: db_h = sum_t dz_t
+    add_bias(backend, sums, "b_h", dz)  # §3.4: db_h = sum_t dz_t
 
 
 def add_weight_sum(backend: Backend, sums: Sums, name: str, dz: Array, a: Array) -> None:

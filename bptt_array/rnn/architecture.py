@@ -40,6 +40,7 @@ class Architecture:
     time_major: bool = True
     embedding_size: int | None = None
     tied: bool = False
+    bias: bool = True
     dtype: str = "float32"
     seed: int = 0
 
@@ -65,6 +66,7 @@ class Architecture:
             )
         embedding_size = None if made.embedding_size is None else check_count("embedding_size", made.embedding_size)
         check_flag("tied", made.tied)
+        check_flag("bias", made.bias)
         num_layers, dropout = check_count("num_layers", made.num_layers), check_number("dropout", made.dropout, below=1)
         if dropout and num_layers == 1:
             raise ValueError(
@@ -86,6 +88,7 @@ class Architecture:
             time_major=bool(made.time_major),
             embedding_size=embedding_size,
             tied=bool(made.tied),
+            bias=bool(made.bias),
             dtype=check_dtype(made.dtype),
             seed=check_count("seed", made.seed, least=0, most=LARGEST_SEED),
         )
@@ -213,11 +216,24 @@ class Architecture:
         for k in range(self.num_layers):
             inputs = D * H if k else self.features
             own = {"W_xh": (rows, inputs), "W_hh": (rows, H), "b_h": (rows,), **self.cell.own_parameters(H)}
-            shapes |= {f"l{k}.{name}": (*sides, *shape) for name, shape in own.items()}
+            left_out = () if self.bias else self._biases
+            shapes |= {f"l{k}.{name}": (*sides, *shape) for name, shape in own.items() if name not in left_out}
         if self.output_size is not None:
             shapes |= {} if self.tied else {"W_hy": (self.output_size, D * H)}
             shapes |= {"b_y": (self.output_size,)}
         return shapes
+
+    @cached_property
+    def _biases(self) -> dict[str, tuple[int, ...]]:
+        """Of a layer in one direction."""
+        own = self.cell.own_parameters(self.hidden_size)
+        named = {name: shape for name, shape in own.items() if name.startswith("b_")}
+        return {"b_h": (self.cell.gates * self.hidden_size,), **named}
+
+    @property
+    def no_biases(self) -> Shapes:
+        """Biases that a layer would have, but has not, and the shapes in which they would be 0."""
+        return {} if self.bias else {name: (*self.lead, *shape) for name, shape in self._biases.items()}
 
     def initial_parameters(self, init: str, forget_bias: float) -> dict[str, np.ndarray[Any, Any]]:
         """Float64 values on the host; those of member k are those of the single network with seed + k.
@@ -232,7 +248,7 @@ class Architecture:
             initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size)
             for k in range(self.members or 1)
         ]
-        if (gate := self.cell.forget_gate) is not None:
+        if self.bias and (gate := self.cell.forget_gate) is not None:
             forget = slice(gate * self.hidden_size, (gate + 1) * self.hidden_size)
             for params in drawn:
                 for k in range(self.num_layers):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from ..backend.arrays import is_integer
@@ -167,8 +168,8 @@ class Calls:
         with self.backend.active():
             row = (*self.architecture.lead, N, self.architecture.hidden_size)
             found = {}
-            for k, (cell, of_layer) in enumerate(self.network(params).stack.layers):
-                for way, words in how_time_runs(self.backend, cell, of_layer, row).items():
+            for k, layer in enumerate(self.network(params).stack.layers):
+                for way, words in how_time_runs(self.backend, layer.cell, layer.params, row).items():
                     found[f"l{k} {way}"] = words
             return found
 
@@ -198,7 +199,11 @@ class Calls:
     def bind(self, params: Mapping[str, Array]) -> passes.BoundNetwork:
         """The same without a check, and made anew."""
         architecture = self.architecture
-        layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(architecture.num_layers))
+        zeros, without_bias = self._zeros, frozenset(self._zeros)
+        layers = (
+            Layer(architecture.cell, architecture.of_layer(k, params) | zeros, without_bias)
+            for k in range(architecture.num_layers)
+        )
         g = OUTPUT_ACTIVATIONS[architecture.output]
         W_emb = params.get("W_emb")
         readout = Readout(self.backend, g, W_emb if architecture.tied else params.get("W_hy"), params.get("b_y"))
@@ -206,6 +211,12 @@ class Calls:
         factors = [array for name, array in params.items() if name != "W_emb" or architecture.tied]
         largest = max(math.prod(array.shape) for array in factors)
         return passes.BoundNetwork(self.backend, stack, readout, architecture.readout, self.workspace, largest)
+
+    @cached_property
+    def _zeros(self) -> dict[str, Array]:
+        """The biases that a network has not, as cells are given them."""
+        dtype = self.backend.dtype(self.architecture.dtype)
+        return {name: self.backend.zeros(shape, dtype) for name, shape in self.architecture.no_biases.items()}
 
 
 def for_members(array: Array, ndim: int, before: int = 1) -> Array:

@@ -74,6 +74,9 @@ class RNN:
     tied : bool
         The readout's matrix is the embedding's, ``v = W_emb h + b_y`` (Press & Wolf, 2017): for words in and words
         out, ``output_size`` = ``input_size`` and ``embedding_size`` = D*H. There is no ``W_hy`` then.
+    bias : bool
+        False: layers have no biases, neither ``b_h`` nor those of the cell (a GRU's ``b_hn``), as in
+        ``torch.nn.LSTM(bias=False)``. The readout keeps its ``b_y``, as a ``torch.nn.Linear`` beside that does.
     members : int, optional
         E: an ensemble of E independent networks, trained side by side in the same products. Parameters have a
         first axis E; inputs and targets ``(T, E, N, ...)``, or shared by all members without it; outputs, states and
@@ -158,6 +161,7 @@ class RNN:
         bidirectional: bool = False,
         embedding_size: int | None = None,
         tied: bool = False,
+        bias: bool = True,
         members: int | None = None,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -185,6 +189,7 @@ class RNN:
             time_major=time_major,
             embedding_size=embedding_size,
             tied=tied,
+            bias=bias,
             dtype=dtype,
             seed=seed,
         )
@@ -193,6 +198,11 @@ class RNN:
         forget_bias = check_number("forget_bias", forget_bias, least=-np.inf)
         if forget_bias and architecture.cell.forget_gate is None:
             raise ValueError(f"forget_bias={forget_bias:g}, but cell={self.cell!r} has no forget gate; leave it at 0")
+        if forget_bias and not architecture.bias:
+            raise ValueError(
+                f"forget_bias={forget_bias:g}, but bias=False: there is no bias to add it to; leave it at 0, or leave "
+                "bias=True"
+            )
         if abs(forget_bias) > float(np.finfo(architecture.dtype).max):
             raise ValueError(f"forget_bias={forget_bias:g}; expected a number that {architecture.dtype} can hold")
         self.params = self._on(self.backend, architecture.initial_parameters(init, forget_bias))
@@ -235,6 +245,7 @@ class RNN:
     bidirectional = property(lambda self: self.architecture.bidirectional)
     embedding_size = property(lambda self: self.architecture.embedding_size)
     tied = property(lambda self: self.architecture.tied)
+    bias = property(lambda self: self.architecture.bias)
     members = property(lambda self: self.architecture.members)
     dtype = property(lambda self: self.architecture.dtype)
     dropout = option("dropout")
@@ -503,7 +514,7 @@ class RNN:
         recurrent_prefix, readout_prefix, embedding_prefix : str
             What the names of the recurrent module, of a ``Linear`` on top of it and of an ``Embedding`` in front of it
             begin with, as for :meth:`to_torch_state_dict`; no readout where there are none of the second, no embedding
-            where there are none of the third. Other names are an error.
+            where there are none of the third, ``bias=False`` where the first has no biases. Other names are an error.
         cell : {"tanh", "relu", "lstm", "gru"}, optional
             Follows from the shapes for an LSTM and a GRU; of a plain one only you know: ``"tanh"`` if left out.
         tied : bool

@@ -11,7 +11,7 @@ from .calls import Calls
 _OPTIONS = ("dropout", "recurrent_dropout", "output", "readout", "time_major", "seed")
 _AS_BUILT = (
     *("input_size", "hidden_size", "output_size", "num_layers", "bidirectional", "members"),
-    *("embedding_size", "tied"),
+    *("embedding_size", "tied", "bias"),
     *("init", "forget_bias"),
 )
 _BUILD = "build another network, ba.RNN(**rnn.config | {%r: …}, device=rnn.backend)"

@@ -76,11 +76,13 @@ def to_state_dict(
         own = architecture.of_layer(k, params)
         for side in range(architecture.directions):
             of = {name: value[side] if architecture.bidirectional else value for name, value in own.items()}
-            bias_hh = np.zeros_like(of["b_h"])
-            if "b_hn" in of:
-                bias_hh[-architecture.hidden_size :] = of["b_hn"]
-            values = (of["W_xh"], of["W_hh"], of["b_h"], bias_hh)
-            for part, value in zip(_PARTS, values, strict=True):
+            values = [of["W_xh"], of["W_hh"]]
+            if architecture.bias:
+                bias_hh = np.zeros_like(of["b_h"])
+                if "b_hn" in of:
+                    bias_hh[-architecture.hidden_size :] = of["b_hn"]
+                values += [of["b_h"], bias_hh]
+            for part, value in zip(_PARTS, values, strict=False):
                 state[prefixes.recurrent + _name(part, k, side)] = value
     if architecture.output_size is not None:
         W_hy = params["W_emb" if architecture.tied else "W_hy"]
@@ -116,6 +118,7 @@ def from_state_dict(
         bidirectional=directions == 2,
         embedding_size=embedding_size,
         tied=tied,
+        bias=given.has_biases,
         dtype=given.arrays["weight_hh_l0"].dtype.name,
         **options,
     )
@@ -142,12 +145,16 @@ class _Given:
     names: dict[str, str]
     recurrent_prefix: str
 
+    @property
+    def has_biases(self) -> bool:
+        """Whether layers have biases: there are none in modules made with bias=False."""
+        return any(name.startswith("bias_") for name in self.arrays)
+
     def check_complete(self) -> tuple[int, int]:
         """The numbers of layers and of directions, of which there is every part."""
         places = {(int(m[2]), m[3] is not None, m[1]) for m in map(_NAME.fullmatch, self.arrays) if m}
         layers, directions = 1 + max(k for k, _, _ in places), 1 + max(side for _, side, _ in places)
-        biases = any(part.startswith("bias") for _, _, part in places)  # none in modules made with bias=False
-        parts = _PARTS if biases else _PARTS[:2]
+        parts = _PARTS if self.has_biases else _PARTS[:2]
         # One by one: the first that is missing ends it, however large a number is in a name.
         for k, side, part in ((k, side, part) for k in range(layers) for side in range(directions) for part in parts):
             if (k, bool(side), part) not in places:
@@ -195,12 +202,16 @@ def _name(part: str, k: int, side: int) -> str:
 def _of_layer(given: _Given, k: int, side: int, architecture: Architecture) -> dict[str, HostArray]:
     """The parameters of one layer in one direction."""
     shapes = architecture.of_layer(k, architecture.shapes)
-    H, lead = architecture.hidden_size, len(architecture.shapes["l0.b_h"]) - 1
-    W_xh, W_hh, bias_ih, bias_hh = (
-        given.take(_name(part, k, side), shapes[name][lead:])
-        for part, name in zip(_PARTS, ("W_xh", "W_hh", "b_h", "b_h"), strict=True)
-    )
-    own = {"W_xh": W_xh, "W_hh": W_hh, "b_h": bias_ih + bias_hh}
+    H, lead = architecture.hidden_size, len(architecture.lead)
+
+    def taken(part: str, name: str) -> HostArray:
+        return given.take(_name(part, k, side), shapes[name][lead:])
+
+    own = {"W_xh": taken("weight_ih", "W_xh"), "W_hh": taken("weight_hh", "W_hh")}
+    if not architecture.bias:
+        return own
+    bias_ih, bias_hh = taken("bias_ih", "b_h"), taken("bias_hh", "b_h")
+    own["b_h"] = bias_ih + bias_hh
     if "b_hn" in shapes:
         own["b_h"][-H:] = bias_ih[-H:]
         own["b_hn"] = bias_hh[-H:]
