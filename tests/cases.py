@@ -158,6 +158,7 @@ SCHEDULED = [
     Case(T=30, budget=0.3, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.4, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.2, cell="gru", members=2, tokens=True, readout="last", lengths=(30, 0, 4, 21)),
+    Case(T=30, budget=0.1, cell="gru_reset_before", recurrent_dropout=0.4, layers=2, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, truncate=11, weights=True),
     Case(T=45, segment=100, backward="parallel"),
     Case(T=45, segment=30, backward="parallel", cell="relu", lengths=(45, 0, 4, 31)),
@@ -169,7 +170,7 @@ SCHEDULED = [
 ]
 GATED = [
     Case(cell=cell, **more)
-    for cell in ("lstm", "gru")
+    for cell in ("lstm", "gru", "gru_reset_before")
     for more in (
         {},
         {"segment": 100},
@@ -183,6 +184,8 @@ STACKED = [
     Case(layers=2),
     Case(layers=3, cell="gru", lengths=LENGTHS, segment=3),
     Case(layers=2, cell="lstm", tokens=True, readout="last", output_size=False),
+    Case(layers=2, cell="gru_reset_before", bidirectional=True, lengths=LENGTHS, tokens=True),
+    Case(members=2, shared=False, cell="gru_reset_before", layers=2, weights=True),
     Case(bidirectional=True),
     Case(bidirectional=True, lengths=LENGTHS, tokens=True),
     Case(bidirectional=True, output_size=False),
@@ -206,6 +209,8 @@ DROPPED = [
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, cell="lstm", lengths=LENGTHS),
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, cell="gru", bidirectional=True, lengths=LENGTHS),
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, members=2, readout="last"),
+    Case(recurrent_dropout=0.4, cell="gru_reset_before", lengths=LENGTHS),
+    Case(layers=2, dropout=0.3, recurrent_dropout=0.3, cell="gru_reset_before", members=2, bidirectional=True),
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, members=2, bidirectional=True, cell="lstm", tokens=True),
 ]
 TRUNCATED = [
@@ -218,6 +223,7 @@ TRUNCATED = [
     Case(truncate=3, readout="last", lengths=LENGTHS),
     Case(truncate=2, tokens=True, output="softmax", loss="cross_entropy", target="classes"),
     Case(truncate=3, cell="lstm", layers=2, lengths=LENGTHS),
+    Case(truncate=3, cell="gru_reset_before", layers=2, lengths=LENGTHS, recurrent_dropout=0.3),
     Case(truncate=2, cell="gru", members=2, readout="last", lengths=LENGTHS, recurrent_dropout=0.3),
 ]
 
@@ -238,7 +244,7 @@ def any_case(draw_):
     layers, bidirectional = draw_(st.sampled_from([1, 1, 2, 3])), draw_(st.booleans())
     rates = st.sampled_from([0.0, 0.0, 0.25, 0.5])
     return Case(
-        cell=draw_(st.sampled_from(["tanh", "relu", "lstm", "gru"])),
+        cell=draw_(st.sampled_from(["tanh", "relu", "lstm", "gru", "gru_reset_before"])),
         layers=layers,
         bidirectional=bidirectional,
         members=draw_(st.sampled_from([None, None, 1, 2, 3])),
@@ -273,7 +279,9 @@ def cubic(y, target):
     return array_namespace(y).sum(difference**3, axis=-1) / 3, difference**2
 
 
-GATES = {"lstm": 4, "gru": 3, "update gate": 2}
+GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "update gate": 2}
+#: Gates that W_hh is for, where they are not all.
+RECURRENT_GATES = {"gru_reset_before": 2}
 
 
 def draw(case):
@@ -291,11 +299,13 @@ def draw(case):
         inputs = case.H * case.directions if k else case.I
         params |= {
             f"l{k}.W_xh": normal(*members, *sides, rows, inputs) * 0.7,
-            f"l{k}.W_hh": normal(*members, *sides, rows, H) * 0.9 / H**0.5,
+            f"l{k}.W_hh": normal(*members, *sides, RECURRENT_GATES.get(case.cell, rows // H) * H, H) * 0.9 / H**0.5,
             f"l{k}.b_h": normal(*members, *sides, rows) * 0.3,
         }
         if case.cell == "gru":
             params[f"l{k}.b_hn"] = normal(*members, *sides, H) * 0.3
+        if case.cell == "gru_reset_before":
+            params[f"l{k}.W_hn"] = normal(*members, *sides, H, H) * 0.9 / H**0.5
     if case.output_size:
         params |= {"W_hy": normal(*members, case.O, H * case.directions), "b_y": normal(*members, case.O) * 0.3}
     time = (case.T,) if case.readout == "every" else ()

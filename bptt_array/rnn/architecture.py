@@ -173,7 +173,8 @@ class Architecture:
         shapes: Shapes = {}
         for k in range(self.num_layers):
             inputs = D * H if k else self.input_size
-            own = {"W_xh": (rows, inputs), "W_hh": (rows, H), "b_h": (rows,), **self.cell.own_parameters(H)}
+            own = {"W_xh": (rows, inputs), "W_hh": (self.cell.gates_of_state * H, H), "b_h": (rows,)}
+            own |= self.cell.own_parameters(H)
             shapes |= {f"l{k}.{name}": (*sides, *shape) for name, shape in own.items()}
         if self.output_size is not None:
             shapes |= {"W_hy": (self.output_size, D * H), "b_y": (self.output_size,)}
@@ -189,7 +190,7 @@ class Architecture:
         """
         self._check_fits()
         drawn = [
-            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size)
+            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size, self.cell.of_state)
             for k in range(self.members or 1)
         ]
         if (gate := self.cell.forget_gate) is not None:
