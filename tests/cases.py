@@ -213,6 +213,7 @@ SCHEDULED = [
     Case(T=30, budget=0.3, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.4, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.2, cell="gru", members=2, tokens=True, readout="last", lengths=(30, 0, 4, 21)),
+    Case(T=30, budget=0.1, cell="gru_reset_before", recurrent_dropout=0.4, layers=2, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, truncate=11, weights=True),
     Case(T=30, budget=0.0, **SOFTMAX, ignored=-100, class_weights=True, smoothing=0.1, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, loss="huber", weights=True, reduction="weighted_mean"),
@@ -226,7 +227,7 @@ SCHEDULED = [
 ]
 GATED = [
     Case(cell=cell, **more)
-    for cell in ("lstm", "gru")
+    for cell in ("lstm", "gru", "gru_reset_before")
     for more in (
         {},
         {"segment": 100},
@@ -240,6 +241,8 @@ STACKED = [
     Case(layers=2),
     Case(layers=3, cell="gru", lengths=LENGTHS, segment=3),
     Case(layers=2, cell="lstm", tokens=True, readout="last", output_size=False),
+    Case(layers=2, cell="gru_reset_before", bidirectional=True, lengths=LENGTHS, tokens=True),
+    Case(members=2, shared=False, cell="gru_reset_before", layers=2, weights=True),
     Case(bidirectional=True),
     Case(bidirectional=True, lengths=LENGTHS, tokens=True),
     Case(bidirectional=True, output_size=False),
@@ -268,6 +271,8 @@ DROPPED = [
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, cell="lstm", lengths=LENGTHS),
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, cell="gru", bidirectional=True, lengths=LENGTHS),
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, members=2, readout="last"),
+    Case(recurrent_dropout=0.4, cell="gru_reset_before", lengths=LENGTHS),
+    Case(layers=2, dropout=0.3, recurrent_dropout=0.3, cell="gru_reset_before", members=2, bidirectional=True),
     Case(layers=2, dropout=0.3, recurrent_dropout=0.3, members=2, bidirectional=True, cell="lstm", tokens=True),
 ]
 EMBEDDED = [
@@ -305,6 +310,7 @@ TRUNCATED = [
     Case(truncate=3, readout="last", lengths=LENGTHS),
     Case(truncate=2, tokens=True, output="softmax", loss="cross_entropy", target="classes"),
     Case(truncate=3, cell="lstm", layers=2, lengths=LENGTHS),
+    Case(truncate=3, cell="gru_reset_before", layers=2, lengths=LENGTHS, recurrent_dropout=0.3),
     Case(truncate=2, cell="gru", members=2, readout="last", lengths=LENGTHS, recurrent_dropout=0.3),
 ]
 
@@ -332,7 +338,7 @@ def any_case(draw_):
         embedding, sizes["O"] = sizes["H"] * (1 + bidirectional), sizes["I"]
     rates = st.sampled_from([0.0, 0.0, 0.25, 0.5])
     return Case(
-        cell=draw_(st.sampled_from(["tanh", "relu", "lstm", "gru"])),
+        cell=draw_(st.sampled_from(["tanh", "relu", "lstm", "gru", "gru_reset_before"])),
         layers=layers,
         bidirectional=bidirectional,
         members=draw_(st.sampled_from([None, None, 1, 2, 3])),
@@ -385,7 +391,9 @@ def cubic(y, target):
     return array_namespace(y).sum(difference**3, axis=-1) / 3, difference**2
 
 
-GATES = {"lstm": 4, "gru": 3, "update gate": 2}
+GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "update gate": 2}
+#: Gates that W_hh is for, where they are not all.
+RECURRENT_GATES = {"gru_reset_before": 2}
 
 
 def draw(case):
@@ -405,12 +413,14 @@ def draw(case):
         inputs = case.H * case.directions if k else case.embedding or case.I
         params |= {
             f"l{k}.W_xh": normal(*members, *sides, rows, inputs) * 0.7,
-            f"l{k}.W_hh": normal(*members, *sides, rows, H) * 0.9 / H**0.5,
+            f"l{k}.W_hh": normal(*members, *sides, RECURRENT_GATES.get(case.cell, rows // H) * H, H) * 0.9 / H**0.5,
         }
         if case.bias:
             params[f"l{k}.b_h"] = normal(*members, *sides, rows) * 0.3
         if case.cell == "gru" and case.bias:
             params[f"l{k}.b_hn"] = normal(*members, *sides, H) * 0.3
+        if case.cell == "gru_reset_before":
+            params[f"l{k}.W_hn"] = normal(*members, *sides, H, H) * 0.9 / H**0.5
     if case.output_size:
         if not case.tied:
             params["W_hy"] = normal(*members, case.O, H * case.directions)

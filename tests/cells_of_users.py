@@ -4,8 +4,8 @@ from test_docs import cell_of_the_page
 
 import bptt_array as ba
 
-#: The cell that ``equations/README.md`` shows.
-UpdateGate = cell_of_the_page()
+#: The cells that ``equations/README.md`` shows.
+UpdateGate, MinimalGate = cell_of_the_page(), cell_of_the_page("MinimalGate")
 
 
 def column(param):
@@ -152,4 +152,52 @@ class Softsign(ba.Cell):
         return step_
 
 
-CELLS_OF_USERS = {cell.name: cell for cell in (UpdateGate, Peephole, Leaky, Softsign)}
+class DeepTransition(ba.Cell):
+    """``h_t = tanh(z_t + V y_t)``, ``y_t = tanh(U h_{t-1})`` (Pascanu et al., 2014), with twice as many y as h.
+
+    Two more products in every step, of other widths than the state's; only that with U is of the state.
+    """
+
+    name, keeps, slopes, of_state = "deep transition", 2, 2, ("U",)
+
+    def own_parameters(self, hidden_size):
+        return {"U": (2 * hidden_size, hidden_size), "V": (hidden_size, 2 * hidden_size)}
+
+    def forward_(self, backend, params, product):
+        add_product, add_V, (product_U, of_U) = product.adding(), product.of("V").adding(), product.of("U").writing()
+        xp = backend.xp
+
+        def step_(z, h_before, h, kept):
+            product_U(h_before)
+            y, H = xp.tanh(of_U), h.shape[-1]
+            kept[0, ...], kept[1, ...] = y[..., :H], y[..., H:]
+            add_product(z, h_before)
+            add_V(z, y)
+            h[...] = xp.tanh(z)
+
+        return step_
+
+    def slopes_(self, backend, slopes, dz, tape):
+        return tape.h, tape.kept, slopes
+
+    def backward_(self, backend, params, product):
+        add_product, add_U, (product_V, dy) = product.adding(), product.of("U").adding(), product.of("V").writing()
+        xp = backend.xp
+
+        def step_(dz, dh, dh_before, h, kept, slopes):
+            dz[...] = (1 - h * h) * dh
+            product_V(dz)
+            y, H = xp.concat([kept[0, ...], kept[1, ...]], axis=-1), h.shape[-1]
+            da = (1 - y * y) * dy
+            slopes[0, ...], slopes[1, ...] = da[..., :H], da[..., H:]
+            add_U(dh_before, da)
+            add_product(dh_before, dz)
+
+        return step_
+
+    def finish_(self, backend, slopes, dz, dh, tape):
+        da, y = (backend.xp.concat([a[:, 0, ...], a[:, 1, ...]], axis=-1) for a in (slopes, tape.kept))
+        return {"U": (da, tape.h_before), "V": (dz, y)}
+
+
+CELLS_OF_USERS = {cell.name: cell for cell in (UpdateGate, Peephole, Leaky, Softsign, MinimalGate, DeepTransition)}

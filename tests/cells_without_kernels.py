@@ -259,6 +259,8 @@ REFUSED = {
     "writes to dh": (_backward_of(_writes_dh), "backward_ writes to dh", None),
     "multiplies another dz": (_backward_of(_other_dz), "multiplies W_hh\\^T by something else than the dz it leaves", None),
     # parameters of its own
+    "a second product": (_own(lambda H: (H, H)), "a step has a product with s; a kernel has one with W_hh alone", None),
+    "fewer gates": ({"gates": 2, "recurrent_gates": 1}, "recurrent_gates=1; a kernel has a part of W_hh for every gate", None),
     "shared parameter": (_own(lambda H: (1,)), "s has not a whole number of values for each unit", None),
     "unused parameter": (_own(lambda H: (H,)), "finish_ returned gradients of \\[\\]; expected those of \\['s'\\]", None),
     "unwritten gradient": (_own(lambda H: (H,), **_finish(lambda xp, dz, dh, tape: {"s": xp.empty_like(dz)})), "leaves numbers of the gradient of s unwritten", None),

@@ -25,8 +25,12 @@ from bptt_array.rnn.cells import CELLS as OF_LIBRARY
 
 #: Of the largest entry of an array.
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
-#: The cells that have kernels, by name.
-CELLS = OF_LIBRARY | {name: cell() for name, cell in CELLS_OF_USERS.items()}
+#: The cells that have kernels, by name: those without a product of their own in every step.
+CELLS = {
+    name: cell
+    for name, cell in (OF_LIBRARY | {name: cell() for name, cell in CELLS_OF_USERS.items()}).items()
+    if all(len(shape) == 1 for shape in cell.own_parameters(1).values())
+}
 
 
 class Shape(NamedTuple):

@@ -63,6 +63,9 @@ def step(np, cell, W, x, h, c, mask, pre):
     if cell == "gru":  # r, z, n
         n = np.tanh(of_x[gate[2]] + sigmoid(0) * (of_h[gate[2]] + W.get("b_hn", 0.0)))
         return (1 - sigmoid(1)) * n + sigmoid(1) * h, c
+    if cell == "gru_reset_before":
+        n = np.tanh(of_x[gate[2]] + np.dot(W["W_hn"], sigmoid(0) * h * mask))
+        return (1 - sigmoid(1)) * n + sigmoid(1) * h, c
     assert cell == "update gate"  # the tests' own cell
     u = sigmoid(0)
     return u * h + (1 - u) * np.tanh(of_x[gate[1]] + of_h[gate[1]]), c

@@ -158,14 +158,31 @@ def test_cells_that_do_not_fit_together_say_why():
         return type("Odd", (ba.equations.GRU,), {"name": "odd", **attributes})()
 
     with pytest.raises(
-        ValueError, match=r"<cell 'odd'> has own parameters of shapes \{'U': \(2, 2\)\}; expected vectors"
+        ValueError, match=r"<cell 'odd'> has own parameters of shapes \{'U': \(2, 2, 2\)\}; expected vectors \(M,\) or"
     ):
-        ba.RNN(2, 2, cell=cell(own_parameters=lambda self, H: {"U": (H, H)}))
+        ba.RNN(2, 2, cell=cell(own_parameters=lambda self, H: {"U": (H, H, H)}))
+    for own in ({"U": (2,)}, {}, {"U": (2, 3)}, {"U": (3, 2)}):
+        with pytest.raises(
+            ValueError, match=r"<cell 'odd'> has of_state=\('U',\), but own_parameters\(2\) says .*expected m"
+        ):
+            ba.RNN(2, 2, cell=cell(of_state=("U",), own_parameters=lambda self, H, own=own: own))
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=rf"has recurrent_gates={count} of gates=3; expected 1 to 3, or None for"):
+            ba.RNN(2, 2, cell=cell(recurrent_gates=count))
     with pytest.raises(ValueError, match=r"<cell 'odd'> works in place with gates=3 and keeps=4; expected 1 and 0"):
         ba.RNN(2, 2, cell=cell(in_place=True))
     rnn = ba.RNN(2, 2, cell=cell(finish_=lambda self, *args: {}), dtype="float64")
     with pytest.raises(ValueError, match=r"finish_ of <cell 'odd'> returned gradients of \[\]; expected .*'b_hn'"):
         rnn.loss_and_grad(np.ones((2, 2, 2)), np.ones((2, 2, 2)))
+    of_a_vector = {"own_parameters": lambda self, H: {"b": (H,)}, "finish_": lambda self, *a: {"b": (a[2], a[2])}}
+    of_a_matrix = {"own_parameters": lambda self, H: {"W": (H, H)}, "finish_": lambda self, *a: {"W": a[2]}}
+    for attributes, said in (
+        (of_a_vector, r"2 array\(s\) for b \(2,\); expected one array"),
+        (of_a_matrix, r"1 array\(s\) for W \(2, 2\); expected a pair dz, a of its factors"),
+    ):
+        odd = type("Odd", (Residual,), {"name": "odd", **attributes})()
+        with pytest.raises(ValueError, match=rf"finish_ of <cell 'odd'> returned {said}"):
+            ba.RNN(2, 2, cell=odd, dtype="float64").loss_and_grad(np.ones((2, 2, 2)), np.ones((2, 2, 2)))
 
 
 def test_a_cell_without_a_step_says_which_it_lacks():
@@ -245,10 +262,12 @@ def test_the_forget_bias_is_that_of_the_forget_gate_alone():
 
 
 @pytest.mark.parametrize("init", ["orthogonal", "identity"])
-@pytest.mark.parametrize(("cell", "gates"), [("lstm", 4), ("gru", 3), ("tanh", 1)])
+@pytest.mark.parametrize(("cell", "gates"), [("lstm", 4), ("gru", 3), ("tanh", 1), ("gru_reset_before", 3)])
 def test_every_gate_has_a_recurrent_matrix_of_its_own(cell, gates, init):
     rnn = ba.RNN(3, 8, cell=cell, init=init, bidirectional=True, dtype="float64")
-    matrices = rnn.params["l0.W_hh"].reshape(2 * gates, 8, 8)
+    matrices = [rnn.params[f"l0.{name}"].reshape(-1, 8, 8) for name in ("W_hh", "W_hn") if f"l0.{name}" in rnn.params]
+    matrices = np.concatenate(matrices)
+    assert len(matrices) == 2 * gates
     for k, W in enumerate(matrices):
         assert np.allclose(W @ W.T, np.eye(8), atol=1e-13)
         others = [other for n, other in enumerate(matrices) if n != k]

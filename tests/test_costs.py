@@ -89,7 +89,7 @@ def counted(request):
 
 
 #: The most operations of a time step on any namespace, forward and backward: the product, its sum, and the cell.
-OPERATIONS = {"tanh": (4, 5), "relu": (4, 5), "lstm": (17, 16), "gru": (20, 7)}
+OPERATIONS = {"tanh": (4, 5), "relu": (4, 5), "lstm": (17, 16), "gru": (20, 7), "gru_reset_before": (21, 21)}
 
 
 @pytest.mark.parametrize("cell", OPERATIONS)
@@ -124,7 +124,7 @@ def test_nothing_is_allocated_per_time_step_on_numpy(name, members):
     def normal(*shape):
         return rng.standard_normal(shape).astype("float32")
 
-    params = {"W_hh": normal(*lead, cell.gates * H, H) / 32, "b_h": normal(*lead, cell.gates * H)}
+    params = {"W_hh": normal(*lead, cell.gates_of_state * H, H) / 32, "b_h": normal(*lead, cell.gates * H)}
     params |= {name: normal(*lead, *shape) for name, shape in cell.own_parameters(H).items()}
     tape = Tape(
         tuple(normal(S + 1, *lead, N, H) for _ in cell.states),
@@ -132,11 +132,12 @@ def test_nothing_is_allocated_per_time_step_on_numpy(name, members):
     )
     z, W = None if cell.in_place else normal(S, *lead, N, cell.gates * H), params["W_hh"].mT
     if cell.apart(backend):
-        z, W = tape.kept[:, : cell.gates], by_gate(backend, W, cell.gates)
+        z, W = tape.kept[:, : cell.gates], by_gate(backend, W, cell.gates_of_state)
     dstates, dz = tuple(state.copy() for state in tape.states), normal(S, *lead, N, cell.gates * H)
     slopes = normal(S, cell.slopes, *lead, N, H) if cell.slopes else None
-    forward = cell.forward_(backend, params, StateProduct(backend, W, (*lead, N), S))
-    backward = cell.backward_(backend, params, StateProduct(backend, params["W_hh"], (*lead, N), S, backward=True))
+    forward = cell.forward_(backend, params, StateProduct(backend, W, (*lead, N), S, None, params))
+    product = StateProduct(backend, params["W_hh"], (*lead, N), S, None, params, backward=True)
+    backward = cell.backward_(backend, params, product)
 
     def peak(call):
         call()

@@ -77,6 +77,7 @@ def pool():
         {"cell": "relu"},
         {"cell": "lstm", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3},
         {"cell": "gru", "members": 3, "recurrent_dropout": 0.3},
+        {"cell": "gru_reset_before", "recurrent_dropout": 0.3},
         {"cell": "lstm", "bidirectional": True},
     ],
     ids=lambda more: "-".join(map(str, more.values())),
@@ -349,6 +350,21 @@ def test_each_time_step_is_one_product_and_few_launches_each_way(device, cell, e
 
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
+@pytest.mark.parametrize(("axes", "forward_each", "each"), [({}, 3, 5), ({"members": 3}, 3, 6)], ids=str)
+def test_a_second_product_in_every_step_is_a_launch_more_and_no_copy(device, axes, forward_each, each, pool):
+    """Forward gates, r h, state; backward what stands before the product with ``W_hn`` and what comes after it."""
+    rnn = network(device, cell="gru_reset_before", **axes)
+    assert "a step has a product with W_hn; a kernel has one with W_hh alone" in rnn.kernels(N)["l0 forward"]
+    x, target = rnn.asarray(tokens(0)), rnn.asarray(tokens(1))
+    with rnn.backend.active():
+        forward = lambda steps: rnn(x[:steps, ...])  # noqa: E731
+        both = lambda steps: rnn.loss_and_grad(x[:steps, ...], target[:steps, ...], "cross_entropy")  # noqa: E731
+        assert on_every_step(forward, lambda steps: steps, pool) == (2, forward_each, 0, 0)
+        assert on_every_step(both, lambda steps: steps, pool) == (4, each, 0, 0)
+
+
+@pytest.mark.parametrize("device", cuda)
+@needs_counters
 @pytest.mark.parametrize(
     "axes", [{"members": 3}, {"bidirectional": True}, {"members": 3, "bidirectional": True}], ids=str
 )
@@ -441,7 +457,7 @@ def test_fused_updates_are_the_portable_ones(device, dtype, shape):
 
 @pytest.mark.parametrize("device", cuda)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru", "gru_reset_before"])
 @pytest.mark.parametrize("shape", [(7, 4, 8), (1, 1, 1), (3, 1, 5), (5, 6, 1)], ids=str)
 def test_the_fallback_without_gemm_gives_the_same_numbers(device, dtype, shape, cell):
     steps, sequences, hidden = shape

@@ -342,6 +342,7 @@ EVERYWHERE = [
     Case(cell="lstm", layers=2, bidirectional=True, members=2, lengths=LENGTHS, shared=False),
     Case(cell="gru", bidirectional=True, lengths=LENGTHS),
     Case(members=3, tokens=True),
+    Case(cell="gru_reset_before", layers=2, lengths=LENGTHS),
 ]
 
 
@@ -750,7 +751,7 @@ def of_member(name, value, k):
     return np.take(value, k, (4 if "per_loss" in name else 3) if axis is None else axis)
 
 
-@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru", "gru_reset_before"])
 @pytest.mark.parametrize("size", [1e30, np.nan])
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
 def test_a_member_at_the_extremes_changes_nothing_of_the_others(cell, size):

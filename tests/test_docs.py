@@ -29,7 +29,7 @@ PAGES = {
     "bptt_array/data/README.md": 2,
     "bptt_array/diagnostics/README.md": 1,
     "bptt_array/distributed/README.md": 2,
-    "bptt_array/equations/README.md": 2,
+    "bptt_array/equations/README.md": 3,
     "bptt_array/kernels/README.md": 0,
     "bptt_array/optimizers/README.md": 1,
     "bptt_array/rnn/README.md": 7,
@@ -55,12 +55,12 @@ def blocks(language, page):
     return re.findall(rf"```{language}\n(.*?)```", text_of(page), re.DOTALL)
 
 
-def cell_of_the_page():
-    """The class of the cell that ``equations/README.md`` shows."""
-    [example] = [block for block in blocks("python", "bptt_array/equations/README.md") if "class UpdateGate" in block]
-    namespace = {}
+def cell_of_the_page(name="UpdateGate"):
+    """The class of a cell that ``equations/README.md`` shows."""
+    [example] = [block for block in blocks("python", "bptt_array/equations/README.md") if f"class {name}" in block]
+    namespace = {"ba": bptt_array}
     exec(example.partition("\n\n\nown = ")[0], namespace)
-    return namespace["UpdateGate"]
+    return namespace[name]
 
 
 # ---- docstrings -------------------------------------------------------------------------------------------

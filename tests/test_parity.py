@@ -196,7 +196,7 @@ def test_a_cuda_device_passes_the_table(device):
     assert [row for row in ba.compare_devices(device) if not row.ok] == []
 
 
-@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru", "gru_reset_before"])
 @pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
 def test_members_side_by_side_are_single_networks(make_backend, dtype, cell):
     """Member k of an ensemble, on any backend, equals the single network with that seed on NumPy in float64."""

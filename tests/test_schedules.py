@@ -12,6 +12,7 @@ from math import comb
 import numpy as np
 import pytest
 from cases import Case, any_case, backward_options, draw, flat_gradients, make, options, plan_options, smallest_budget
+from cells_of_users import CELLS_OF_USERS
 from conftest import backends_and_dtypes, examples
 from gradients import check_two_periods
 from hypothesis import example, given, settings
@@ -418,6 +419,8 @@ KINDS = [
     {"cell": "lstm", "lengths": True},
     {"cell": "gru", "members": 3},
     {"cell": "gru", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
+    {"cell": "gru_reset_before", "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
+    {"cell": "gru_reset_before", "members": 3, "lengths": True},
     {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": "int64"},
     {"tokens": "int64", "embedding_size": 40},
     {"cell": "gru", "bias": False, "lengths": True},
@@ -542,7 +545,7 @@ TERMS = {
     "results of products": (
         (3, 4000, 1, 8, 1),
         {"num_layers": 8, "cell": "gru", "call": {"truncate": 1}},
-        "self.layers * (2 * self.gates + 1 + self.cell.keeps) * self.row",
+        "self.layers * (2 * self.gates + 1 + self.cell.keeps + own) * self.row",
         "0",
     ),
     "dx": ((1000, 8, 100, 4, 1), {"call": {"input_grad": True, "truncate": 10}}, "count += dx if", "count += 0 if"),
@@ -636,7 +639,7 @@ TERMS = {
     "masked states": (
         (200, 50, 1, 50, 1),
         {"recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
-        "            count += self.row\n",
+        "            count += (1 + len(self.cell.of_state)) * self.row\n",
         "            pass\n",
     ),
     "outputs and their derivatives": ((200, 20, 1, 4, 200), {}, "else known.arrays", "else 0"),
@@ -684,6 +687,12 @@ SMALL_TERMS = {
         "count += self.own * self.row * (2 if self.stacked else 1)",
         "pass",
     ),
+    "what products with own matrices are given and give": (
+        (3, 4000, 1, 8, 1),
+        {"num_layers": 8, "cell": CELLS_OF_USERS["deep transition"](), "call": {"truncate": 1}},
+        "own = 2 * sum(self.matrices.values())",
+        "own = 0",
+    ),
     "copies of stacked outputs and states": (
         (200, 60, 1, 50, 100),
         {"members": 2},
@@ -724,7 +733,7 @@ ADDED = {
     "masks of the state": (
         *DEEP,
         {"recurrent_dropout": 0.3, "call": {"truncate": 1, "dropout_seed": 1}},
-        "3 * self.layers * self.row",
+        "(1 + masked) * self.layers * self.row",
         "0",
     ),
     "last states of padding": (

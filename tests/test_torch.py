@@ -717,3 +717,90 @@ def test_weights_that_a_module_computes_come_as_the_error_says(how, at):
     rnn = ba.RNN.from_torch_state_dict(theirs.state_dict())
     x = np.random.default_rng(0).standard_normal((5, 2, rnn.input_size))
     assert np.allclose(rnn(x)[0], outputs(theirs, x), atol=1e-12)
+
+
+# ---- cells that PyTorch has no module for -------------------------------------------------------------------
+
+
+def _gru_reset_before(torch, z, W, h, c):
+    H = h.shape[-1]
+    r, u = torch.sigmoid(z[:, : 2 * H] + h @ W["W_hh"].T).chunk(2, -1)
+    n = torch.tanh(z[:, 2 * H :] + (r * h) @ W["W_hn"].T)
+    return (1 - u) * n + u * h, c
+
+
+def _peephole(torch, z, W, h, c):
+    (z_i, z_f, z_g, z_o), (p_i, p_f, p_o) = (z + h @ W["W_hh"].T).chunk(4, -1), W["p"].chunk(3)
+    c = torch.sigmoid(z_f + p_f * c) * c + torch.sigmoid(z_i + p_i * c) * torch.tanh(z_g)
+    return torch.sigmoid(z_o + p_o * c) * torch.tanh(c), c
+
+
+def _minimal_gate(torch, z, W, h, c):
+    z_f, z_a = z.chunk(2, -1)
+    f = torch.sigmoid(z_f + h @ W["W_hh"].T)
+    return (1 - f) * h + f * torch.tanh(z_a + (f * h) @ W["W_ha"].T), c
+
+
+def _deep_transition(torch, z, W, h, c):
+    return torch.tanh(z + h @ W["W_hh"].T + torch.tanh(h @ W["U"].T) @ W["V"].T), c
+
+
+STEPS = {
+    "gru_reset_before": _gru_reset_before,
+    "peephole": _peephole,
+    "minimal gate": _minimal_gate,
+    "deep transition": _deep_transition,
+}
+
+
+def steps_in_torch(rnn, given, states, lengths):
+    """A run of autograd's over the step of :data:`STEPS`, sequence by sequence; one direction, any layers."""
+    import torch
+
+    params = {name: torch.tensor(value, requires_grad=True) for name, value in rnn.params.items()}
+    x = torch.tensor(given["x"], requires_grad=True)
+    first = {name: torch.tensor(given[name], requires_grad=True) for name in states}
+    step, last = STEPS[rnn.architecture.cell.name], {name: [] for name in states}
+    hidden = [[x[t, n : n + 1] for t in range(T if lengths is None else lengths[n])] for n in range(N)]
+    for k in range(rnn.num_layers):
+        W = {name[3:]: value for name, value in params.items() if name.startswith(f"l{k}.")}
+        ends, above = [], []
+        for n in range(N):
+            h, c = (first[name][k, 0, n : n + 1] if name in first else None for name in ("h", "c"))
+            rows = []
+            for below in hidden[n]:
+                h, c = step(torch, below @ W["W_xh"].T + W["b_h"], W, h, c)
+                rows.append(h)
+            ends.append((h, c))
+            above.append(rows)
+        hidden = above
+        for of_state, name in enumerate(states):
+            last[name].append(torch.cat([end[of_state] for end in ends])[None])
+    y = torch.zeros(T, N, O, dtype=torch.float64)
+    for n, rows in enumerate(hidden):
+        y[: len(rows), n] = torch.cat(rows) @ params["W_hy"].T + params["b_y"]
+    last = {name: torch.stack(value) for name, value in last.items()}
+    valid = torch.tensor([[t < len(rows) for rows in hidden] for t in range(T)])
+    loss = (y * torch.from_numpy(given["dy"]))[valid].sum()
+    for name in states:
+        loss = loss + (last[name] * torch.from_numpy(given["d" + name])).sum()
+    loss.backward()
+    arrays = {"y": y.detach().numpy(), "dx": x.grad.numpy()}
+    for name in states:
+        arrays |= {f"last {name}": last[name].detach().numpy(), f"d initial {name}": first[name].grad.numpy()}
+    return Run(arrays | {name: value.grad.numpy() for name, value in params.items()})
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("name", STEPS)
+def test_cells_that_torch_has_not_have_the_gradients_of_its_autograd(name, lengths):
+    from cells_of_users import CELLS_OF_USERS
+
+    rnn = ba.RNN(
+        I, H, O, cell=CELLS_OF_USERS[name]() if name in CELLS_OF_USERS else name, num_layers=2, dtype="float64"
+    )
+    rng = np.random.default_rng(1)
+    for value in rnn.params.values():
+        value[...] = rng.standard_normal(value.shape) * 0.5
+    given, states = inputs("lstm" if rnn.architecture.cell.has_c else "gru", 2, False, "float64")
+    run_ours(rnn, given, states, lengths).assert_near(steps_in_torch(rnn, given, states, lengths), 1e-11)

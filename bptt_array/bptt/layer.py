@@ -14,12 +14,12 @@ from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..backend.portable import Array, Backend
-from ..equations.cell import Cell, Step, Tape, by_gate, rows_by_gate
+from ..equations.cell import Cell, OwnGradients, Step, Tape, by_gate, rows_by_gate
 from ..equations.long_sums import Sums, Waiting, add_rows
 from ..equations.parallel import backward_parallel_
 from ..equations.recurrence import backward_, forward_, project_
 from ..equations.state_product import StateProduct
-from ..equations.sums import add_weight_sums, flat
+from ..equations.sums import add_weight_sum, add_weight_sums, flat
 from ..equations.token_sums import TokenSums, Unfinished
 from ..schedules.chunks import best_chunks
 from . import chunk_times
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from ..kernels.segments import BackwardKernel, ForwardKernel
 
 States = tuple[Array, ...]
-Finish = Callable[[], dict[str, Array]]
+Finish = Callable[[], OwnGradients]
 
 
 class Layer(NamedTuple):
-    """A cell and its parameters: ``W_xh (..., G*H, I)``, ``W_hh (..., G*H, H)``, ``b_h (..., G*H)`` and its own.
+    """A cell and its parameters: ``W_xh (..., G*H, I)``, ``W_hh (..., R*H, H)``, ``b_h (..., G*H)`` and its own.
 
     ``zeros``: which of them are no parameters, but zeros in the place of biases that the network has not.
     """
@@ -54,9 +54,15 @@ class Layer(NamedTuple):
 
     def step_forward(self, backend: Backend, rows: tuple[int, ...], steps: int, mask: Array | None = None) -> Step:
         """The cell's step with these parameters, for states of ``rows (..., N)``, to be called ``steps`` times."""
-        W = self.params["W_hh"].mT
-        W = by_gate(backend, W, self.cell.gates) if self.cell.apart(backend) else W  # (G, ..., H, H)
-        return self.cell.forward_(backend, self.params, StateProduct(backend, W, rows, steps, mask))
+        cell, params, W = self.cell, self.params, self.params["W_hh"].mT
+        W = by_gate(backend, W, cell.gates_of_state) if cell.apart(backend) else W  # (R, ..., H, H)
+        return cell.forward_(backend, params, StateProduct(backend, W, rows, steps, mask, params, cell.of_state))
+
+    def step_backward(self, backend: Backend, rows: tuple[int, ...], steps: int, mask: Array | None = None) -> Step:
+        """The same of ``cell.backward_``."""
+        cell, params = self.cell, self.params
+        product = StateProduct(backend, params["W_hh"], rows, steps, mask, params, cell.of_state, backward=True)
+        return cell.backward_(backend, params, product)
 
     def bias(self, backend: Backend, N: int) -> Array | None:
         """``b_h (..., 1, G*H)``; on NumPy, which adds arrays of one shape faster, for each sequence; by gate, if so."""
@@ -274,8 +280,7 @@ class LayerBackward:
 
             self._kernel = BackwardKernel.find(backend, layer.cell, layer.params, row, forward.mask)
         if self._kernel is None:
-            product = StateProduct(backend, layer.params["W_hh"], row[:-1], forward.T, forward.mask, backward=True)
-            self._step = layer.cell.backward_(backend, layer.params, product)
+            self._step = layer.step_backward(backend, row[:-1], forward.T, forward.mask)
 
     def _rows_of_states(self, steps: int) -> States:
         """Rows for the gradients of the states before and after the steps of a segment, ``(S+1, ..., N, H)``."""
@@ -362,6 +367,7 @@ class LayerBackward:
         if self.forward.tokens and self._by_token is None:
             x = backend.one_hot(x, params["W_xh"].shape[-1], dz.dtype)
         rows = flat(backend, dz, ndim)
+        of_h = rows if cell.recurrent_gates is None else rows[..., : params["W_hh"].shape[-2]]
 
         def of_input() -> Array:
             self._sum_up_own(finish_())
@@ -369,23 +375,34 @@ class LayerBackward:
             return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
 
         bias = "b_h" not in zeros
-        add_weight_sums(backend, self._sums, rows, h_before, x, of_input, self._by_token, bias=bias)
+        add_weight_sums(backend, self._sums, of_h, h_before, x, of_input, self._by_token, bias=bias)
         self._sums.settle()  # dz and what was made of it is written to again
 
-    def _sum_up_own(self, own: dict[str, Array]) -> None:
-        """Gradients of every step, of the cell's own parameters."""
+    def _sum_up_own(self, own: OwnGradients) -> None:
+        """What ``cell.finish_`` returned: of every step, of the cell's own parameters."""
         backend, (cell, params, zeros) = self.forward.backend, self.forward.layer
         expected = cell.own_parameters(self.forward.layer.hidden_size)
         if own.keys() != expected.keys():
             names = sorted(expected)
             raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {names}")
-        for name, grad in own.items():
+        for name, shape in expected.items():
             if name in zeros:
                 continue
-            rows = flat(backend, grad, params["W_hh"].ndim)
-            if rows.dtype != params[name].dtype:  # a number that a cell made an array of is of another
-                rows = backend.xp.astype(rows, params[name].dtype)
-            add_rows(backend, self._sums, name, rows)
+            param, found = params[name], own[name]
+            given = found if isinstance(found, tuple) else (found,)
+            if len(given) != len(shape):
+                kind = "a pair dz, a of its factors" if len(shape) == 2 else "one array"
+                raise ValueError(
+                    f"finish_ of {cell!r} returned {len(given)} array(s) for {name} {shape}; expected {kind}"
+                )
+            # A number that a cell made an array of may be of another dtype.
+            dz, *a = [array if array.dtype == param.dtype else backend.xp.astype(array, param.dtype) for array in given]
+            rows = flat(backend, dz, params["W_hh"].ndim)
+            if not a:
+                add_rows(backend, self._sums, name, rows)
+                continue
+            masked = name in cell.of_state and self.forward.mask is not None
+            add_weight_sum(backend, self._sums, name, rows, a[0] * self.forward.mask if masked else a[0])
 
     @property
     def grads(self) -> dict[str, Array | Unfinished]:

@@ -73,7 +73,9 @@ class BoundNetwork(NamedTuple):
     def parts(self, batch: Batch) -> int | None:
         """Into how many parts a batch may be cut, see :meth:`~bptt_array.Backend.count_parts`."""
         top = self.stack.top
-        return self.backend.count_parts(batch.N, batch.N * math.prod(top.params["W_hh"].shape) // top.cell.gates)
+        return self.backend.count_parts(
+            batch.N, batch.N * math.prod(top.params["W_hh"].shape) // top.cell.gates_of_state
+        )
 
     def run(self, whole: Part, one: Callable[..., _Result], *, in_parts: bool) -> list[_Result]:
         """``one(part, workspace, going)`` of every part of a batch, or ``one(whole, workspace)``."""

@@ -21,7 +21,6 @@ from ..bptt.passes import BoundNetwork
 from ..bptt.unrolled import Unrolled
 from ..equations.cell import Tape
 from ..equations.recurrence import backward_
-from ..equations.state_product import StateProduct
 
 HostArray = np.ndarray[Any, Any]
 
@@ -84,9 +83,8 @@ class Trajectory(NamedTuple):
             dstate[1, ...] = backend.from_host(part.reshape((*rows, H)).astype(dtype_name(params["W_hh"])))
         dz = backend.empty((1, *rows, cell.gates * H), dtype)
         slopes = backend.empty((1, cell.slopes, *rows, H), dtype) if cell.slopes else None
-        product = StateProduct(backend, params["W_hh"], rows, 1, backward=True)
-        step_, around = cell.backward_(backend, params, product), Tape(states, kept, params)
-        backward_(backend, cell, step_, around, dstates, dz, slopes)
+        step_ = self.layer.step_backward(backend, rows, 1)
+        backward_(backend, cell, step_, Tape(states, kept, params), dstates, dz, slopes)
         parts = [backend.to_host(d[0, ...]).astype(np.float64).reshape(*vectors.shape[:-1], H) for d in dstates]
         before = np.concatenate(parts, axis=-1)
         if self.lengths is not None:

@@ -3,6 +3,7 @@
 from .cell import Cell
 from .elman import Elman
 from .gru import GRU
+from .gru_reset_before import GRUResetBefore
 from .lstm import LSTM
 
-__all__ = ["GRU", "LSTM", "Cell", "Elman"]
+__all__ = ["GRU", "LSTM", "Cell", "Elman", "GRUResetBefore"]

@@ -17,6 +17,8 @@ from .state_product import StateProduct
 
 Params = Mapping[str, Array]
 Step = Callable[..., None]
+#: Of every step: of a vector, and of a matrix the two factors.
+OwnGradients = dict[str, Array | tuple[Array, Array]]
 
 
 class Tape(NamedTuple):
@@ -69,6 +71,9 @@ class Cell:
         That of the class, if none is given.
     gates : int
         G: ``W_xh`` is (G*H, I), ``W_hh`` (G*H, H), ``b_h`` (G*H,).
+    recurrent_gates : int or None
+        How many of them ``W_hh`` is for, the first R: it is (R*H, H) then. The others get to the state by a matrix of
+        the cell's own. None: all.
     has_c : bool
         Whether a cell state c goes from step to step beside h.
     keeps : int
@@ -83,7 +88,10 @@ class Cell:
     gates_apart : bool
         Whether the step forward looks at z by gate alone, and the first G numbers that are kept are the gates. Then,
         on a backend that prefers that, z stands where they will be and comes as ``(G, ..., N, H)``, and so does what
-        ``product`` gives; :meth:`z_by_gate` is right for both.
+        ``product`` gives; :meth:`z_by_gate` is right for both. What ``product.of`` gives stays as it is.
+    of_state : tuple of str
+        Matrices of its own, (M, H), that multiply something made of the state unit by unit: recurrent dropout leaves
+        out units there as it does before ``W_hh``, and ``init`` draws them as it draws ``W_hh``.
     forget_gate : int or None
         Which gate ``forget_bias`` is added to.
     activations : mapping of str to (str, int or None)
@@ -98,12 +106,14 @@ class Cell:
 
     name: str = "custom"
     gates: int = 1
+    recurrent_gates: int | None = None
     has_c: bool = False
     keeps: int = 0
     slopes: int = 0
     in_place: bool = False
     diagonal: bool = False
     gates_apart: bool = False
+    of_state: tuple[str, ...] = ()
     forget_gate: int | None = None
     activations: Mapping[str, tuple[str, int | None]] = MappingProxyType({})
 
@@ -120,15 +130,21 @@ class Cell:
         return ("h", "c") if self.has_c else ("h",)
 
     @property
+    def gates_of_state(self) -> int:
+        """R: ``W_hh`` is (R*H, H)."""
+        return self.gates if self.recurrent_gates is None else self.recurrent_gates
+
+    @property
     def changes_dz(self) -> bool:
         """Whether :meth:`finish_` may write to dz."""
         return type(self).finish_ is not Cell.finish_
 
-    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int]]:
-        """Names and shapes ``(M,)`` of parameters beside ``W_xh``, ``W_hh`` and ``b_h``.
+    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of parameters beside ``W_xh``, ``W_hh`` and ``b_h``.
 
-        Those whose names begin with ``b_`` are biases: with ``bias=False`` the cell is given zeros in their place, and
-        what it says of their gradients is left out.
+        They are vectors ``(M,)``, or matrices ``(M, K)`` with which a step has products of its own. Those whose names
+        begin with ``b_`` are biases: with ``bias=False`` the cell is given zeros in their place, and what it says of
+        their gradients is left out.
         """
         return {}
 
@@ -155,7 +171,8 @@ class Cell:
         """The step forward, for one pass over a batch.
 
         ``product.adding()`` is a function ``(out, a)`` that does ``out += a W_hh^T``, ``product.writing()`` one of
-        ``(a)`` that does ``out <- a W_hh^T``, and that ``out``.
+        ``(a)`` that does ``out <- a W_hh^T``, and that ``out``. ``product.of("W")`` has both for a matrix W of the
+        cell's own.
 
         Returns
         -------
@@ -184,7 +201,7 @@ class Cell:
         return ()
 
     def backward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
-        """The step backward, for one pass; ``product`` is as in :meth:`forward_`, with ``W_hh`` for ``W_hh^T``.
+        """The step backward, for one pass; ``product`` is as in :meth:`forward_`, without the transposes.
 
         Returns
         -------
@@ -194,11 +211,13 @@ class Cell:
         """
         raise TypeError(f"{type(self).__name__} has no backward_: see bptt_array.Cell")
 
-    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array, tape: Tape) -> dict[str, Array]:
+    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array, tape: Tape) -> OwnGradients:
         """After the loop and the sum of ``dW_hh``: make dz the gradient of ``W_xh x_t + b_h``, where it differs.
 
         ``slopes``, ``dz`` and ``tape`` are those of :meth:`slopes_`, dh the total ``dh_t``. Returns the gradients of
-        :meth:`own_parameters`, by name: each the gradient of every step, (S, ..., N, M), which is then summed.
+        :meth:`own_parameters`, by name. Of a vector it is that of every step, (S, ..., N, M), to be summed; of a matrix
+        a pair ``dz (S, ..., N, M)``, ``a (S, ..., N, K)`` with ``dW = sum_t dz_t a_t^T``: the gradient of what its
+        product gave, and what that was given.
         """
         return {}
 

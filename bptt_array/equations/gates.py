@@ -27,6 +27,19 @@ def gate_functions(
     return lambda gates, z: gates_(gates, z, slope, shift)
 
 
+def sigmoid_of_sum(ops: Elementwise) -> Step:
+    """``gates <- sigmoid(z + of_h)``, elementwise."""
+
+    def gates_(gates: Array, z: Array, of_h: Array) -> None:
+        ops.add_(gates, z, of_h)
+        gates *= 0.5
+        ops.tanh_(gates, gates)
+        gates *= 0.5
+        gates += 0.5  # sigmoid(z) = 1/2 + 1/2 tanh(z/2)
+
+    return gates_
+
+
 def _by_slope(ops: Elementwise) -> Step:
     def gates_(gates: Array, z: Array, slope: Array, shift: Array) -> None:
         ops.multiply_(gates, z, slope)

@@ -1,11 +1,12 @@
-"""The GRU: one step forward and backward."""
+"""The GRU of cuDNN and PyTorch: one step forward and backward."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 
 from ..backend.portable import Array, Backend, Elementwise
-from .cell import Cell, Params, Step, Tape, each, multiply, shared
+from .cell import Cell, OwnGradients, Params, Step, Tape, each, multiply, shared
+from .gates import sigmoid_of_sum
 from .state_product import StateProduct
 
 
@@ -26,12 +27,12 @@ class GRU(Cell):
     slopes = 4  # of z_r, z_u and W_hn h_{t-1} + b_hn, and of W_xn x_t + b_n, all by h_t
     activations = MappingProxyType({"r": ("sigmoid", 0), "u": ("sigmoid", 1), "n": ("tanh", 2)})
 
-    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int]]:
+    def own_parameters(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
         return {"b_hn": (hidden_size,)}
 
     def forward_(self, backend: Backend, params: Params, product: StateProduct) -> Step:
         product_, of_h = product.writing()  # W_hh h_{t-1}
-        gates_, state_ = backend.fused(_gru_gates), backend.fused(_gru_state)
+        gates_, state_ = backend.fused(sigmoid_of_sum), backend.fused(_gru_state)
         b_hn: Array = params["b_hn"][..., None, :]
         of_h_by_gate = self.z_by_gate(backend, of_h[None, ...])[0, ...]
         ru_of_h, n_of_h = of_h_by_gate[:2, ...], of_h_by_gate[2, ...]
@@ -74,22 +75,11 @@ class GRU(Cell):
 
         return step_
 
-    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array, tape: Tape) -> dict[str, Array]:
+    def finish_(self, backend: Backend, slopes: Array, dz: Array, dh: Array, tape: Tape) -> OwnGradients:
         *_, dn = self.split(dz)
         of_b_hn = backend.copy(dn)
         backend.over_segment(multiply)(dn, slopes[:, 3, ...], dh)  # dn_t, without the r of W_hn h_{t-1}
         return {"b_hn": of_b_hn}
-
-
-def _gru_gates(ops: Elementwise) -> Step:
-    def gates_(ru: Array, z_ru: Array, ru_of_h: Array) -> None:
-        ops.add_(ru, z_ru, ru_of_h)
-        ru *= 0.5
-        ops.tanh_(ru, ru)
-        ru *= 0.5
-        ru += 0.5  # sigmoid(z) = 1/2 + 1/2 tanh(z/2)
-
-    return gates_
 
 
 def _gru_state(ops: Elementwise) -> Step:

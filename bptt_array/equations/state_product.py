@@ -1,8 +1,9 @@
-"""The product with ``W_hh`` that is in every step, forward and backward."""
+"""The products that are in every step, forward and backward: with ``W_hh``, and with matrices of a cell's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 from ..backend.portable import Array, Backend
 
@@ -12,7 +13,7 @@ class StateProduct:
 
     Forward W is ``W_hh^T`` and ``a`` a state; backward it is ``W_hh`` and ``a`` a gradient. A ``mask (..., N, H)``,
     the same in every step, multiplies the state: ``W_hh (mask * h_{t-1})`` forward and so
-    ``mask * (W_hh^T dz_t)`` backward.
+    ``mask * (W_hh^T dz_t)`` backward. It does the same to what the matrices ``of_state``, among ``own``, multiply.
     """
 
     def __init__(
@@ -22,6 +23,8 @@ class StateProduct:
         rows: tuple[int, ...],
         steps: int,
         mask: Array | None = None,
+        own: Mapping[str, Array] = MappingProxyType({}),
+        of_state: Collection[str] = (),
         *,
         backward: bool = False,
     ) -> None:
@@ -31,7 +34,18 @@ class StateProduct:
         self.rows = rows
         self.steps = steps
         self.mask = mask
+        self.own = own
+        self.of_state = of_state
         self.backward = backward
+
+    def of(self, name: str) -> StateProduct:
+        """The product with another matrix ``W (..., M, K)``: forward of rows ``(..., N, K)`` with ``W^T``, backward of
+        ``(..., N, M)`` with W.
+        """
+        W, mask = self.own[name], self.mask if name in self.of_state else None
+        return StateProduct(
+            self.backend, W if self.backward else W.mT, self.rows, self.steps, mask, backward=self.backward
+        )
 
     def adding(self) -> Callable[[Array, Array], None]:
         """A function ``(out, a)`` that does ``out += a W``."""

@@ -31,7 +31,7 @@ def add_weight_sums(
 
     Parameters
     ----------
-    dz : (..., S*N, G*H), rows
+    dz : (..., S*N, R*H), rows
         Gradients of ``W_hh h_{t-1}``.
     h_before : (S, ..., N, H)
         The states *before* each step, ``h_{t-1}``.

@@ -116,6 +116,11 @@ def _own_blocks(cell: Cell) -> dict[str, int]:
     """Parameters of its own, ``(M,)``: M / H, which has to be a whole number."""
     few, many = cell.own_parameters(6), cell.own_parameters(10)
     for name, shape in few.items():
+        if len(shape) != 1:
+            raise CannotTraceError(f"a step has a product with {name}; a kernel has one with W_hh alone")
+    if cell.gates_of_state != cell.gates:
+        raise CannotTraceError(f"recurrent_gates={cell.recurrent_gates}; a kernel has a part of W_hh for every gate")
+    for name, shape in few.items():
         if shape[0] % 6 or many[name] != (shape[0] // 6 * 10,):
             raise CannotTraceError(f"own_parameters: {name} has not a whole number of values for each unit")
     return {name: shape[0] // 6 for name, shape in few.items()}

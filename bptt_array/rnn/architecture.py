@@ -215,7 +215,8 @@ class Architecture:
         shapes: Shapes = {} if self.embedding_size is None else {"W_emb": (self.input_size, self.embedding_size)}
         for k in range(self.num_layers):
             inputs = D * H if k else self.features
-            own = {"W_xh": (rows, inputs), "W_hh": (rows, H), "b_h": (rows,), **self.cell.own_parameters(H)}
+            own = {"W_xh": (rows, inputs), "W_hh": (self.cell.gates_of_state * H, H), "b_h": (rows,)}
+            own |= self.cell.own_parameters(H)
             left_out = () if self.bias else self._biases
             shapes |= {f"l{k}.{name}": (*sides, *shape) for name, shape in own.items() if name not in left_out}
         if self.output_size is not None:
@@ -245,7 +246,7 @@ class Architecture:
         """
         self._check_fits()
         drawn = [
-            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size)
+            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size, self.cell.of_state)
             for k in range(self.members or 1)
         ]
         if self.bias and (gate := self.cell.forget_gate) is not None:

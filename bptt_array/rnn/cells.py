@@ -10,10 +10,13 @@ from ..equations.activations import CELL_ACTIVATIONS
 from ..equations.cell import Cell
 from ..equations.elman import Elman
 from ..equations.gru import GRU
+from ..equations.gru_reset_before import GRUResetBefore
 from ..equations.lstm import LSTM
 
 #: By name.
-CELLS: dict[str, Cell] = {name: Elman(f) for name, f in CELL_ACTIVATIONS.items()} | {"lstm": LSTM(), "gru": GRU()}
+CELLS: dict[str, Cell] = {name: Elman(f) for name, f in CELL_ACTIVATIONS.items()} | {
+    cell.name: cell for cell in (LSTM(), GRU(), GRUResetBefore())
+}
 
 
 def _reduced(cell: Cell) -> Any:
@@ -42,7 +45,20 @@ def check_cell(cell: Any) -> Cell:
             f"{cell!r} works in place with gates={cell.gates} and keeps={cell.keeps}; expected 1 and 0: rows of the "
             "states have room for nothing else"
         )
-    wrong = {name: shape for name, shape in cell.own_parameters(2).items() if len(shape) != 1}
+    own, H = cell.own_parameters(2), 2
+    wrong = {name: shape for name, shape in own.items() if len(shape) not in (1, 2)}
     if wrong:
-        raise ValueError(f"{cell!r} has own parameters of shapes {wrong}; expected vectors (M,)")
+        raise ValueError(f"{cell!r} has own parameters of shapes {wrong}; expected vectors (M,) or matrices (M, K)")
+    for name in cell.of_state:
+        shape = own.get(name, ())
+        if len(shape) != 2 or shape[0] % H or shape[1] != H:
+            raise ValueError(
+                f"{cell!r} has of_state={tuple(cell.of_state)}, but own_parameters({H}) says {own}; expected matrices "
+                "(M, H) with a multiple of H for M"
+            )
+    if not 1 <= cell.gates_of_state <= cell.gates:
+        raise ValueError(
+            f"{cell!r} has recurrent_gates={cell.recurrent_gates} of gates={cell.gates}; expected 1 to {cell.gates}, "
+            "or None for all"
+        )
     return cell

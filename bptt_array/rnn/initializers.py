@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ def identity(rng: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
     return np.broadcast_to(np.eye(shape[-1]), shape)
 
 
-#: Of ``W_hh`` where it is not uniform; the biases are then zero and the other weights uniform.
+#: Of ``W_hh``, and of what else multiplies the state, where it is not uniform; the biases are then zero and the other
+#: weights uniform.
 RECURRENT: dict[str, Callable[[np.random.Generator, tuple[int, ...]], HostArray]] = {
     "orthogonal": orthogonal,
     "identity": identity,
@@ -42,9 +43,9 @@ INITIALIZERS = ("uniform", *RECURRENT)
 
 
 def initial_parameters(
-    init: str, seed: int, shapes: dict[str, tuple[int, ...]], hidden_size: int
+    init: str, seed: int, shapes: dict[str, tuple[int, ...]], hidden_size: int, of_state: Collection[str] = ()
 ) -> dict[str, HostArray]:
-    """Float64 values for every parameter of ``shapes``, drawn in that order."""
+    """Float64 values for every parameter of ``shapes``, drawn in that order; those named ``of_state`` as ``W_hh``."""
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in shapes.items():
@@ -53,7 +54,7 @@ def initial_parameters(
             params[name] = rng.standard_normal(shape)  # as torch.nn.Embedding
         elif init == "uniform":
             params[name] = uniform(rng, shape, hidden_size)
-        elif kind == "W_hh":  # (..., G*H, H): each gate a matrix of its own
+        elif kind == "W_hh" or kind in of_state:  # (..., G*H, H): each gate a matrix of its own
             gates = shape[-2] // hidden_size
             params[name] = RECURRENT[init](rng, (*shape[:-2], gates, hidden_size, hidden_size)).reshape(shape)
         elif kind.startswith("b_"):

@@ -168,8 +168,10 @@ class _OfAStep:
         self.columns = work.tokens and not self.embedded
         self.outputs = self.sequences * network.outputs
         H, own = network.hidden_size, self.cell.own_parameters(network.hidden_size)
-        #: Gradients of own parameters of every step, in rows.
-        self.own = sum(shape[0] for shape in own.values()) / H
+        #: Gradients of own parameters of every step, in rows; of a matrix both factors.
+        self.own = sum(map(sum, own.values())) / H
+        #: Its own matrices: by name, what their products are given and give, in rows.
+        self.matrices = {name: sum(shape) / H for name, shape in own.items() if len(shape) == 2}
         self.slopes: float = self.cell.slopes
         if persistent:
             self.slopes = max(self.slopes, self.own + self.cell.changes_dz * self.gates)
@@ -184,10 +186,11 @@ class _OfAStep:
 
     def parameters(self) -> float:
         """Gradients, once for each level of their sums, and one product that is added to one of them, of each part; two
-        copies of every W_hh in the order of its use.
+        copies of every W_hh, and of own matrices, in the order of their use.
         """
         sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items()}
-        copies = 2 * sum(size for name, size in sizes.items() if name.endswith("W_hh"))
+        in_steps = {"W_hh", *self.matrices}
+        copies = 2 * sum(size for name, size in sizes.items() if name.rpartition(".")[2] in in_steps)
         of_tokens: float = self.columns * sizes["l0.W_xh"]  # a table of all columns
         if self.embedded:
             of_tokens = self.embedding_sums(sizes["W_emb"])
@@ -217,9 +220,11 @@ class _OfAStep:
 
     def once(self) -> float:
         """Results of products and masks of the state; last states of padding; dx; the loss of last steps."""
-        count: float = self.layers * (2 * self.gates + 1 + self.cell.keeps) * self.row
+        own = 2 * sum(self.matrices.values())  # forward and backward
+        count: float = self.layers * (2 * self.gates + 1 + self.cell.keeps + own) * self.row
         if self.network.recurrent_dropout and self.work.dropout:
-            count += 3 * self.layers * self.row  # a mask, a state times it, and how a mask is made
+            masked = 2 + len(self.cell.of_state)  # the mask, and a state times it
+            count += (1 + masked) * self.layers * self.row  # and how a mask is made
         if self.work.padded:
             count += 2 * self.layers * len(self.cell.states) * self.row
         if self.work.input_grad:
@@ -297,7 +302,7 @@ class _OfAStep:
             count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row + inputs
         count += self.own * self.row * (2 if self.stacked else 1)
         if self.network.recurrent_dropout and self.work.dropout:
-            count += self.row
+            count += (1 + len(self.cell.of_state)) * self.row
         if self.by_token:
             count += self.of_bytes(16 * self.sides * self.sequences)
         elif self.columns:
@@ -318,7 +323,7 @@ class _OfAStep:
         at_most: float = 0
         if self.itemsize == 4:
             sizes = {name: math.prod(shape) for name, shape in self.network.shapes.items() if "W" in name}
-            for last in ("W_xh", "W_hh", "W_emb" if self.network.tied else "W_hy"):
+            for last in ("W_xh", "W_hh", "W_emb" if self.network.tied else "W_hy", *self.matrices):
                 size = max((size for name, size in sizes.items() if name.endswith(last)), default=0)
                 limit = max(self.of_bytes(PRODUCT_BYTES), PRODUCTS * size) + size
                 of_step = size * self.work.N / FEWEST

@@ -61,8 +61,9 @@ class RNN:
     output_size : int, optional
         O. Without it there is no readout and the outputs are the hidden states of the top layer, of two
         directions side by side.
-    cell : {"tanh", "relu", "lstm", "gru"} or Cell
-        f of (1.1), or a gated cell; or one of your own, see :class:`bptt_array.Cell`.
+    cell : {"tanh", "relu", "lstm", "gru", "gru_reset_before"} or Cell
+        f of (1.1), or a gated cell (``"gru"`` is PyTorch's; with the reset gate before the product it is that of Cho et
+        al., ONNX's default and Keras's ``reset_after=False``); or one of your own, see :class:`bptt_array.Cell`.
     num_layers : int
         L; each layer reads the hidden states of the one below.
     bidirectional : bool
@@ -110,10 +111,11 @@ class RNN:
     Attributes
     ----------
     params : dict of str to array
-        ``"l0.W_xh" (G*H, I)``, ``"l0.W_hh" (G*H, H)``, ``"l0.b_h" (G*H,)``, of a GRU ``"l0.b_hn" (H,)``; ``"l1.W_xh"
-        (G*H, D*H)`` and so on; ``"W_hy" (O, D*H)``, ``"b_y" (O,)``. Those of layers have a first axis of 2 for the
-        directions where there are two, and all have one of E, before it, in an ensemble. With an embedding ``"W_emb"
-        (V, M)`` comes first, and ``"l0.W_xh"`` is (G*H, M); where it is ``tied`` there is no ``"W_hy"``.
+        ``"l0.W_xh" (G*H, I)``, ``"l0.W_hh" (G*H, H)``, ``"l0.b_h" (G*H,)``, of a GRU ``"l0.b_hn" (H,)``, of one with
+        the reset gate before ``"l0.W_hh" (2H, H)`` and ``"l0.W_hn" (H, H)``; ``"l1.W_xh" (G*H, D*H)`` and so on;
+        ``"W_hy" (O, D*H)``, ``"b_y" (O,)``. Those of layers have a first axis of 2 for the directions where there are
+        two, and all have one of E, before it, in an ensemble. With an embedding ``"W_emb" (V, M)`` comes first, and
+        ``"l0.W_xh"`` is (G*H, M); where it is ``tied`` there is no ``"W_hy"``.
 
     dropout, recurrent_dropout, output, readout, time_major, seed
         The options, which may be set: calls from then on go by them. Setting another one is an error, since parameters
