@@ -43,7 +43,8 @@ NUMBERS = [
     Case(members=4, N=4, shared=False, I=4, H=4, O=4),
     Case(tokens=True, I=500, H=140, cell="lstm"),
     Case(tokens=True, embedding=6, cell="gru"),
-    *(Case(bias=False, cell=cell, layers=2) for cell in ("tanh", "lstm", "gru")),
+    *(Case(bias=False, cell=cell, layers=2) for cell in ("tanh", "lstm", "gru", "gru_reset_before")),
+    Case(cell="gru_reset_before", members=2),
     Case(tokens=True, embedding=6, cell="lstm", layers=2, members=2, shared=False),
     Case(dropout=0.5, recurrent_dropout=0.5, layers=2),  # which never act
 ]  # fmt: skip
