@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from . import plots as plots
     from . import schedules as schedules
     from .parity import compare_devices
+    from .runs.fit import fit
+    from .training.history import History
 
 __all__ = [
     "RNN",
@@ -33,21 +35,25 @@ __all__ = [
     "Backend",
     "Cell",
     "Gradients",
+    "History",
     "State",
     "check_gradients",
     "clip_by_global_norm",
     "compare_devices",
+    "fit",
     "global_norm",
 ]
 
 #: Rooms for users, beside the names above, and the files that stand beside rooms.
 _ROOMS = ("backend", "diagnostics", "distributed", "parity", "plots", "schedules", "serialization")
+#: Names that are imported when they are first asked for, and their files.
+_RARE = {"compare_devices": ".parity", "fit": ".runs.fit", "History": ".training.history"}
 
 
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: a program that trains a network has no use for most of it."""
-    if name == "compare_devices":
-        return importlib.import_module(".parity", __name__).compare_devices
+    if name in _RARE:
+        return getattr(importlib.import_module(_RARE[name], __name__), name)
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

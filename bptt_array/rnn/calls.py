@@ -121,6 +121,29 @@ class Calls:
             weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
         return Objective(network.readout, loss, steps, architecture.members), Targets(target, weights)
 
+    def count(
+        self,
+        params: dict[str, Array],
+        x: Any,
+        target: Any,
+        loss: Any,
+        *,
+        lengths: Any = None,
+        weights: Any = None,
+        reduction: Any = "mean",
+    ) -> tuple[int, int, bool]:
+        """Check a batch with its targets, and nothing more.
+
+        Returns how many sequences it has, how many outputs a mean of its loss is over, and whether its target has an
+        axis of features.
+        """
+        with self.backend.active(), self.layout.in_errors():
+            batch = self.batch(x, None, lengths, None, False, host=True)
+            _, targets = self.objective(self.network(params), batch, target, loss, weights, reduction, False)
+            readout = self.architecture.readout
+            outputs = self.architecture.outputs_shape(batch.T, batch.N)
+            return batch.N, batch.valid_outputs(readout), targets.target.ndim == len(outputs)
+
     def batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
         """Inputs and initial states; ``host``: NumPy arrays will do for a network on a device too."""
         check_flag("validate", validate)
