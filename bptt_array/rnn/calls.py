@@ -131,18 +131,17 @@ class Calls:
         lengths: Any = None,
         weights: Any = None,
         reduction: Any = "mean",
-    ) -> tuple[int, int, bool]:
+    ) -> tuple[int, Any, bool]:
         """Check a batch with its targets, and nothing more.
 
-        Returns how many sequences it has, how many outputs a mean of its loss is over, and whether its target has an
-        axis of features.
+        Returns how many sequences it has, what a mean of its loss is over (None of a sum), and whether its target has
+        an axis of features.
         """
         with self.backend.active(), self.layout.in_errors():
             batch = self.batch(x, None, lengths, None, False, host=True)
-            _, targets = self.objective(self.network(params), batch, target, loss, weights, reduction, False)
-            readout = self.architecture.readout
+            objective, targets = self.objective(self.network(params), batch, target, loss, weights, reduction, False)
             outputs = self.architecture.outputs_shape(batch.T, batch.N)
-            return batch.N, batch.valid_outputs(readout), targets.target.ndim == len(outputs)
+            return batch.N, objective.steps, targets.target.ndim == len(outputs)
 
     def batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
         """Inputs and initial states; ``host``: NumPy arrays will do for a network on a device too."""

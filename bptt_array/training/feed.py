@@ -96,8 +96,8 @@ class Feed:
             for n, item in enumerate(self._minibatches(k)):
                 yield self._cut(n, self._taken(n, item))
 
-    def steps(self, share: Share) -> int:
-        """What the mean of its loss is over."""
+    def steps(self, share: Share) -> Any:
+        """What the mean of its loss is over; None of a sum."""
         return self._count(0, share)[1]
 
     def digest(self) -> str:
@@ -141,7 +141,7 @@ class Feed:
         host = real_numbers(name, value)
         return host if is_integer(host) and not floats else as_floats(name, host, rnn.dtype)
 
-    def _count(self, n: int, share: Share) -> tuple[int, int, bool]:
+    def _count(self, n: int, share: Share) -> tuple[int, Any, bool]:
         """Sequences, steps of a mean, and whether the target has features, of a minibatch that is checked."""
         rnn = self._rnn
         with self._named(n):

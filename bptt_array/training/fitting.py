@@ -156,7 +156,7 @@ class Fitting(Loop):
                 return
             self.check_validation(held_out[None])
         now, rows = time.perf_counter(), self.history.rows
-        rows["lr"].append(self.optimizer.lr)
+        rows["lr"].append(self.rate(self.step))  # this may have begun after the last update
         rows["seconds"].append(now - self._began)
         self._began = now
         self._unread.append(self.done)
@@ -200,18 +200,21 @@ class Fitting(Loop):
             If a rank did not want to wait for the end; asked before every minibatch.
         """
         assert self.validation is not None
-        losses, counts, backend, summed = [], [], self.rnn.backend, self.reduction == "sum"
+        losses, steps, backend = [], [], self.rnn.backend
         for share in self.validation.epoch(0):
             if on_any_rank(self.ranks, interrupted()):
                 raise InterruptedValidation
-            counts.append(1 if summed else self.validation.steps(share))
+            steps.append(self.validation.steps(share))
             loss, _ = self.rnn.loss(share.x, share.target, self.loss, reduction=self.reduction, **share.given)
             losses.append(loss)
         with backend.active():
-            means = backend.to_host(backend.xp.stack(losses)).astype(np.float64)
-        total = np.tensordot(np.array(counts, np.float64), means, 1)
-        found = self.ranks.sum({"loss": total, "count": np.array(sum(counts))})
-        return np.asarray(found["loss"] / (1 if summed else max(1, int(found["count"]))))
+            means = backend.to_host(backend.xp.stack(losses)).astype(np.float64)  # (minibatches, [E])
+        if steps[0] is None:
+            return np.asarray(self.ranks.sum({"loss": means.sum(axis=0)})["loss"])
+        over = np.array([each if isinstance(each, int) else backend.to_host(each) for each in steps], np.float64)
+        over = over.reshape(over.shape + (1,) * (means.ndim - over.ndim))
+        found = self.ranks.sum({"loss": (means * over).sum(axis=0), "over": over.sum(axis=0)})
+        return np.asarray(found["loss"] / np.where(found["over"] == 0, 1, found["over"]))
 
     def _compare(self, held_out: HostArray) -> None:
         """Keep what is better than ever; of an ensemble each member by itself."""
