@@ -84,7 +84,23 @@ class Feed:
             return 0
 
     def epoch(self, k: int) -> Iterator[Share]:
-        """Those of epoch ``k``."""
+        """Those of epoch ``k``.
+
+        Raises
+        ------
+        ValueError
+            If there are none: what could be gone through once was not one of the kinds that can be again.
+        """
+        share = None
+        for share in self._shares(k):
+            yield share
+        if share is None:
+            raise ValueError(
+                f"{self._name} has no minibatches any more in epoch {k}; expected the same number in every epoch: use "
+                "list(…)"
+            )
+
+    def _shares(self, k: int) -> Iterator[Share]:
         given: Any = self._given
         if self._ranks.size == 1:
             yield from (self._taken(n, item) for n, item in enumerate(self._minibatches(k)))
@@ -105,16 +121,12 @@ class Feed:
         found = hashlib.sha256()
         for n, item in enumerate(self._minibatches(0)):
             for part in self._taken(n, item)[:4]:
-                array = part if part is None or not is_array(part) else np.asarray(self._on_host(part))
-                array = None if array is None else np.ascontiguousarray(array)
-                found.update(b"none" if array is None else f"{array.dtype.str}{array.shape}".encode())
-                found.update(b"" if array is None else array.tobytes())
+                if part is None:
+                    found.update(b"none")
+                    continue
+                array = part if isinstance(part, np.ndarray) else self._rnn.backend.to_host(part)
+                found.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
         return found.hexdigest()
-
-    def _on_host(self, array: Any) -> Any:
-        backend = self._rnn.backend
-        with backend.active():
-            return array if array_api_compat.is_numpy_array(array) else backend.to_host(array)
 
     def _taken(self, n: int, item: Any) -> Share:
         """A minibatch of the caller's in the dtype of the network; arrays stay where they are."""
