@@ -19,11 +19,13 @@ from .optimizers import SGD, Adam, clip_by_global_norm, global_norm
 from .rnn.rnn import RNN
 
 if TYPE_CHECKING:
+    from . import data as data
     from . import diagnostics as diagnostics
     from . import distributed as distributed
     from . import parity as parity
     from . import plots as plots
     from . import schedules as schedules
+    from .data import Minibatch, batches, pad, unpad
     from .parity import compare_devices
     from .runs.fit import fit
     from .training.history import History
@@ -36,24 +38,35 @@ __all__ = [
     "Cell",
     "Gradients",
     "History",
+    "Minibatch",
     "State",
+    "batches",
     "check_gradients",
     "clip_by_global_norm",
     "compare_devices",
     "fit",
     "global_norm",
+    "pad",
+    "unpad",
 ]
 
 #: Rooms for users, beside the names above, and the files that stand beside rooms.
-_ROOMS = ("backend", "diagnostics", "distributed", "parity", "plots", "schedules", "serialization")
-#: Names that are imported when they are first asked for, and their files.
-_RARE = {"compare_devices": ".parity", "fit": ".runs.fit", "History": ".training.history"}
+_ROOMS = ("backend", "data", "diagnostics", "distributed", "parity", "plots", "schedules", "serialization")
+
+#: Names of rooms, and of files in them, that are at the top too, and imported when they are first asked for.
+_LAZY = {
+    "data": ("Minibatch", "batches", "pad", "unpad"),
+    "parity": ("compare_devices",),
+    "runs.fit": ("fit",),
+    "training.history": ("History",),
+}
 
 
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: a program that trains a network has no use for most of it."""
-    if name in _RARE:
-        return getattr(importlib.import_module(_RARE[name], __name__), name)
+    for room, names in _LAZY.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{room}", __name__), name)
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -358,6 +358,47 @@ def test_data_of_every_kind_is_the_same():
     assert same_history(one, ba.fit(network(), [items[0]], epochs=2, **QUIET))
 
 
+def test_what_can_be_gone_through_only_once_is_found_out():
+    for name in ("data", "validation"):
+        with pytest.raises(
+            ValueError, match=rf"{name} has no minibatches any more in epoch [01]; expected .* list\(…\)"
+        ):
+            ba.fit(network(), **{"data": GOOD, name: Again(iter(GOOD))}, epochs=4, **QUIET)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_batches_are_data_and_any_order_of_validation_is_the_same(members):
+    x, target = regression(N=11)
+    rnn, other = network(members=members), network(members=members)
+    data = ba.batches(x, target, lengths=[9, 4, 2, 9, 9, 1, 0, 3, 5, 6, 7], size=4, seed=3, by_length=True)
+    history = ba.fit(rnn, data, validation=data, optimizer=ba.SGD(0.1), epochs=3, **QUIET)
+    optimizer, losses = ba.SGD(0.1), []
+    for k in range(3):
+        losses.append([])
+        for batch in data.epoch(k):
+            loss, grads, _ = other.loss_and_grad(batch.x, batch.target, lengths=batch.lengths)
+            optimizer.update(other.params, grads.params)
+            losses[k].append(loss)
+    assert np.array_equal(history.loss, np.mean(np.array(losses, np.float64), axis=1))
+    whole, _ = other.loss(x, target, lengths=data.lengths)
+    np.testing.assert_allclose(history.validation[-1], whole, rtol=1e-6)
+
+
+def test_a_history_is_drawn():
+    pytest.importorskip("matplotlib")
+    for more in ({}, {"validation": GOOD}, {"epochs": 1}):
+        for members in (None, 3):
+            history = ba.fit(network(members=members), GOOD, **{"epochs": 2, **more}, **QUIET)
+            (axes,) = ba.plots.plot_history(history).axes
+            assert len(axes.lines) == (members or 1) * (1 + ("validation" in more))
+            assert [text.get_text() for text in axes.get_legend().texts] == ["training", "validation"][
+                : 1 + ("validation" in more)
+            ]
+            np.testing.assert_array_equal(axes.lines[0].get_ydata(), history.loss.reshape(len(history), -1)[:, 0])
+    with pytest.raises(TypeError, match="history is a list; expected a History"):
+        ba.plots.plot_history([])
+
+
 def test_classes_tokens_lengths_and_weights_go_to_the_loss():
     rng = np.random.default_rng(0)
     x, target = rng.integers(0, 5, (7, 4)), rng.integers(0, 3, 4)
@@ -616,10 +657,6 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
             ba.fit(**{"rnn": network(), "data": data, "progress": False} | given | other)
         assert str(raised.value).endswith("give the same, or another folder")
     ba.fit(network(), Again(data), **given | {"optimizer": ba.Adam(0.05), "patience": 3}, **QUIET)
-    mixed = Again(data)
-    mixed.items = iter(data)  # another order each time: here nothing at all
-    with pytest.raises(ValueError, match="data"):
-        ba.fit(network(), mixed, **given, **QUIET)
 
 
 def test_a_folder_in_use_and_a_damaged_checkpoint_are_said_to_be_so(tmp_path):

@@ -1,0 +1,12 @@
+"""From sequences to arrays: padding, batches, windows.
+
+>>> import bptt_array as ba
+>>> x, lengths = ba.pad([[0.5, 1.5, 2.5], [3.5]])
+>>> x.shape, lengths.tolist()
+((3, 2, 1), [3, 1])
+"""
+
+from .minibatches import Batches, Minibatch, batches
+from .padding import pad, unpad
+
+__all__ = ["Batches", "Minibatch", "batches", "pad", "unpad"]
