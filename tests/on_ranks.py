@@ -527,6 +527,15 @@ def fitted(ranks):
         np.testing.assert_allclose(history.validation, expected.validation, rtol=1e-9)
         for name, value in other.params.items():
             np.testing.assert_allclose(rnn.params[name], value, rtol=1e-7, atol=1e-9)
+    x, target, lengths = minibatch(11, 6)
+    found = []
+    for job in (ranks, None):
+        rnn = ba.RNN(3, 5, 1, dtype="float64", recurrent_dropout=0.2)
+        data = ba.batches(x, target, lengths=lengths, size=4, dtype="float64", by_length=True)
+        history = ba.fit(rnn, data, validation=data, epochs=4, progress=False, ranks=job)
+        found.append([history.loss, history.validation, *rnn.params.values()])
+    for mine, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-7, atol=1e-9)
     told = []
     history = ba.fit(
         ba.RNN(3, 5, 1, dtype="float64", time_major=False),

@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 
 import mpi
 import numpy as np
 import pytest
 from conftest import IN_CI, backends_and_dtypes, cuda
+from test_hostile_files import cut_or_grown, flipped, overwritten, refusal
 from test_mutants import mutate as mutate
 
 import bptt_array as ba
@@ -466,6 +468,14 @@ def test_what_cannot_be_is_said_before_anything_is_done(given, kind, message):
     assert optimizer.lr == 0.1
 
 
+def test_to_do_as_errors_say_helps():
+    data = (item for item in GOOD)
+    ba.fit(network(), list(data), **QUIET)  # use list(…)
+    ba.fit(network(), GOOD, patience=2, validation=GOOD, **QUIET)  # give validation=…
+    ba.fit(network(), GOOD, clip=None, **QUIET)  # or None
+    ba.fit(network(), GOOD, schedule=lambda step: 0.99**step, **QUIET)  # such as lambda step: 0.99**step
+
+
 def test_a_network_is_one():
     with pytest.raises(TypeError, match=r"rnn is a dict; expected a ba\.RNN"):
         ba.fit({}, GOOD)
@@ -677,6 +687,55 @@ def test_a_folder_in_use_and_a_damaged_checkpoint_are_said_to_be_so(tmp_path):
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="has no checkpoint that can be read"):
             run("plain", folder=tmp_path)
+
+
+@pytest.mark.parametrize(("damage", "count"), [(flipped, 100), (cut_or_grown, 50), (overwritten, 100)])
+def test_a_damaged_checkpoint_is_an_error_or_the_same(damage, count, tmp_path):
+    run("members", folder=tmp_path, epochs=3)
+    (path, *_), rng, refused = checkpoints.checkpoints(tmp_path)[::-1], random.Random(3), 0
+    data, expected = path.read_bytes(), checkpoints.read_checkpoint(path, checkpoints.FitCheckpoint)
+    assert expected.step == 15
+    again = tmp_path / "again"
+    again.mkdir()
+    assert checkpoints.write_checkpoint(again, expected).read_bytes() == data
+    for _ in range(count):
+        path.write_bytes(damage(data, rng))
+        found, message = refusal(path, lambda path: checkpoints.read_checkpoint(path, checkpoints.FitCheckpoint))
+        for name, value in vars(expected).items() if found else ():
+            np.testing.assert_equal(getattr(found, name), value)
+        refused += message is not None
+    assert refused > 0.9 * count
+    with pytest.raises(ValueError, match="is a 'checkpoint of fit' of bptt_array; expected a training checkpoint"):
+        checkpoints.read_checkpoint(checkpoints.write_checkpoint(again, expected))
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        (
+            "params",
+            lambda arrays: {**arrays, "W_hy": arrays["W_hy"][..., 1:]},
+            "the checkpoint's params.W_hy is not that",
+        ),
+        ("params", lambda arrays: {"W_hy": arrays["W_hy"]}, "the checkpoint's params.b_y is not that of this network"),
+        ("best", lambda arrays: {**arrays, "more": arrays["W_hy"]}, "the checkpoint's best.more is not that"),
+        ("kept", lambda arrays: {**arrays, "W_hy": arrays["W_hy"][:1]}, "the checkpoint's kept.1.W_hy is not that"),
+        ("history", lambda arrays: {**arrays, "lr": arrays["lr"][1:]}, "the checkpoint's history.lr is not that"),
+        ("best_epoch", lambda array: array[1:], "the checkpoint's best_epoch is not that"),
+        ("losses", lambda array: array[:, 1:], "the checkpoint's losses are not those of 3 members"),
+        ("run", lambda run: {**run, "more": "1"}, "more is not that of the run that is in it: '1' there, None here"),
+    ],
+)
+def test_a_checkpoint_that_means_harm_changes_nothing(field, change, message, tmp_path):
+    run("members", folder=tmp_path, epochs=3)
+    found = checkpoints.newest_checkpoint(tmp_path, pytest.fail, checkpoints.FitCheckpoint)
+    checkpoints.write_checkpoint(tmp_path, replace(found, **{field: change(getattr(found, field))}))
+    rnn, given = job("members", folder=tmp_path)
+    before = params_of(rnn)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ba.fit(rnn, Shuffled(minibatches()), **given, **QUIET)
+    assert_same(params_of(rnn), before)
+    assert given["optimizer"].state_dict()["updates"] == {}
 
 
 PROGRAM = """

@@ -190,26 +190,25 @@ def check_run(checkpoint: FitCheckpoint, run: dict[str, str], architecture: Arch
             then, now = checkpoint.run.get(name), run.get(name)
             other = "" if "sha256" in str(now) else f": {short(then)} there, {short(now)} here"
             raise ValueError(f"{name} is not that of the run that is in it{other}; give the same, or another folder")
-    shapes, members = architecture.shapes, architecture.member_axis
+    shapes, members, dtype = architecture.shapes, architecture.member_axis, architecture.dtype
     updated = shapes if checkpoint.step else checkpoint.updates  # an optimizer may have had updates before
     columns = {name: (checkpoint.epoch, *(members if name in ("loss", "validation") else ())) for name in COLUMNS}
     if not len(checkpoint.history["validation"]):
         columns["validation"] = (0, *members)
-    expected = {f"params.{name}": shape for name, shape in shapes.items()}
-    expected |= {f"best.{name}": shape for name, shape in shapes.items() if checkpoint.best}
-    of_optimizer = [(name, k) for name in shapes if name in updated for k in range(slots)]
-    expected |= {f"kept.{k}.{name}": shapes[name] for name, k in of_optimizer}
-    expected |= {f"history.{name}": shape for name, shape in columns.items()}
-    expected |= {"best_epoch": members, "best_validation": members}
+    of_optimizer = {f"kept.{k}.{name}": shapes[name] for name in shapes if name in updated for k in range(slots)}
+    of_network = {f"params.{name}": shape for name, shape in shapes.items()}
+    of_network |= {f"best.{name}": shape for name, shape in shapes.items() if checkpoint.best}
+    expected = {name: (shape, dtype) for name, shape in (of_network | of_optimizer).items()}
+    expected |= {f"history.{name}": (shape, "float64") for name, shape in columns.items()}
+    expected |= {"best_epoch": (members, "int64"), "best_validation": (members, "float64")}
     arrays = {f"params.{name}": array for name, array in checkpoint.params.items()}
     arrays |= {f"best.{name}": array for name, array in checkpoint.best.items()}
     arrays |= {f"kept.{k}.{name}": array for name, kept in checkpoint.kept.items() for k, array in enumerate(kept)}
     arrays |= {f"history.{name}": array for name, array in checkpoint.history.items()}
     arrays |= {"best_epoch": checkpoint.best_epoch, "best_validation": checkpoint.best_validation}
-    wrong = [
-        name for name in sorted({*expected, *arrays}) if name not in arrays or arrays[name].shape != expected.get(name)
-    ]
-    if wrong or checkpoint.losses.shape[1:] != members:
-        raise ValueError(
-            f"the checkpoint's {wrong[0] if wrong else 'losses'} are not those of this network; give another folder"
-        )
+    found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
+    for name in sorted({*expected, *found}):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"the checkpoint's {name} is not that of this network; expected one of the same run")
+    if checkpoint.losses.shape[1:] != members:
+        raise ValueError(f"the checkpoint's losses are not those of {architecture.members} members")
