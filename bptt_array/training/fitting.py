@@ -170,7 +170,7 @@ class Fitting(Loop):
             self._take_losses()
         end = EpochEnd(self.epoch - 1, self.step, self.history, self.rnn)
         wishes = [callback(end) is True for callback in self.callbacks]  # all are called
-        if on_any_rank(self.ranks, any(wishes)):
+        if wishes and on_any_rank(self.ranks, any(wishes)):
             self.stopped = self._called_back = True
         crossed = before // self.report_every != self.step // self.report_every
         if self.finished or self.stopped or (crossed and self.checkpoint_every is None):
