@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from . import parity as parity
     from . import plots as plots
     from . import schedules as schedules
-    from .data import Minibatch, batches, pad, unpad
+    from .data import Minibatch, Standardization, batches, pad, unpad, windows
     from .parity import compare_devices
     from .runs.fit import fit
     from .training.history import History
@@ -39,6 +39,7 @@ __all__ = [
     "Gradients",
     "History",
     "Minibatch",
+    "Standardization",
     "State",
     "batches",
     "check_gradients",
@@ -48,6 +49,7 @@ __all__ = [
     "global_norm",
     "pad",
     "unpad",
+    "windows",
 ]
 
 #: Rooms for users, beside the names above, and the files that stand beside rooms.
@@ -55,7 +57,7 @@ _ROOMS = ("backend", "data", "diagnostics", "distributed", "parity", "plots", "s
 
 #: Names of rooms, and of files in them, that are at the top too, and imported when they are first asked for.
 _LAZY = {
-    "data": ("Minibatch", "batches", "pad", "unpad"),
+    "data": ("Minibatch", "Standardization", "batches", "pad", "unpad", "windows"),
     "parity": ("compare_devices",),
     "runs.fit": ("fit",),
     "training.history": ("History",),

@@ -26,7 +26,7 @@ PAGES = {
     "bptt_array/backend/README.md": 0,
     "bptt_array/bptt/README.md": 0,
     "bptt_array/cli/README.md": 0,
-    "bptt_array/data/README.md": 1,
+    "bptt_array/data/README.md": 2,
     "bptt_array/diagnostics/README.md": 1,
     "bptt_array/distributed/README.md": 2,
     "bptt_array/equations/README.md": 2,

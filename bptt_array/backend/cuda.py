@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from .cuda_columns import ColumnSums
 from .cuda_norms import CudaNorms
 from .cuda_rows import RowKernels
 from .cuda_updates import FusedOver
+from .cuda_uploads import CudaUploads
 from .portable import Array, Backend, CudaDevice, Elementwise, RowFunction, flag, place
 
 _Result = TypeVar("_Result")
@@ -169,6 +171,11 @@ class CupyBackend(Backend):
 
     def copy_from_host_(self, out: Array, a: np.ndarray[Any, Any]) -> None:
         out.set(a)
+
+    @cached_property
+    def uploads(self) -> CudaUploads:
+        with self.active():
+            return CudaUploads(self.cupy, self._index)
 
     def cuda_device(self) -> CudaDevice | None:
         nccl = importlib.import_module("cupy.cuda.nccl")

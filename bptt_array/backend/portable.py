@@ -71,6 +71,22 @@ class RowFunction(Protocol):
     def __call__(self, *backend_and_arrays: Any, **none: Any) -> tuple[Array, ...]: ...
 
 
+class Uploads(Protocol):
+    """Arrays of the host that are copied to a device while it computes, in the order in which they are begun."""
+
+    def stage(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """Copies that a device can read by itself; of any thread."""
+
+    def begin(self, staged: Sequence[np.ndarray[Any, Any]]) -> Any:
+        """Begin to copy what was staged; called by the thread that computes, as what follows."""
+
+    def end(self, begun: Any) -> list[Array]:
+        """The arrays, for what is computed from here on."""
+
+    def abandon(self, begun: Any) -> None:
+        """Nobody wants them."""
+
+
 class CudaDevice(NamedTuple):
     """One device, and whether CuPy has NCCL for it."""
 
@@ -337,6 +353,11 @@ class Backend:
     def copy_from_host_(self, out: Array, a: np.ndarray[Any, Any]) -> None:
         """``out <- a``; on CUDA perhaps later, in the order of the current stream."""
         out[...] = self.from_host(a)
+
+    @property
+    def uploads(self) -> Uploads | None:
+        """How arrays come here while the device computes; None where nothing is gained by that."""
+        return None
 
     def cuda_device(self) -> CudaDevice | None:
         """Which CUDA device this is, for those who send its arrays; None where they have to go through the host."""

@@ -1,4 +1,4 @@
-"""From sequences to arrays: padding, batches, windows.
+"""From sequences to arrays: padding, batches, windows, standardization.
 
 >>> import bptt_array as ba
 >>> x, lengths = ba.pad([[0.5, 1.5, 2.5], [3.5]])
@@ -8,5 +8,7 @@
 
 from .minibatches import Batches, Minibatch, batches
 from .padding import pad, unpad
+from .sliding import windows
+from .standardization import Standardization
 
-__all__ = ["Batches", "Minibatch", "batches", "pad", "unpad"]
+__all__ = ["Batches", "Minibatch", "Standardization", "batches", "pad", "unpad", "windows"]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..backend.arrays import check_dtype
-from ..backend.portable import Array
+from ..backend.portable import Array, Backend
 from ..checks import LARGEST_SEED, check_count, check_flag
 from ..rnn.arguments import check_lengths
 from ..rnn.conversions import HostArray
+from ..rnn.rnn import RNN
 from . import order
+from .ahead import made_ahead, uploaded_ahead
 from .sequences import Column, is_list, of_list, readable
 from .targets import DataSet
 
@@ -75,6 +79,7 @@ class Batches:
         self._size, self._seed = options["size"], options["seed"]
         self._shuffle, self._by_length = options["shuffle"], options["by_length"]
         self._time_major, self._dtype = options["time_major"], options["dtype"]
+        self._backend: Backend | None = None
         self._ranks: Ranks | None = None
         self._next = 0
 
@@ -99,7 +104,27 @@ class Batches:
 
     def epoch(self, k: int) -> Iterator[Minibatch]:
         """The batches of epoch ``k``, counted from 0, whatever was read before."""
-        return map(self._read, self.rows(k))
+        rows, backend = self.rows(k), self._backend
+        if backend is None or backend.name == "cpu":
+            return map(self._read, rows)
+        return self._there(rows, backend)
+
+    def to(self, rnn: RNN) -> Batches:
+        """The same batches as that network takes them: floats of its dtype, arrays where it is.
+
+        On CUDA a batch is read by a thread and copied, on a stream of its own, while the device computes on the one
+        before. The host waits for no copy, and nothing of it is left when the iterator goes.
+        """
+        if not isinstance(rnn, RNN):
+            raise TypeError(f"rnn is a {type(rnn).__name__}; expected a bptt_array.RNN")
+        if rnn.time_major != self._time_major:
+            raise ValueError(
+                f"rnn has time_major={rnn.time_major}, and these batches {self._time_major}; expected the same: use "
+                f"ba.batches(..., time_major={rnn.time_major})"
+            )
+        other = copy.copy(self)
+        other._backend, other._dtype = rnn.backend, rnn.dtype
+        return other
 
     def shared_by(self, ranks: Ranks) -> Batches:
         """The same batches for the ranks of a job: of each batch only what is this rank's, ``ranks.part(n)`` of n.
@@ -109,6 +134,25 @@ class Batches:
         other = copy.copy(self)
         other._ranks = ranks
         return other
+
+    def _there(self, rows: list[HostArray], backend: Backend) -> Iterator[Minibatch]:
+        """The batches of some sequences, on a device."""
+        uploads = backend.uploads
+        if uploads is None:
+            for batch in map(self._read, rows):
+                with backend.active():
+                    arrays = [backend.from_host(array) for array in _moved(batch)]
+                yield _with(batch, arrays)
+            return
+        batches: deque[Minibatch] = deque()  # of which arrays are on their way
+
+        def stage(of_batch: HostArray) -> list[HostArray]:
+            batches.append(self._read(of_batch))
+            return uploads.stage(_moved(batches[-1]))
+
+        with closing(made_ahead(stage, rows)) as staged, closing(uploaded_ahead(uploads, staged)) as uploaded:
+            for arrays in uploaded:
+                yield _with(batches.popleft(), arrays)
 
     def _read(self, rows: HostArray) -> Minibatch:
         """The batch of some sequences, on the host."""
@@ -122,6 +166,18 @@ class Batches:
             for column in self._columns
         )
         return Minibatch(x, target, lengths, weights)
+
+
+def _moved(batch: Minibatch) -> list[HostArray]:
+    """The arrays of a batch that belong on the device; lengths are wanted on the host."""
+    return [array for array in (batch.x, batch.target, batch.weights) if array is not None]
+
+
+def _with(batch: Minibatch, arrays: list[Array]) -> Minibatch:
+    """The same batch with other arrays in their place."""
+    given = iter(arrays)
+    x, target, weights = (None if a is None else next(given) for a in (batch.x, batch.target, batch.weights))
+    return Minibatch(x, target, batch.lengths, weights)
 
 
 def batches(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..rnn.conversions import HostArray
-from .sequences import Column, is_list, of_list, readable
+from .sequences import Column, has_sequences, is_list, of_list, readable
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DataSet:
             value = list(value)
             if len(value) != self.N:
                 raise ValueError(f"{name} has {len(value)} entries; expected one for each of N={self.N} sequences of x")
-            if any(is_list(one) or getattr(one, "ndim", 0) for one in value):
+            if has_sequences(value):
                 return self._of_list(name, value, timed, features)
         array = readable(name, value)  # also of a list of numbers
         lead = (self.T, self.N) if self.time_major else (self.N, self.T)
