@@ -15,7 +15,7 @@ from .backend import Backend
 from .bptt.state import Gradients, State
 from .equations.cell import Cell
 from .gradcheck import check_gradients
-from .optimizers import SGD, Adam, clip_by_global_norm, global_norm
+from .optimizers import SGD, Adam, AdamW, RMSprop, clip_by_global_norm, global_norm
 from .rnn.rnn import RNN
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from . import plots as plots
     from . import schedules as schedules
     from .data import Minibatch, Standardization, batches, pad, unpad, windows
+    from .optimizers import lr_schedules as lr_schedules
     from .parity import compare_devices
     from .runs.fit import fit
     from .training.history import History
@@ -34,11 +35,13 @@ __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "AdamW",
     "Backend",
     "Cell",
     "Gradients",
     "History",
     "Minibatch",
+    "RMSprop",
     "Standardization",
     "State",
     "batches",
@@ -69,10 +72,12 @@ def __getattr__(name: str) -> Any:
     for room, names in _LAZY.items():
         if name in names:
             return getattr(importlib.import_module(f".{room}", __name__), name)
+    if name == "lr_schedules":
+        return importlib.import_module(".optimizers.lr_schedules", __name__)
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_ROOMS, "__version__"])
+    return sorted([*__all__, *_ROOMS, "lr_schedules", "__version__"])

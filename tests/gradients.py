@@ -197,6 +197,51 @@ def check_rows_at_the_extremes(ba):
         assert np.isclose(value, 0.9 * most), reduction
 
 
+#: Optimizers, with settings that no default is.
+UPDATES = [
+    ("SGD", {}),
+    ("SGD", {"momentum": 0.7}),
+    ("SGD", {"momentum": 0.7, "nesterov": True}),
+    ("Adam", {"beta1": 0.8, "beta2": 0.9, "eps": 1e-2}),
+    ("AdamW", {"beta1": 0.8, "beta2": 0.9, "eps": 1e-2, "weight_decay": 0.3}),
+    ("RMSprop", {"alpha": 0.6, "eps": 1e-2}),
+    ("RMSprop", {"alpha": 0.6, "eps": 1e-2, "momentum": 0.7}),
+    ("RMSprop", {"alpha": 0.6, "eps": 1e-2, "centered": True}),
+    ("RMSprop", {"alpha": 0.6, "eps": 1e-2, "centered": True, "momentum": 0.7}),
+]
+
+
+def check_updates(ba):
+    """Updates of every optimizer against the equations, with a learning rate that changes.
+
+    Of a parameter that has no gradient at first, of one that joins later, and of those whose weights do not decay.
+    """
+    rng = np.random.default_rng(0)
+    shapes = {"l0.W": (3, 2), "l0.b": (4,), "W.late": (2,), "V": (), "l1.W": (1,), "bb": (2,)}
+    stay, rates = ("l0.b", "W.late", "V"), rng.uniform(0.05, 0.2, 6)
+    start = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    grads = [{name: np.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()} for _ in rates]
+    for early in grads[:2]:
+        early["l1.W"][...] = 0
+        del early["W.late"]
+    for optimizer, settings in UPDATES:
+        found = {name: np.array(value) for name, value in start.items()}
+        first = min(rates)  # no update's
+        one = getattr(ba, optimizer)(lr=first, **settings)
+        if optimizer == "AdamW":
+            one.no_decay = ("b", "V")
+        for given, rate in zip(grads, rates, strict=True):
+            one.lr = rate
+            if optimizer == "AdamW" and "W.late" in given:
+                one.no_decay = ("b", "V", "late")
+            one.update({name: found[name] for name in given}, given)
+        for name, value in start.items():
+            own = [(given[name], rate) for given, rate in zip(grads, rates, strict=True) if name in given]
+            decay = {"weight_decay": 0} if name in stay else {}
+            expected = reference.after_updates(np, optimizer, value, *zip(*own, strict=True), **settings | decay)
+            assert np.allclose(found[name], expected, rtol=1e-12, atol=1e-13), (optimizer, settings, name)
+
+
 def check_explosion_in_the_padding(ba):
     """A network whose states overflow after two steps is no matter if every sequence has one."""
     case = Case(cell="relu", lengths=(1, 0, 1, 1), segment=3)

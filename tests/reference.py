@@ -144,3 +144,27 @@ def probe(np, params, x, h_0, c_0, dy, dh_last, dc_last, **options):
                 if options.get("cell") == "lstm":
                     total = total + np.sum(c * dc_last[where])
     return total
+
+
+def after_updates(np, optimizer, theta, grads, rates, **settings):
+    """A parameter after an update by each gradient with each learning rate, in the words of the papers."""
+    of = SimpleNamespace(
+        **{"momentum": 0, "nesterov": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0}
+        | {"alpha": 0.99, "centered": False}
+        | settings
+    )
+    u = m = v = 0
+    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), 1):
+        if optimizer == "SGD":
+            u = of.momentum * u + g
+            theta = theta - lr * (g + of.momentum * u if of.nesterov else u)
+        elif optimizer in ("Adam", "AdamW"):
+            m, v = of.beta1 * m + (1 - of.beta1) * g, of.beta2 * v + (1 - of.beta2) * g**2
+            m_hat, v_hat = m / (1 - of.beta1**t), v / (1 - of.beta2**t)
+            theta = theta - lr * (m_hat / (np.sqrt(v_hat) + of.eps) + of.weight_decay * theta)
+        else:
+            assert optimizer == "RMSprop"
+            m, v = of.alpha * m + (1 - of.alpha) * g, of.alpha * v + (1 - of.alpha) * g**2
+            u = of.momentum * u + g / (np.sqrt(v - m**2 if of.centered else v) + of.eps)
+            theta = theta - lr * u
+    return theta

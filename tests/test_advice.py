@@ -11,7 +11,7 @@ from cells_without_kernels import cell_of
 from conftest import needs_torch
 
 import bptt_array as ba
-from bptt_array import cli, diagnostics, schedules
+from bptt_array import cli, diagnostics, lr_schedules, schedules
 from bptt_array.distributed import communicator
 from bptt_array.kernels.trace import trace
 from bptt_array.plots import plot_loss_gradients
@@ -65,6 +65,12 @@ def classifier(**more):
 
 def strict():
     return ba.Backend(array_api_strict)
+
+
+def named(network):
+    optimizer = ba.AdamW(no_decay=("b_h", "b_x"))
+    optimizer.no_decay = ("b_h", "b_y")
+    optimizer.update(network.params, network.params)
 
 
 # What goes wrong, what is said to it, and what is done then: each row a call, the advice, and a call that follows it.
@@ -137,6 +143,11 @@ CALLS = [
     (lambda: rnn(readout="last"), lambda r: diagnostics.gradient_flow(r, X, Y[0], at=[1]), r"one loss; leave at=None$", lambda r: diagnostics.gradient_flow(r, X, Y[0], at=None)),
     (lambda: rnn(members=2), lambda r: r.to_torch_state_dict(), r"use rnn\.member\(k\)\.to_torch_state_dict\(\)$", lambda r: r.member(1).to_torch_state_dict()),
     (rnn, lambda r: ba.SGD(0.1).update(r.params, r.loss_and_grad(X, Y)[1]), r"grads is a Gradients; .*: use grads\.params$", lambda r: ba.SGD(0.1).update(r.params, r.loss_and_grad(X, Y)[1].params)),
+    (rnn, lambda r: lr_schedules.step(3, 1.5), r": a rate that grows is a function of your own, such as lambda step: 1\.01\*\*step$", lambda r: lr_schedules.warm_up(3, lambda step: 1.01**step)(5)),
+    (lambda: rnn(members=2), lambda r: lr_schedules.Plateau().observe(r.loss(X, Y)[0]), r"expected a real number: float\(value\), of the losses of an ensemble float\(value\.mean\(\)\)$", lambda r: (lr_schedules.Plateau().observe(float(r.loss(X, Y)[0].mean())), lr_schedules.Plateau().observe(float(rnn().loss(X, Y)[0])))),
+    (rnn, lambda r: ba.AdamW(no_decay="b_h"), r"is one string; expected several, such as no_decay=\('b_h',\)$", lambda r: ba.AdamW(no_decay=("b_h",)).update(r.params, r.params)),
+    (rnn, lambda r: ba.AdamW(no_decay=("b_h", "b_x")).update(r.params, r.params), r"expected names such as \['W_hy', 'b_y', 'l0\.W_hh', 'l0\.W_xh', 'l0\.b_h'\], or their ends: set optimizer\.no_decay$", named),
+    (rnn, lambda r: ba.SGD(0.1, nesterov=True), r"expected a momentum too, such as 0\.9$", lambda r: ba.SGD(0.1, momentum=0.9, nesterov=True).update(r.params, r.params)),
     (rnn, lambda r: ba.SGD(0.1).update({"a": np.broadcast_to(ONES[0], (T, N))}, {"a": ONES}), r"expected an array of its own: copy it first$", lambda r: ba.SGD(0.1).update({"a": np.broadcast_to(ONES[0], (T, N)).copy()}, {"a": ONES})),
 ]  # fmt: skip
 

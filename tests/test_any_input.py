@@ -25,11 +25,13 @@ import array_api_strict
 import numpy as np
 import pytest
 from conftest import IN_CI
+from every_optimizer import OPTIMIZERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bptt_array as ba
 from bptt_array import parity, schedules
+from bptt_array.optimizers.lr_schedules import Plateau, cosine, exponential, linear, step, warm_up
 from bptt_array.training import reading, sampling, text
 from bptt_array.training import trainer as training
 
@@ -947,20 +949,26 @@ def norms(draw):
     return Call(ba.clip_by_global_norm if clip else ba.global_norm, arguments, check)
 
 
+NAMES = one_of("b", ("b",), ["a", "b"], [], ["", 1], {"a": 1}, b"b")
+
+
 @st.composite
 def optimizers(draw):
-    """``SGD`` and ``Adam``, made or updating."""
+    """Optimizers, made or updating."""
+    of_adam = {"lr": reals, "beta1": reals, "beta2": reals, "eps": reals}
     make, wrong = draw(
         st.sampled_from(
             [
-                (ba.SGD, {"lr": reals, "momentum": reals}),
-                (ba.Adam, {"lr": reals, "beta1": reals, "beta2": reals, "eps": reals}),
+                (ba.SGD, {"lr": reals, "momentum": reals, "nesterov": flags}),
+                (ba.Adam, of_adam),
+                (ba.AdamW, of_adam | {"weight_decay": reals, "no_decay": NAMES}),
+                (ba.RMSprop, {"lr": reals, "alpha": reals, "eps": reals, "momentum": reals, "centered": flags}),
             ]
         )
     )
     if draw(st.integers(0, 2)) == 0:
         return Call(make, draw(nearly({"lr": 0.1}, wrong)), lambda optimizer: optimizer.lr + 1.0)
-    optimizer = make(lr=0.1) if make is ba.Adam else make(lr=0.1, momentum=draw(st.sampled_from([0.0, 0.9])))
+    optimizer = draw(st.sampled_from(list(OPTIMIZERS.values())))()
     params, grads = _grads(draw), _grads(draw)
     if draw(st.booleans()):
         optimizer.update(params, {name: np.ones_like(value) for name, value in params.items()})
@@ -980,6 +988,30 @@ def optimizers(draw):
 
 
 @st.composite
+def lr_schedules(draw):
+    """Schedules, made and called, and a plateau's losses and states."""
+    plateau = Plateau(patience=1)
+    for loss in (1.0, 2.0, 3.0):
+        plateau.observe(loss)
+    right, like = plateau.state_dict(), dict.fromkeys(("no_better", "cooldown"), counts)
+    state = st.just(right) | anything | nearly(right, like | {"factor": reals, "best": reals | st.none()})
+    of_plateau = {"factor": reals, "patience": counts, "threshold": reals, "cooldown": counts, "least": reals}
+    kinds = [
+        (cosine, {"steps": 10}, {"steps": counts, "least": reals}),
+        (linear, {"steps": 10}, {"steps": counts}),
+        (warm_up, {"steps": 10}, {"steps": counts, "then": one_of(None, cosine(3), cosine)}),
+        (step, {"every": 3}, {"every": counts, "factor": reals}),
+        (exponential, {"factor": 0.9}, {"factor": reals}),
+        (Plateau, {}, of_plateau),
+        *((schedule, {"step": 7}, {"step": counts}) for schedule in (cosine(9), warm_up(2), step(2), plateau)),
+        (plateau.observe, {"value": 1.0}, {"value": reals}),
+        (plateau.load_state_dict, {"state_dict": right}, {"state_dict": state}),
+    ]
+    function, arguments, wrong = draw(st.sampled_from(kinds))
+    return Call(function, draw(nearly(arguments, wrong)), state=plateau.state_dict)
+
+
+@st.composite
 def loadings(draw):
     """``RNN.load_params``, and what an optimizer loads or moves."""
     which = draw(st.integers(0, 2))
@@ -991,7 +1023,7 @@ def loadings(draw):
         wrong.append(arrays_like(right[name], rnn).map(lambda value: right | {name: value}))
         check = lambda loaded: loaded.calls.check_params(loaded.params)  # noqa: E731
         return Call(rnn.load_params, {"params": draw(st.just(right) | st.one_of(wrong))}, check, weights_of(rnn))
-    optimizer = draw(st.sampled_from([ba.Adam(), ba.SGD(0.1, 0.9), ba.SGD(0.1)]))
+    optimizer = draw(st.sampled_from(list(OPTIMIZERS.values())))()
     params = _grads(draw)
     optimizer.update(params, {name: np.ones_like(value) for name, value in params.items()})
 
@@ -1027,7 +1059,8 @@ def settings_of(draw):
         "segments": anything,
     }
     of_adam = {"lr": reals, "beta1": reals, "beta2": reals, "eps": reals, "betas": anything}
-    made, values = (ba.Adam(), of_adam) if draw(st.booleans()) else (draw(networks).copy(), kinds)
+    of_adam |= {"weight_decay": reals, "no_decay": NAMES}
+    made, values = (ba.AdamW(), of_adam) if draw(st.booleans()) else (draw(networks).copy(), kinds)
     name = draw(st.sampled_from(list(values)))
     before = lambda: made.config if isinstance(made, ba.RNN) else dict(vars(made))  # noqa: E731
 
@@ -1405,6 +1438,7 @@ ENTRIES = {
     "moves": (moves(), 7),
     "norms": (norms(), 6),
     "optimizers": (optimizers(), 7),
+    "lr_schedules": (lr_schedules(), 3),
     "loadings": (loadings(), 4),
     "settings": (settings_of(), 3),
     "check_gradients": (gradient_checks(), 5),

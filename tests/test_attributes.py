@@ -121,7 +121,34 @@ MISSPELT = [
     (ba.Adam, "learning_rate", 0.1, "Adam has no setting 'learning_rate': expected one of lr, beta1, beta2, eps"),
     (ba.Adam, "slots", 1, "expected one of lr, beta1, beta2, eps"),
     (lambda: ba.SGD(0.1), "Lr", 0.1, "SGD has no setting 'Lr': expected lr"),
-    (lambda: ba.SGD(0.1), "momentum", 0.9, r"it decides what is kept; make a new optimizer, SGD\(lr, momentum=…\)"),
+    (lambda: ba.SGD(0.1), "momentum", 0.9, r"it decides what is kept; make a new optimizer, SGD\(lr, momentum=…, nest"),
+    (
+        lambda: ba.SGD(0.1),
+        "nesterov",
+        True,
+        r"it belongs to the momentum; make a new optimizer, SGD\(lr, momentum=…, nest",
+    ),
+    (
+        ba.AdamW,
+        "decay",
+        0.1,
+        "AdamW has no setting 'decay': expected one of lr, beta1, beta2, eps, weight_decay, no_decay",
+    ),
+    (ba.AdamW, "slots", 1, "expected one of lr, beta1, beta2, eps, weight_decay, no_decay"),
+    (ba.RMSprop, "beta2", 0.9, "RMSprop has no setting 'beta2': expected one of lr, alpha, eps"),
+    (
+        ba.RMSprop,
+        "momentum",
+        0.9,
+        r"it decides what is kept; make a new optimizer, RMSprop\(lr, momentum=…, centered=…\)",
+    ),
+    (
+        ba.RMSprop,
+        "centered",
+        True,
+        r"it decides what is kept; make a new optimizer, RMSprop\(lr, momentum=…, centered=…\)",
+    ),
+    (ba.lr_schedules.Plateau, "patients", 3, "expected one of factor, patience, threshold, cooldown, least"),
     (lambda: ba.Backend(np), "segmentbytes", 1, "expected one of segment_bytes, keeps_arrays, temporaries"),
     (lambda: ba.Backend(np), "device", "cpu", r"a backend is one place; make another, ba\.Backend\(xp, device\)"),
     (NumpyBackend, "xp", np, r"a backend is one place; make another, ba\.Backend\(xp, device\)"),
@@ -157,7 +184,8 @@ def test_what_would_have_no_effect_is_an_error_that_says_what_to_do(make, name, 
 def test_the_other_ways_out_work_too():
     state = ba.State(h=X)
     assert dataclasses.replace(state, c=X).c is X
-    assert ba.SGD(0.1, momentum=0.9).slots == 1
+    assert ba.SGD(0.1, momentum=0.9, nesterov=True).slots == 1
+    assert ba.RMSprop(0.1, momentum=0.9, centered=True).slots == 3
     rnn = network()
     assert rnn.to(ba.Backend(np)).backend == ba.Backend(np)
 
@@ -171,24 +199,29 @@ def test_the_other_ways_out_work_too():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("make", "name", "value", "message", "good"),
     [
-        ("lr", -1, "lr=-1; expected a finite number of at least 0"),
-        ("beta1", 1, "beta1=1; expected a finite number of at least 0 and below 1"),
-        ("beta2", "0.9", "beta2='0.9' is a str"),
-        ("eps", 0, "eps=0; expected a positive number"),
+        (ba.Adam, "lr", -1, "lr=-1; expected a finite number of at least 0", 0.3),
+        (ba.Adam, "beta1", 1, "beta1=1; expected a finite number of at least 0 and below 1", 0.5),
+        (ba.Adam, "beta2", "0.9", "beta2='0.9' is a str", 0.6),
+        (ba.Adam, "eps", 0, "eps=0; expected a positive number", 1e-2),
+        (ba.AdamW, "eps", 0, "eps=0; expected a positive number", 1e-2),
+        (ba.AdamW, "weight_decay", -1, "weight_decay=-1; expected a finite number of at least 0", 0.1),
+        (ba.AdamW, "no_decay", "a", "no_decay='a' is one string; expected several, such as no_decay=('a',)", ["a"]),
+        (ba.RMSprop, "lr", None, "lr=None is a NoneType; expected a real number", 0.3),
+        (ba.RMSprop, "alpha", 1.0, "alpha=1.0; expected a finite number of at least 0 and below 1", 0.5),
+        (ba.RMSprop, "eps", 0, "eps=0; expected a positive number", 1e-2),
     ],
 )
-def test_settings_of_an_optimizer_are_checked_when_they_are_set_and_then_act(name, value, message):
-    optimizer = ba.Adam()
+def test_settings_of_an_optimizer_are_checked_when_they_are_set_and_then_act(make, name, value, message, good):
+    optimizer = make()
     before = dict(vars(optimizer))
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         setattr(optimizer, name, value)
     assert vars(optimizer) == before
-    good = {"lr": 0.3, "beta1": 0.5, "beta2": 0.6, "eps": 1e-2}[name]
     setattr(optimizer, name, good)
     results = []
-    for one in (optimizer, ba.Adam(**{name: good}), ba.Adam()):
+    for one in (optimizer, make(**{name: good}), make()):
         params = {"a": np.array([1.0, 2.0])}
         for grad in ([0.1, 0.2], [-0.3, 0.1]):
             one.update(params, {"a": np.array(grad)})

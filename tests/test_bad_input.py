@@ -8,6 +8,7 @@ import tracemalloc
 import array_api_strict
 import numpy as np
 import pytest
+from every_optimizer import each_keeping
 
 import bptt_array as ba
 from bptt_array.backend import devices, namespaces
@@ -274,6 +275,29 @@ OPTIMIZERS = [
     (lambda: ba.Adam(beta1=1), ValueError, r"beta1=1"),
     (lambda: ba.Adam(eps=0), ValueError, r"eps=0; expected a positive number"),
     (lambda: setattr(ba.Adam(), "lr", -1), ValueError, r"lr=-1"),
+    (
+        lambda: ba.SGD(0.1, nesterov=True),
+        ValueError,
+        r"nesterov=True has no effect with momentum=0; expected a momentum",
+    ),
+    (lambda: ba.SGD(0.1, 0.9, nesterov=1), TypeError, r"nesterov=1 is a int; expected True or False"),
+    (lambda: ba.RMSprop(alpha=1), ValueError, r"alpha=1; expected a finite number of at least 0 and below 1"),
+    (lambda: ba.RMSprop(eps=0), ValueError, r"eps=0; expected a positive number"),
+    (lambda: ba.RMSprop(momentum=1.0), ValueError, r"momentum=1.0; expected a finite number of at least 0 and below 1"),
+    (lambda: ba.RMSprop(centered="no"), TypeError, r"centered='no' is a str; expected True or False"),
+    (lambda: ba.AdamW(weight_decay=-0.1), ValueError, r"weight_decay=-0.1; expected a finite number of at least 0"),
+    (
+        lambda: ba.AdamW(no_decay="b_h"),
+        TypeError,
+        r"no_decay='b_h' is one string; expected several, .*no_decay=\('b_h',\)",
+    ),
+    (lambda: ba.AdamW(no_decay=1), TypeError, r"no_decay=1 is a int; expected names, such as no_decay=\('b_h',\)"),
+    (lambda: ba.AdamW(no_decay=["b_h", 1]), TypeError, r"no_decay has 1, a int; expected names"),
+    (
+        lambda: ba.AdamW(no_decay=("b_h", "b_o")).update({"l0.b_h": f32(2)}, {"l0.b_h": f32(2)}),
+        ValueError,
+        r"no_decay has 'b_o', which no parameter is called, nor ends in after a dot; expected names such as \['l0.b_h'\]",
+    ),
     (lambda: ba.clip_by_global_norm({"a": f32(2)}, 0), ValueError, r"max_norm=0"),
     (lambda: ba.clip_by_global_norm({"a": f32(2)}, float("nan")), ValueError, r"max_norm=nan"),
     (lambda: ba.clip_by_global_norm({}, 1), ValueError, r"grads is empty"),
@@ -287,7 +311,7 @@ def test_optimizer_settings_that_make_no_sense_say_why(call, kind, message):
         call()
 
 
-@pytest.mark.parametrize("make", [lambda: ba.SGD(0.1, momentum=0.9), ba.Adam], ids=["momentum", "adam"])
+@each_keeping
 def test_an_update_that_cannot_be_done_changes_nothing(make):
     optimizer = make()
     params = {"a": f32(2), "b": f32(3)}

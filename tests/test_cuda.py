@@ -6,6 +6,7 @@ import importlib.util
 import numpy as np
 import pytest
 from conftest import cuda, needs_cuda
+from every_optimizer import OPTIMIZERS, each_optimizer
 
 import bptt_array as ba
 from bptt_array import cli
@@ -347,9 +348,7 @@ def test_a_segment_adds_a_constant_number_of_launches(device, persistent, pool):
 
 @pytest.mark.parametrize("device", cuda)
 @needs_counters
-@pytest.mark.parametrize(
-    "make", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, 0.9), lambda: ba.Adam()], ids=["sgd", "momentum", "adam"]
-)
+@each_optimizer
 def test_an_update_is_one_launch(device, make, pool):
     import gpuemu
 
@@ -386,7 +385,7 @@ def test_fused_updates_are_the_portable_ones(device, dtype, shape):
     rng = np.random.default_rng(0)
     param, *grads = (rng.standard_normal(shape).astype(dtype) for _ in range(6))
     backend = ba.backend.resolve(device)
-    for make in (lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, 0.9), lambda: ba.Adam(1e-2, eps=1e-300)):
+    for make in (*OPTIMIZERS.values(), lambda: ba.Adam(1e-2, eps=1e-300), lambda: ba.RMSprop(1e-2, eps=1e-300)):
         ours, theirs = {"p": param.copy()}, {"p": backend.from_host(param)}
         here, there = make(), make()
         for grad in grads:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import cuda, needs_cuda
+from every_optimizer import OPTIMIZERS, each_optimizer
 
 import bptt_array as ba
 from bptt_array.backend.cuda_norms import MOST
@@ -24,12 +25,6 @@ needs_counters = pytest.mark.skipif(
     reason="counting launches and copies needs the emulated CUDA device (gpuemu)",
 )
 
-OPTIMIZERS = {
-    "sgd": lambda: ba.SGD(0.1),
-    "momentum": lambda: ba.SGD(0.1, 0.9),
-    "adam": lambda: ba.Adam(1e-2),
-}
-each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 on_cuda = pytest.mark.parametrize("device", cuda)
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 SHAPES = [(5, 4), (), (1,), (33,), (5000,), (1, 1), (7, 300)]
@@ -104,10 +99,8 @@ def test_an_update_of_all_parameters_is_one_launch(device, dtype, make):
 @on_cuda
 @each_optimizer
 def test_what_the_arguments_of_one_launch_do_not_hold_takes_a_second(device, make):
-    numbers, kept = {"sgd": (1, 0), "momentum": (2, 1), "adam": (7, 2)}[
-        next(name for name, other in OPTIMIZERS.items() if other is make)
-    ]
-    most = most_groups(2 + kept, numbers)
+    numbers = make()._numbers("", ba.backend.NumpyBackend(), np.dtype("float32"), 1)
+    most = most_groups(2 + make().slots, len(numbers))
     assert most > 64
     for count, expected in ((most, 1), (most + 1, 2), (3 * most, 3)):
         shapes = [(k % 5,) for k in range(count * 5 // 4)]

@@ -21,6 +21,7 @@ from gradients import (
     check_padding,
     check_rows_at_the_extremes,
     check_two_periods,
+    check_updates,
     check_weights_of_zero,
 )
 
@@ -226,6 +227,28 @@ MUTANTS = {
     "0 log 0 in binary cross-entropy": ("equations/losses.py", "v = xp.where(other_side == 0, xp.zeros_like(v), v)", "pass"),
     "the square before its factor": ("equations/losses.py", "root = 2.0 ** ((math.frexp(factor)[1] - 1) // 2)", "root = 1.0"),
     "the sum before the mean": ("equations/losses.py", "2.0 ** -self.steps.bit_length()", "1.0"),
+    # updates
+    "gradient ascent": ("optimizers/updates.py", "param -= lr * grad", "param += lr * grad"),
+    "momentum that adds up": ("optimizers/updates.py", "velocity *= momentum", "pass"),
+    "step of Nesterov from the velocity": ("optimizers/updates.py", "step = momentum * velocity", "step = 1.0 * velocity"),
+    "Nesterov forgotten": ("optimizers/updates.py", "return _nesterov if self.nesterov else", "return _nesterov if False else"),
+    "first moment not corrected": ("optimizers/updates.py", "lr = self.lr / (1 - self.beta1**t)", "lr = self.lr"),
+    "second moment not corrected": ("optimizers/updates.py", "correction = (1 - self.beta2**t) ** -0.5", "correction = 1.0"),
+    "updates of all parameters counted together": ("optimizers/state.py", "self._updates.get(name, 0) + 1", "max([0, *self._updates.values()]) + 1"),
+    "decay of the gradient": ("optimizers/updates.py", "step += decay * param", "step += decay * grad"),
+    "decay in the moments": ("optimizers/updates.py", "step = _step_of_adam(ops, grad, m, v, *of_adam)", "step = _step_of_adam(ops, grad + decay * param, m, v, *of_adam)"),
+    "decay without the learning rate": ("optimizers/updates.py", "0.0 if stays else self.lr * self.weight_decay", "0.0 if stays else self.weight_decay"),
+    "everything decays": ("optimizers/updates.py", "0.0 if stays else self.lr", "0.0 if False else self.lr"),
+    "names by their letters": ("optimizers/updates.py", 'f".{name}".endswith(f".{entry}")', "name.endswith(entry)"),
+    "names as they stand alone": ("optimizers/updates.py", "stays = any(_is_meant(name, entry) for", "stays = any(name == entry for"),
+    "mean square that adds up": ("optimizers/updates.py", "v *= alpha", "pass"),
+    "square of a root of nothing": ("optimizers/updates.py", "if self.centered else rest) ** 0.5", "if self.centered else rest)"),
+    "variance around zero": ("optimizers/updates.py", "grad - kept[0] if centered else grad", "grad"),
+    "variance of the next mean": ("optimizers/updates.py", "self.alpha * rest if self.centered else rest", "rest"),
+    "mean that adds up": ("optimizers/updates.py", "mean *= alpha", "pass"),
+    "mean of new gradients": ("optimizers/updates.py", "mean += one_minus_alpha * grad", "mean += alpha * grad"),
+    "velocity for the mean": ("optimizers/updates.py", "velocity = kept[-1]", "velocity = kept[0]"),
+    "momentum of RMSprop that adds up": ("optimizers/updates.py", "velocity *= factor", "pass"),
 }  # fmt: skip
 
 PACKAGE = Path(bptt_array.__file__).parent
@@ -295,6 +318,7 @@ def every_check():
         yield partial(check_given_gradient, case=Case(cell="lstm", layers=2, readout="last"), **alone)
     yield partial(check_two_periods, case=Case(T=11, truncate=(3, 8), segment=4))
     yield check_explosion_in_the_padding
+    yield check_updates
     yield check_weights_of_zero
     yield check_rows_at_the_extremes
     yield partial(check_loss_gradient, case=replace(CHECKS[0], target_scale=1e6))

@@ -14,6 +14,7 @@ import nvrtc
 import pytest
 from cells_of_users import Peephole
 from conftest import IN_CI
+from every_optimizer import OPTIMIZERS
 from nvrtc import needs_nvrtc
 from test_docs import cell_of_the_page
 
@@ -151,8 +152,9 @@ def other_texts(real):
     dtype = {"float": "float32", "double": "float64"}[real]
     yield "clip", cuda_norms.kernel_text(dtype)
     yield "bptt_column_sums", cuda_columns.kernel_text(real, 5)
-    for optimizer in (ba.SGD(0.1), ba.SGD(0.1, 0.9), ba.Adam()):
-        numbers = optimizer._numbers(ba.backend.NumpyBackend(), np.dtype(dtype), 1)
+    for make in OPTIMIZERS.values():
+        optimizer = make()
+        numbers = optimizer._numbers("", ba.backend.NumpyBackend(), np.dtype(dtype), 1)
         yield "over", cuda_updates.kernel_text(optimizer._equation(), real, 2 + optimizer.slots, len(numbers))
     rows = (("mse", "identity", 1), ("cross_entropy", "softmax", 32), ("binary_cross_entropy", "sigmoid", 128))
     for loss, output, lanes in rows:

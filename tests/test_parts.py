@@ -8,6 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 from conftest import backends_and_dtypes
+from every_optimizer import each_keeping
+from gradients import check_updates
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -108,6 +110,10 @@ def test_sgd_is_equation_4_for_every_parameter():
         assert not np.array_equal(value, before[name])
 
 
+def test_updates_of_every_optimizer_are_those_of_the_equations():
+    check_updates(ba)
+
+
 def test_clipping_scales_all_gradients_by_one_factor_or_leaves_them_alone():
     grads = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}
     assert ba.global_norm(grads) == 5.0
@@ -171,6 +177,81 @@ def test_adam_leaves_parameters_without_a_gradient_where_they_are():
     ba.Adam(lr=0.1, eps=1e-60).update(params, {"a": np.array([0, 1], dtype="float32")})
     assert params["a"][0] == 1
     assert np.isclose(params["a"][1], 0.9)
+
+
+def test_weights_decay_without_a_gradient_and_those_left_out_are_updated_by_adam_alone():
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal(4) for name in ("l0.W_hh", "l0.b_h", "l1.b_h", "b_y", "W_hy")}
+    plain, start = ({name: value.copy() for name, value in params.items()} for _ in range(2))
+    optimizer, adam = ba.AdamW(0.1, weight_decay=0.5, no_decay=["b_h", "b_y"]), ba.Adam(0.1)
+    for grads in ({name: rng.standard_normal(4) for name in params}, {name: np.zeros(4) for name in params}):
+        optimizer.update(params, grads)
+        adam.update(plain, grads)
+    for name in ("l0.b_h", "l1.b_h", "b_y"):
+        assert np.array_equal(params[name], plain[name])
+    for name in ("l0.W_hh", "W_hy"):
+        assert not np.allclose(params[name], plain[name])
+    params, still = {name: value.copy() for name, value in start.items()}, ba.AdamW(0.1, weight_decay=0.5)
+    still.no_decay = ("W_hy",)
+    for _ in range(3):
+        still.update(params, {name: np.zeros(4) for name in params})
+    for name, value in start.items():
+        assert np.allclose(params[name], value if name == "W_hy" else 0.95**3 * value, rtol=1e-15)
+
+
+def test_names_that_do_not_decay_have_to_be_those_of_parameters():
+    params = {"l0.b_h": np.ones(1), "W": np.ones(1)}
+    for entry in ("b", "h", "l0", "W_hy", "", ".b_h", "0.b_h"):
+        optimizer = ba.AdamW(no_decay=("W", entry))
+        with pytest.raises(ValueError, match=rf"no_decay has '{re.escape(entry)}', which no parameter is called"):
+            optimizer.update(params, params)
+        assert optimizer.state_dict() == {"updates": {}, "kept": {}}
+        optimizer.no_decay = [name for name in optimizer.no_decay if name != entry]
+        optimizer.update(params, params)
+    params["V"] = np.ones(1)  # one that joins later is named when it does, and need not come again
+    optimizer.no_decay += ("V",)
+    with pytest.raises(ValueError, match="no_decay has 'V'"):
+        optimizer.update({"W": params["W"]}, {"W": params["W"]})
+    optimizer.update(params, params)
+    optimizer.update({"W": params["W"]}, {"W": params["W"]})
+    other = ba.AdamW(no_decay=("V",))
+    other.load_state_dict(optimizer.state_dict())
+    other.update({"W": params["W"]}, {"W": params["W"]})
+
+
+@pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
+@pytest.mark.parametrize("more", [{}, {"momentum": 0.9}, {"centered": True}], ids=["plain", "momentum", "centered"])
+def test_rmsprop_recovers_from_a_gradient_whose_square_overflows(make_backend, dtype, more):
+    """Its mean square is 1 - alpha of the square: of a gradient up to 10 times the root of the largest number."""
+    backend, limits = make_backend(), np.finfo(dtype)
+    explosion = 9 * float(limits.max) ** 0.5
+    settings = {"alpha": 0.99, "eps": 1e-8} | more
+    with np.errstate(over="ignore"), backend.active():
+        param, optimizer = backend.ones((1,), backend.dtype(dtype)), ba.RMSprop(1e-2, **settings)
+        for grad in (explosion, *[1.0] * 200):
+            optimizer.update({"w": param}, {"w": backend.from_host(np.array([grad], dtype))})
+        kept = optimizer.state_dict()["kept"]["w"]
+        assert all(np.isfinite(backend.to_host(array)).all() for array in kept)
+    # In units of the explosion, whose square is a number, nothing but the first gradient moves the parameter.
+    first = 1e-2 / (0.0099 if more.get("centered") else 0.01) ** 0.5
+    expected = 1 - first * sum(more.get("momentum", 0) ** k for k in range(201))
+    assert backend.to_host(param)[0] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_a_variance_is_never_negative():
+    """The mean square of equal gradients less that of their mean is, by rounding: in torch no number is left."""
+    params, optimizer = {"a": np.ones(1)}, ba.RMSprop(1e-3, centered=True)
+    for _ in range(5000):
+        optimizer.update(params, {"a": np.full(1, 0.1)})
+    assert np.isfinite(params["a"]).all()
+
+
+def test_no_step_is_taken_without_a_gradient():
+    for make in (lambda: ba.RMSprop(0.1, eps=1e-60), lambda: ba.RMSprop(0.1, eps=1e-60, centered=True, momentum=0.9)):
+        params = {"a": np.ones(2, dtype="float32")}
+        make().update(params, {"a": np.array([0, 1], dtype="float32")})
+        assert params["a"][0] == 1
+        assert params["a"][1] < 0.9
 
 
 # ---- files ------------------------------------------------------------------------------------------------
@@ -438,10 +519,7 @@ def _values(params):
     return {name: backend_of(value).to_host(value).tolist() for name, value in params.items()}
 
 
-KEEPING = pytest.mark.parametrize("make", [lambda: ba.SGD(0.1, 0.9), ba.Adam], ids=["momentum", "adam"])
-
-
-@KEEPING
+@each_keeping
 @pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
 def test_an_optimizer_moves_with_its_parameters_and_goes_on_as_it_would_have(make_backend, dtype, make):
     (params, optimizer), (expected, stayed) = _updated(make, dtype), _updated(make, dtype)
@@ -461,7 +539,7 @@ def test_an_optimizer_moves_with_its_parameters_and_goes_on_as_it_would_have(mak
     optimizer.to("cpu").update(expected, _halves(expected))
 
 
-@KEEPING
+@each_keeping
 @pytest.mark.parametrize(("make_backend", "dtype"), backends_and_dtypes())
 def test_a_state_is_loaded_to_where_the_parameters_are(make_backend, dtype, make):
     (params, optimizer), backend = _updated(make, "float32"), make_backend()

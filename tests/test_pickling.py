@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from conftest import BACKENDS, needs_torch
+from every_optimizer import each_optimizer
 
 import bptt_array as ba
 from bptt_array.backend import NumpyBackend, resolve
@@ -224,9 +225,7 @@ def test_a_backward_function_says_that_it_stays_here_and_what_to_send_in_its_pla
         assert np.array_equal(found.state.c, expected.state.c)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, 0.9), ba.Adam], ids=["sgd", "momentum", "adam"]
-)
+@each_optimizer
 @pytest.mark.parametrize(("make_backend", "dtypes"), BACKENDS)
 def test_a_pickled_or_copied_optimizer_goes_on_to_the_same_bits(make_backend, dtypes, make):
     rnn, optimizer = network("gru, last", make_backend(), dtype=dtypes[-1]), make()

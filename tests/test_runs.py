@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import IN_CI, backends_and_dtypes, cuda
+from every_optimizer import OPTIMIZERS, each_optimizer
 
 import bptt_array as ba
 from bptt_array import cli, serialization
@@ -173,10 +174,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing():
         assert all(np.array_equal(other.rnn.params[name], value) for name, value in before.items())
 
 
-OPTIMIZERS = [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, momentum=0.9), lambda: ba.Adam(0.1)]
-
-
-@pytest.mark.parametrize("make", OPTIMIZERS)
+@each_optimizer
 def test_an_optimizer_goes_on_from_its_state(make):
     rng = np.random.default_rng(0)
     grads = [{"W": rng.standard_normal((3, 2)), "b": rng.standard_normal(3)} for _ in range(6)]
@@ -195,14 +193,14 @@ def test_an_optimizer_goes_on_from_its_state(make):
 
 def test_the_state_of_another_optimizer_is_refused():
     params = {"W": np.ones(2)}
-    states = []
-    for make in OPTIMIZERS:
+    states = {}
+    for name, make in OPTIMIZERS.items():
         optimizer = make()
         optimizer.update(params, {"W": np.ones(2)})
-        states.append(optimizer.state_dict())
+        states[name] = optimizer.state_dict()
     adam = ba.Adam(0.1)
     for state, kind, message in (
-        (states[1], ValueError, "state_dict['kept']['W'] is not a list of 2 arrays, as this optimizer keeps"),
+        (states["momentum"], ValueError, "state_dict['kept']['W'] is not a list of 2 arrays, as this optimizer keeps"),
         ({"updates": {}}, TypeError, "state_dict is none that state_dict() returned"),
         (None, TypeError, "state_dict is none that"),
         ({"updates": {}, "kept": {"W": []}}, ValueError, "other parameters under 'updates' than under 'kept'"),
@@ -211,7 +209,7 @@ def test_the_state_of_another_optimizer_is_refused():
     ):
         with pytest.raises(kind, match=re.escape(message)):
             adam.load_state_dict(state)
-    adam.load_state_dict(states[2])
+    adam.load_state_dict(states["adam"])
     assert adam.state_dict()["updates"] == {"W": 1}
 
 

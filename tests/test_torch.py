@@ -344,28 +344,87 @@ def test_a_module_is_no_state_dict():
 # ---- optimizers, and a device with nothing to read --------------------------------------------------------
 
 
-@pytest.mark.parametrize("make_ours", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, momentum=0.9), lambda: ba.Adam(0.01)])
-def test_optimizers_equal_those_of_torch(make_ours):
+#: Ours, what it is in torch, and settings that both know.
+OPTIMIZERS = [
+    ("SGD", {}),
+    ("SGD", {"momentum": 0.9}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("Adam", {}),
+    ("AdamW", {}),
+    ("AdamW", {"eps": 1e-3, "weight_decay": 0.5}),
+    ("RMSprop", {}),
+    ("RMSprop", {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}),
+    ("RMSprop", {"alpha": 0.9, "centered": True}),
+    ("RMSprop", {"centered": True, "momentum": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), OPTIMIZERS, ids=[f"{kind}{settings}" for kind, settings in OPTIMIZERS])
+def test_a_thousand_updates_are_those_of_torch_to_rounding(kind, settings):
+    """Of several shapes, with a learning rate that changes and clipping; weights join later, and some do not decay."""
     import torch
 
-    ours = make_ours()
     rng = np.random.default_rng(0)
-    params = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
+    shapes = {"l0.W_hh": (3, 4), "l0.b_h": (5,), "V": (2, 1, 3), "c": (), "first": (1, 1), "late": (2, 2)}
+    params = {name: np.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
     theirs = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in params.items()}
-    if isinstance(ours, ba.Adam):
-        optimizer = torch.optim.Adam(theirs.values(), 0.01)
-    else:
-        optimizer = torch.optim.SGD(theirs.values(), 0.1, momentum=ours.momentum)
-    for _ in range(5):
-        grads = {name: rng.standard_normal(value.shape) for name, value in params.items()}
-        for name, grad in grads.items():
-            theirs[name].grad = torch.tensor(grad)
-        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 1.5)
-        assert np.isclose(ba.global_norm(grads), norm.item(), rtol=1e-13)
+    ours = getattr(ba, kind)(lr=0.01, **settings)
+    optimizer = getattr(torch.optim, kind)([theirs["first"]], lr=0.01, **settings)
+    stay = ("l0.b_h", "c") if kind == "AdamW" else ()
+
+    def join(names):
+        optimizer.add_param_group({"params": [theirs[name] for name in names if name not in stay]})
+        if kind == "AdamW" and set(stay) & set(names):
+            optimizer.add_param_group({"params": [theirs[name] for name in stay], "weight_decay": 0.0})
+
+    join([name for name in shapes if name not in ("first", "late")])
+    if stay:
+        ours.no_decay = ("b_h", "c")
+    there, worst = [name for name in shapes if name != "late"], 0.0
+    for step in range(1000):
+        if step == 300:
+            there.append("late")
+            join(["late"])
+        ours.lr = 0.01 * (1 + np.sin(step / 50))
+        for group in optimizer.param_groups:
+            group["lr"] = ours.lr
+        grads = {name: np.asarray(rng.standard_normal(shapes[name]) + 0.3) for name in there}
+        grads["V"][0] *= step % 7 == 0
+        clipped = ba.clip_by_global_norm(grads, 5.0)
+        if step < 5:
+            for name, grad in grads.items():
+                theirs[name].grad = torch.tensor(grad)
+            norm = torch.nn.utils.clip_grad_norm_([theirs[name] for name in there], 5.0)
+            assert np.isclose(ba.global_norm(grads), norm.item(), rtol=1e-13)
+            for name in there:  # torch divides by the norm + 1e-6
+                assert np.allclose(clipped[name], theirs[name].grad.numpy(), rtol=1e-6, atol=1e-8)
+        for name in there:
+            theirs[name].grad = torch.tensor(clipped[name])
         optimizer.step()
-        ours.update(params, ba.clip_by_global_norm(grads, 1.5))
-    for name, value in params.items():
-        assert np.allclose(value, theirs[name].detach().numpy(), rtol=1e-6, atol=1e-8)
+        ours.update({name: params[name] for name in there}, clipped)
+        worst = max(worst, *(np.abs(params[name] - theirs[name].detach().numpy()).max() for name in there))
+    assert worst < 1e-13
+
+
+def test_weight_decay_is_not_rounded_away_by_itself():
+    """In float32 torch multiplies by 1 - lr * weight_decay, rounded to a float32; ours goes with the step."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    start, lr, decay = rng.uniform(0.5, 1.0, 20_000).astype("float32"), 1e-5, 0.005
+    narrow, wide, theirs = {"a": start.copy()}, {"a": start.astype("float64")}, torch.nn.Parameter(torch.tensor(start))
+    ours = [ba.AdamW(lr, weight_decay=decay) for _ in range(2)]
+    optimizer = torch.optim.AdamW([theirs], lr, weight_decay=decay)
+    for _ in range(200):
+        grad = rng.standard_normal(start.shape).astype("float32")
+        theirs.grad = torch.tensor(grad)
+        optimizer.step()
+        ours[0].update(narrow, {"a": grad})
+        ours[1].update(wide, {"a": grad.astype("float64")})
+    decayed = 200 * lr * decay * float(np.mean(wide["a"]))
+    errors = [abs(float(np.mean(found - wide["a"]))) for found in (narrow["a"], theirs.detach().numpy())]
+    assert errors[0] < 0.02 * decayed
+    assert errors[1] > 0.1 * decayed
 
 
 NETWORKS = [

@@ -19,6 +19,7 @@ import measure
 import numpy as np
 import pytest
 from conftest import backends_and_dtypes, needs_torch
+from every_optimizer import each_optimizer
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -570,7 +571,7 @@ def test_clipping_of_members_reads_nothing_back():
     assert ba.clip_by_global_norm(grads, 1.0, members=3)["W"].device.type == "meta"
 
 
-@pytest.mark.parametrize("make", [lambda: ba.SGD(0.1), lambda: ba.SGD(0.1, momentum=0.9), lambda: ba.Adam(0.1)])
+@each_optimizer
 def test_an_update_of_an_ensemble_is_that_of_every_member(make):
     rng = np.random.default_rng(0)
     params = {name: rng.standard_normal((3, *shape)).astype("float32") for name, shape in SHAPES.items()}

@@ -9,6 +9,6 @@
 """
 
 from .norms import clip_by_global_norm, global_norm, largest_entries
-from .updates import SGD, Adam
+from .updates import SGD, Adam, AdamW, RMSprop
 
-__all__ = ["SGD", "Adam", "clip_by_global_norm", "global_norm", "largest_entries"]
+__all__ = ["SGD", "Adam", "AdamW", "RMSprop", "clip_by_global_norm", "global_norm", "largest_entries"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 from ..backend.arrays import dtype_name, rounded
@@ -75,6 +75,7 @@ class Optimizer(ABC):
             changed their shape, dtype or device since the last update; nothing is changed then.
         """
         check_update(params, grads, self._kept)
+        self._check_names({*params, *self._updates})
         together: dict[Any, list[tuple[Array, ...]]] = {}
         for name, param in params.items():
             backend = backend_of(param)
@@ -82,7 +83,7 @@ class Optimizer(ABC):
                 with backend.active():
                     self._kept[name] = [backend.xp.zeros_like(param) for _ in range(self.slots)]
             self._updates[name] = self._updates.get(name, 0) + 1
-            alike = backend, self._numbers(backend, param.dtype, self._updates[name])
+            alike = backend, self._numbers(name, backend, param.dtype, self._updates[name])
             together.setdefault(alike, []).append((param, grads[name], *self._kept[name]))
         for (backend, numbers), groups in together.items():
             with backend.active():
@@ -95,7 +96,8 @@ class Optimizer(ABC):
         -------
         dict
             ``"updates"``: how often each parameter was updated; ``"kept"``: copies of the arrays kept for each (of
-            :class:`Adam` m and v, of momentum the velocity), on their device.
+            :class:`Adam` m and v, of :class:`RMSprop` v, then the mean if it is centered; the velocity of a momentum
+            last), on their device.
         """
         return {
             "updates": dict(self._updates),
@@ -171,10 +173,13 @@ class Optimizer(ABC):
         kept = {name: [unpacked(*one) for one in arrays] for name, arrays in state["_kept"].items()}
         vars(self).update(state | {"_kept": kept})
 
+    def _check_names(self, names: Collection[str]) -> None:  # noqa: B027 (most have nothing to say of names)
+        """What can be wrong with those of parameters that are to be updated, or were before."""
+
     @abstractmethod
     def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
         """Makes the function ``(param, grad, *kept, *numbers)``, which changes a parameter and what is kept for it."""
 
     @abstractmethod
-    def _numbers(self, backend: Backend, dtype: Any, t: int) -> tuple[float, ...]:
-        """Those of a parameter; ``t``: its updates, this one included."""
+    def _numbers(self, name: str, backend: Backend, dtype: Any, t: int) -> tuple[float, ...]:
+        """Those of a parameter of that name; ``t``: its updates, this one included."""
