@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import diagnostics as diagnostics
     from . import distributed as distributed
+    from . import losses as losses
     from . import parity as parity
     from . import plots as plots
     from . import schedules as schedules
@@ -56,7 +57,7 @@ __all__ = [
 ]
 
 #: Rooms for users, beside the names above, and the files that stand beside rooms.
-_ROOMS = ("backend", "data", "diagnostics", "distributed", "parity", "plots", "schedules", "serialization")
+_ROOMS = ("backend", "data", "diagnostics", "distributed", "losses", "parity", "plots", "schedules", "serialization")
 
 #: Names of rooms, and of files in them, that are at the top too, and imported when they are first asked for.
 _LAZY = {

@@ -1,5 +1,6 @@
 """What is tested: networks, inputs and options, drawn at random and nowhere symmetric."""
 
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +28,10 @@ class Case:
     init: str = "uniform"
     loss: str = "mse"
     target: str = "values"  # or "classes", "probabilities"
+    class_weights: bool = False
+    ignored: int | None = None  # class number
+    smoothing: float = 0.0
+    delta: float = 1.0  # of Huber's loss
     tokens: bool = False
     lengths: tuple[int, ...] | None = None
     weights: bool = False
@@ -85,7 +90,25 @@ class Case:
     @property
     def step(self):
         """Of finite differences: fractions of an array's size."""
-        return 1e-4 if self.cell == "relu" else 1e-3
+        return 1e-4 if self.cell == "relu" or self.kinks else 1e-3
+
+    @property
+    def kinks(self):
+        """Errors at which the derivative of the loss jumps, or its slope does."""
+        return {"mae": (0.0,), "huber": (-self.delta, self.delta)}.get(self.loss, ())
+
+    @property
+    def of_classes(self):
+        """The weights of classes, one of them 0."""
+        if not self.class_weights:
+            return None
+        return tuple(np.random.default_rng(self.seed + 1).permutation(np.arange(self.outputs) / 2))
+
+    @property
+    def loss_options(self):
+        """Of the loss, as the reference takes them."""
+        names = ("ignored", "smoothing", "delta")
+        return {name: getattr(self, name) for name in names} | {"class_weights": self.of_classes}
 
 
 SEED, DROPOUT_SEED = 3, 17
@@ -96,6 +119,8 @@ LENGTHS = (7, 0, 4, 1)
 
 #: Rows enough for a backend to take a copy of W_hh in order, as every real run does.
 LONG = Case(T=60, N=8, segment=100)
+
+SOFTMAX = {"output": "softmax", "loss": "cross_entropy", "target": "classes"}
 
 CASES = [
     Case(),
@@ -114,6 +139,22 @@ CASES = [
     Case(output="softmax", loss="cross_entropy", target="probabilities"),
     Case(output="sigmoid", loss="binary_cross_entropy", target="probabilities"),
     Case(loss="cubic", output="tanh"),
+    Case(loss="torch_mse", output="tanh"),
+    Case(loss="mae"),
+    Case(loss="mae", lengths=LENGTHS, weights=True, reduction="sum", output="tanh"),
+    Case(loss="huber", weights=True, reduction="weighted_mean"),
+    Case(loss="huber", delta=0.4, output="sigmoid", readout="last", lengths=LENGTHS),
+    Case(**SOFTMAX, ignored=-100),
+    Case(**SOFTMAX, ignored=2, lengths=LENGTHS, tokens=True),
+    Case(**SOFTMAX, class_weights=True, readout="last", lengths=LENGTHS),
+    Case(**SOFTMAX, class_weights=True, ignored=-1, weights=True, lengths=LENGTHS),
+    Case(**SOFTMAX, smoothing=0.2),
+    Case(**SOFTMAX, smoothing=0.2, class_weights=True, ignored=99, reduction="sum"),
+    Case(**SOFTMAX, smoothing=0.3, class_weights=True, weights=True, reduction="weighted_mean"),
+    Case(**SOFTMAX | {"target": "probabilities"}, smoothing=0.2, class_weights=True),
+    Case(weights=True, reduction="weighted_mean"),
+    Case(weights=True, reduction="weighted_mean", lengths=LENGTHS, readout="last", loss="cubic"),
+    Case(weights=True, reduction="weighted_mean", lengths=(0, 0, 0, 0)),
     Case(reduction="sum"),
     Case(weights=True),
     Case(lengths=LENGTHS),
@@ -159,6 +200,8 @@ SCHEDULED = [
     Case(T=30, budget=0.1, cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.4, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.2, cell="gru", members=2, tokens=True, readout="last", lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, truncate=11, weights=True),
+    Case(T=30, budget=0.0, **SOFTMAX, ignored=-100, class_weights=True, smoothing=0.1, lengths=(30, 0, 4, 21)),
+    Case(T=30, budget=0.1, loss="huber", weights=True, reduction="weighted_mean"),
     Case(T=45, segment=100, backward="parallel"),
     Case(T=45, segment=30, backward="parallel", cell="relu", lengths=(45, 0, 4, 31)),
     Case(T=45, segment=100, backward="parallel", recurrent_dropout=0.4, layers=2),
@@ -197,6 +240,11 @@ STACKED = [
     Case(members=2, bidirectional=True, layers=2, cell="lstm", lengths=LENGTHS, output="tanh"),
     Case(members=2, bidirectional=True, tokens=True, readout="last", shared=False),
     Case(members=2, loss="cubic", output="sigmoid", output_size=True),
+    Case(members=2, loss="mae", weights=True, reduction="weighted_mean", shared=False, lengths=LENGTHS),
+    Case(members=2, loss="huber", weights=True, reduction="weighted_mean"),
+    Case(members=2, **SOFTMAX, ignored=-100, shared=False, class_weights=True),
+    Case(members=3, **SOFTMAX, ignored=-100, lengths=LENGTHS, readout="last", smoothing=0.2, class_weights=True),
+    Case(members=2, **SOFTMAX, ignored=1, weights=True, shared=False, reduction="weighted_mean", smoothing=0.2),
     Case(members=1, output="softmax", loss="cross_entropy", target="probabilities"),
     Case(members=2, N=2, O=2, loss="cubic", output="sigmoid", shared=False),  # E = N = O: whose axis is whose?
 ]
@@ -228,6 +276,7 @@ def any_case(draw_):
     loss, output, target = draw_(
         st.sampled_from(
             [("mse", g, "values") for g in ("identity", "softmax", "sigmoid", "tanh")]
+            + [(name, g, "values") for name in ("mae", "huber", "torch_mse") for g in ("identity", "tanh")]
             + [("cubic", "sigmoid", "values"), ("binary_cross_entropy", "sigmoid", "probabilities")]
             + [("cross_entropy", "softmax", kind) for kind in ("classes", "probabilities")]
         )
@@ -248,13 +297,17 @@ def any_case(draw_):
         output=output,
         loss=loss,
         target=target,
+        class_weights=loss == "cross_entropy" and draw_(st.booleans()),
+        ignored=draw_(st.sampled_from([None, -100, 0])) if target == "classes" else None,
+        smoothing=draw_(st.sampled_from([0.0, 0.0, 0.3, 1.0])) if loss == "cross_entropy" else 0.0,
+        delta=draw_(st.sampled_from([0.3, 1.0])) if loss == "huber" else 1.0,
         output_size=output != "identity" or draw_(st.booleans()),
         readout=draw_(st.sampled_from(["every", "last"])),
         init=draw_(st.sampled_from(["uniform", "orthogonal"])),
         tokens=draw_(st.booleans()),
         lengths=draw_(lengths),
         weights=draw_(st.booleans()),
-        reduction=draw_(st.sampled_from(["mean", "sum"])),
+        reduction=draw_(st.sampled_from(["mean", "sum", "weighted_mean"])),
         truncate=None if bidirectional else draw_(st.none() | st.integers(1, T + 1)),
         budget=draw_(st.none() | st.floats(0, 1.1)),
         state=draw_(st.booleans()),
@@ -265,6 +318,17 @@ def any_case(draw_):
         **sizes,
         seed=draw_(st.integers(0, 1000)),
     )
+
+
+def loss_of(ba, case):
+    """What the loss of a case is given as."""
+    if case.loss == "cubic":
+        return cubic
+    if case.loss == "huber" and case.delta != 1:
+        return ba.losses.Huber(delta=case.delta)
+    if case.class_weights or case.ignored is not None or case.smoothing:
+        return ba.losses.CrossEntropy(case.of_classes, case.ignored, case.smoothing)
+    return case.loss
 
 
 def cubic(y, target):
@@ -318,20 +382,34 @@ def draw(case):
     }
     if case.has_c:
         arrays |= {"c_0": normal(*states) if case.state else np.zeros(states), "dc_last": normal(*states)}
+    if case.ignored is not None:
+        arrays["target"][rng.random(lead) < 0.4] = case.ignored
     return arrays
 
 
 def draw_off_the_kink(case, margin=0.02):
-    """:func:`draw`, with a seed for which no pre-activation of a ReLU cell is nearer to 0 than ``margin``."""
+    """:func:`draw`, with a seed for which nothing is nearer than ``margin`` to where a derivative jumps.
+
+    That is no pre-activation of a ReLU cell to 0, and no error to a kink of the loss.
+    """
     for seed in range(case.seed, case.seed + 1000):
         arrays = draw(replace(case, seed=seed))
-        if case.cell != "relu":
+        if case.cell != "relu" and not case.kinks:
             return arrays
-        pre = [z for k in members_of(case) for z in run_reference(np, case, of_member(case, arrays, k)).pre]
-        if all(np.min(np.abs(z)) > margin for z in pre):
+        near = [z for k in members_of(case) for z in _from_kinks(case, of_member(case, arrays, k))]
+        if all(np.min(np.abs(z)) > margin for z in near):
             return arrays
         margin *= 0.99  # large networks have many
     raise AssertionError(f"no seed keeps {case} off the kink")
+
+
+def _from_kinks(case, one):
+    """How far everything of one member is from where a derivative jumps."""
+    found = run_reference(np, case, one)
+    yield from found.pre if case.cell == "relu" else ()
+    for n, ys in enumerate(found.outputs):
+        for t, y in enumerate(ys):
+            yield from (y - one["target"][(t, n) if case.readout == "every" else n] - kink for kink in case.kinks)
 
 
 def members_of(case):
@@ -408,7 +486,7 @@ def call_options(ba, rnn, case, arrays):
 def options(ba, rnn, case, arrays):
     """Keyword arguments of loss_and_grad besides x and target, on the network's device."""
     return call_options(ba, rnn, case, arrays) | {
-        "loss": cubic if case.loss == "cubic" else case.loss,
+        "loss": loss_of(ba, case),
         "weights": None if arrays["weights"] is None else rnn.asarray(arrays["weights"]),
         "reduction": case.reduction,
     }
@@ -425,10 +503,11 @@ def smallest_budget(call):
     return least
 
 
-def plan_options(case):
+def plan_options(rnn, case):
     """Keyword arguments of ``rnn.plan`` besides the shape of x and the budget."""
+    package = sys.modules[type(rnn).__module__.partition(".")[0]]  # which may be a mutated copy
     return {
-        "loss": cubic if case.loss == "cubic" else case.loss,
+        "loss": loss_of(package, case),
         "tokens": case.tokens,
         "lengths": case.lengths is not None,
         "weights": case.weights,
@@ -443,7 +522,7 @@ def backward_options(rnn, case, arrays):
     """Keyword arguments of loss_and_grad that :meth:`RNN.loss` has not."""
     memory = None
     if case.budget is not None:
-        shape, planned = arrays["x"].shape, plan_options(case)
+        shape, planned = arrays["x"].shape, plan_options(rnn, case)
         least = smallest_budget(lambda memory: rnn.plan(shape, memory, **planned))
         memory = least + int(case.budget * (rnn.plan(shape, **planned).peak - least))
     return {

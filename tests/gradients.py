@@ -303,6 +303,7 @@ def reference_losses(np, case, arrays, frozen=None, **more):
                 *states,
                 one["target"],
                 loss=case.loss,
+                of_loss=case.loss_options,
                 weights=one["weights"],
                 reduction=case.reduction,
                 masks=one["masks"],

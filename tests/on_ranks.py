@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
-from cases import CASES, DROPPED, GATED, LENGTHS, SCHEDULED, STACKED, TRUNCATED, Case
+from cases import CASES, DROPPED, GATED, LENGTHS, SCHEDULED, SOFTMAX, STACKED, TRUNCATED, Case
 from communication import Counting
 from shares import assert_near, assert_rows, bound, whole_and_parts
 
@@ -27,6 +27,8 @@ FEW = [
     Case(cell="lstm", layers=2, dropout=0.3, recurrent_dropout=0.3, lengths=LENGTHS),
     Case(bidirectional=True, cell="gru", readout="last", lengths=LENGTHS, dropout=0.3, layers=2),
     Case(members=2, recurrent_dropout=0.3, output="softmax", loss="cross_entropy", target="classes"),
+    Case(**SOFTMAX, ignored=-100, class_weights=True, lengths=LENGTHS),
+    Case(members=2, weights=True, shared=False, reduction="weighted_mean"),
 ]
 
 
@@ -165,6 +167,9 @@ def disagreements(ranks):
         "'b' of shape": grads(**{"b" if last else "a": zeros(2)}),
         "2 arrays where rank 0 has 1": grads(a=zeros(2), **({"b": zeros(1)} if last else {})),
         "the gradient of a sum, rank 0 with the gradient of a mean": grads(None if last else 4, a=zeros(2)),
+        "the gradient of a mean over weights, rank 0 with the gradient of a mean": grads(
+            zeros(()) if last else 4, a=zeros(2)
+        ),
     }
     for words, given in cases.items():
         error = raised(lambda given=given: ranks.all_reduce(given), distributed.RanksError)

@@ -21,13 +21,24 @@ def activation(np, name, z):
     return z
 
 
-def step_loss(np, name, y, v, target):
+def step_loss(np, name, y, v, target, *, class_weights=None, ignored=None, smoothing=0.0, delta=1.0):
     """L_t of one step of one sequence, from ``y = g(v)`` or, where that loses digits, from ``v``."""
+    if name == "torch_mse":
+        return np.mean((y - target) ** 2)
+    if name == "mae":
+        return np.mean(np.abs(y - target))
+    if name == "huber":
+        size = np.abs(y - target)
+        return np.mean(np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta)))
     if name == "mse":
         return 0.5 * np.sum((y - target) ** 2)
     if name == "cross_entropy":
         log_y = v - np.max(v) - np.log(np.sum(np.exp(v - np.max(v))))
-        return -log_y[target] if target.ndim == 0 else -np.sum(target * log_y)
+        if target.ndim == 0 and target == ignored:
+            return 0.0
+        q = np.eye(len(v))[target] if target.ndim == 0 else target
+        weights = 1.0 if class_weights is None else np.array(class_weights)
+        return -np.sum(weights * ((1 - smoothing) * q + smoothing / len(v)) * log_y)
     if name == "binary_cross_entropy":  # -t log(s(v)) - (1 - t) log(1 - s(v))
         return np.sum(np.logaddexp(0.0, v) - target * v)
     assert name == "cubic"  # the tests' own loss
@@ -115,17 +126,25 @@ def forward(
     return SimpleNamespace(outputs=outputs, before_g=before_g, last=last, pre=pre, starts=starts)
 
 
-def loss(np, params, x, h_0, c_0, target, *, loss="mse", weights=None, reduction="mean", **options):
+def step_count(target, *, class_weights=None, ignored=None, **_):
+    """For how much a step counts in a mean."""
+    if target.ndim or target.dtype.kind != "i":
+        return 1.0
+    return 0.0 if target == ignored else 1.0 if class_weights is None else class_weights[target]
+
+
+def loss(np, params, x, h_0, c_0, target, *, loss="mse", of_loss=None, weights=None, reduction="mean", **options):
     """(2.1)"""
+    of_loss = of_loss or {}
     result = forward(np, params, x, h_0, c_0, **options)
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     for n, ys in enumerate(result.outputs):
         for t, y in enumerate(ys):
             where = (t, n) if options.get("readout", "every") == "every" else (n,)
             weight = 1.0 if weights is None else weights[where]
-            total = total + weight * step_loss(np, loss, y, result.before_g[n][t], target[where])
-            count += 1
-    return total / max(count, 1) if reduction == "mean" else total
+            total = total + weight * step_loss(np, loss, y, result.before_g[n][t], target[where], **of_loss)
+            count += (1.0 if reduction == "mean" else weight) * step_count(target[where], **of_loss)
+    return total if reduction == "sum" else total / count if count else 0.0 * total
 
 
 def probe(np, params, x, h_0, c_0, dy, dh_last, dc_last, **options):

@@ -63,6 +63,11 @@ def assert_rows(rnn, grads, whole, rows, scale, bound):
             assert np.max(np.abs(found - expected[..., rows, :])) <= bound * size, k
 
 
+def of_members(weight, ndim):
+    """A weight, or those of all members, for arrays that have them first."""
+    return np.reshape(weight, np.shape(weight) + (1,) * (ndim - np.ndim(weight)))
+
+
 def cut(N):
     """Unequal parts, one of them without a sequence."""
     first = min(1, N)
@@ -78,15 +83,18 @@ def check_parts(ba, case):
         assert grads.steps is None
         weights = [1.0] * 3
     else:
-        assert sum(counts) == grads.steps
-        weights = [count / max(1, grads.steps) for count in counts]
+        assert np.allclose(sum(counts), grads.steps)
+        weights = [count / np.where(grads.steps == 0, 1, grads.steps) for count in counts]
     near = bound(case)
     total = sum(w * value for w, (value, _, _) in zip(weights, parts, strict=True))
     assert_near(np.asarray(total), np.asarray(loss), near, "loss")
     for name, expected in grads.params.items():
-        assert_near(sum(w * g.params[name] for w, (_, g, _) in zip(weights, parts, strict=True)), expected, near, name)
+        found = (
+            of_members(w, g.params[name].ndim) * g.params[name] for w, (_, g, _) in zip(weights, parts, strict=True)
+        )
+        assert_near(sum(found), expected, near, name)
     for rows, weight, (_, g, _) in zip(cut(case.N), weights, parts, strict=True):
-        assert_rows(rnn, g, grads, rows, weight, near)
+        assert_rows(rnn, g, grads, rows, of_members(weight, 3) if np.ndim(weight) else weight, near)
     empty_loss, empty, _ = parts[1]
     assert np.all(empty_loss == 0)
     assert all(np.all(value == 0) and value.shape == rnn.params[name].shape for name, value in empty.params.items())

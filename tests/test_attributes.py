@@ -163,6 +163,7 @@ MISSPELT = [
     (lambda: network().architecture.cell, "name", "x", "all networks share this cell"),
     (lambda: network().plan((5, 3, 2)), "memory", 1, r"a plan is as it was made; make another, rnn\.plan\(…\)"),
     (lambda: network().plan((5, 3, 2)), "memroy", 1, r"Plan has no setting 'memroy': a plan is as it was made"),
+    (lambda: ba.losses.Huber(), "delta", 2.0, r"Huber\.delta cannot be set: it stays as it was made; make another"),
     (lambda: ba.State(h=X), "h", 1, r"it stays as it was made; make another, dataclasses\.replace"),
     (lambda: ba.Gradients({}, ba.State(X)), "parms", 1, r"Gradients has no setting 'parms': it stays as it was made"),
     (distributed.OneProcess, "size", 4, r"make another, distributed\.Communicator\(comm, transport=…\)"),

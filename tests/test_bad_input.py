@@ -76,6 +76,27 @@ BUILD = [
 ]  # fmt: skip
 
 
+OPTIONS = [
+    (lambda: ba.losses.CrossEntropy([]), ValueError, r"class_weights is empty; expected numbers of at least 0, one for each class"),
+    (lambda: ba.losses.CrossEntropy(2.0), TypeError, r"class_weights=2.0 is no sequence of numbers; expected"),
+    (lambda: ba.losses.CrossEntropy("ab"), TypeError, r"class_weights='ab' is no sequence of numbers; expected"),
+    (lambda: ba.losses.CrossEntropy([1, -2]), ValueError, r"class_weights\[1\]=-2; expected numbers of at least 0"),
+    (lambda: ba.losses.CrossEntropy([np.nan, 1]), ValueError, r"class_weights\[0\]=nan; expected"),
+    (lambda: ba.losses.CrossEntropy([[1], [1, 2]]), ValueError, r"class_weights=\[\[1\], \[1, 2\]\] is ragged; expected"),
+    (lambda: ba.losses.CrossEntropy(ignore_index=1.0), TypeError, r"ignore_index=1.0 is a float; expected a whole number"),
+    (lambda: ba.losses.CrossEntropy(label_smoothing=1.5), ValueError, r"label_smoothing=1.5; expected a number from 0 to 1"),
+    (lambda: ba.losses.CrossEntropy(label_smoothing=-1), ValueError, r"label_smoothing=-1; expected a finite number of at least 0"),
+    (lambda: ba.losses.Huber(0), ValueError, r"delta=0; expected a number above 0, or use loss='mae'"),
+    (lambda: ba.losses.Huber("1"), TypeError, r"delta='1' is a str; expected a real number"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), OPTIONS, ids=[row[-1] for row in OPTIONS])
+def test_a_loss_with_options_that_are_none_says_why(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
 @pytest.mark.parametrize(("arguments", "kind", "message"), BUILD, ids=[row[-1] for row in BUILD])
 def test_a_network_that_cannot_be_built_says_why(arguments, kind, message):
     with pytest.raises(kind, match=message):
@@ -165,7 +186,14 @@ LOSS = [
     ({}, dict(loss="hinge"), ValueError, r"loss='hinge' is unknown; expected one of 'mse', 'cross_entropy'"),
     ({}, dict(loss="cross_entropy"), ValueError, r"loss='cross_entropy' belongs to output='softmax', but this RNN has"),
     ({}, dict(loss="binary_cross_entropy"), ValueError, r"belongs to output='sigmoid'"),
-    ({}, dict(reduction="max"), ValueError, r"reduction='max' is unknown"),
+    ({}, dict(reduction="max"), ValueError, r"reduction='max' is unknown; expected one of 'mean', 'weighted_mean', 'sum'"),
+    ({}, dict(loss=ba.losses.Huber), TypeError, r"loss=Huber is a class; expected one of its losses, such as Huber\(\)"),
+    ({}, dict(loss=None), ValueError, r"loss=None is unknown; .*losses.CrossEntropy and losses.Huber, or a function \(y, target\)"),
+    ({}, dict(loss=ba.losses.CrossEntropy(label_smoothing=0.1)), ValueError, r"loss=CrossEntropy\(label_smoothing=0.1\) belongs to output='softmax'"),
+    (dict(output="softmax"), dict(loss=ba.losses.CrossEntropy([1, 2, 3]), target=CLASSES), ValueError, r"loss.class_weights has 3 numbers; expected one for each of the output_size=2 classes"),
+    (dict(output="softmax"), dict(loss=ba.losses.CrossEntropy(ignore_index=-1), target=CLASSES - 2), ValueError, r"target\[0, 0\]=-2; expected 0 to 1 \(classes below output_size\) or -1, which is ignored"),
+    (dict(output="softmax"), dict(loss=ba.losses.CrossEntropy(ignore_index=-1)), ValueError, r"but target holds probabilities, .* leave ignore_index=None"),
+    (dict(output="softmax"), dict(loss=ba.losses.CrossEntropy(), target=CLASSES * 1.0), TypeError, r"target has dtype float64 and shape .* as class numbers have"),
     ({}, dict(truncate=0), ValueError, r"truncate=0 is too small"),
     ({}, dict(truncate=2.0), TypeError, r"truncate=2.0 is a float"),
     ({}, dict(truncate=(2, 1)), ValueError, r"truncate=\(2, 1\): every 2 steps, back through 1, .* expected k1 <= k2"),

@@ -122,6 +122,48 @@ def test_a_training_step_copies_the_batch_in_and_never_waits(device, more, lengt
 
 @needs_counters
 @pytest.mark.parametrize("device", cuda)
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize("lengths", [None, [12, 0, 5, 7]], ids=["full", "lengths"])
+@pytest.mark.parametrize(
+    ("options", "reduction"),
+    [
+        ({"ignore_index": -100}, "mean"),
+        ({"ignore_index": -100, "class_weights": range(V), "label_smoothing": 0.1}, "mean"),
+        ({"ignore_index": 1}, "weighted_mean"),
+    ],
+    ids=str,
+)
+def test_what_a_mean_is_over_is_known_to_the_device_alone(device, options, reduction, lengths, members):
+    import gpuemu
+
+    rnn, loss = network(device, members=members), ba.losses.CrossEntropy(**options)
+    here = ba.RNN(**rnn.config).load_params(rnn.params)
+    x, target = tokens(0), tokens(1)
+    target[::3, 1:] = loss.ignore_index
+    weights = np.random.default_rng(0).random(target.shape).astype(rnn.dtype)
+    given = [rnn.asarray(a) for a in (x, target, weights)]
+
+    def step(rnn, x, target, weights):
+        return rnn.loss_and_grad(x, target, loss, weights=weights, reduction=reduction, lengths=lengths, truncate=5)
+
+    step(rnn, *given)
+    with gpuemu.count() as counted:
+        value, grads, _ = step(rnn, *given)
+    assert counted.syncs == counted.implicit_syncs == counted.d2h == 0
+    assert counted.h2d == (lengths is not None)
+    assert counted.kernels["bptt_rows"] == 3  # a segment each
+    expected, exact, _ = step(here, x, target, weights)
+    of_host, again, _ = step(rnn, x, target, weights)  # travels there, a segment at a time, and counts the same
+    host = rnn.backend.to_host
+    for loss_found, found in ((value, grads), (of_host, again)):
+        np.testing.assert_allclose(host(loss_found), expected, rtol=1e-5)
+        np.testing.assert_allclose(host(found.steps), exact.steps, rtol=1e-6)
+        for name, grad in exact.params.items():
+            np.testing.assert_allclose(host(found.params[name]), grad, rtol=1e-4, atol=1e-6)
+
+
+@needs_counters
+@pytest.mark.parametrize("device", cuda)
 def test_within_a_budget_the_batch_travels_as_often_as_it_runs_and_nothing_waits(device):
     import gpuemu
 

@@ -15,7 +15,9 @@ import bptt_array as ba
 from bptt_array.backend import NumpyBackend, cuda_columns, cuda_rows
 from bptt_array.equations.activations import OUTPUT_ACTIVATIONS
 from bptt_array.equations.long_sums import Sums, Waiting, add_product, add_rows
-from bptt_array.equations.losses import LOSSES, LossOfRows
+from bptt_array.equations.losses import LOSSES
+from bptt_array.equations.objective import LossOfRows
+from bptt_array.losses import CrossEntropy
 from bptt_array.tracing.program import CannotTraceError
 from bptt_array.tracing.rows import traced
 
@@ -114,7 +116,7 @@ def test_each_segment_has_one_launch_for_its_sums_and_one_for_its_loss(device):
 OF_V = [("cross_entropy", "softmax"), ("binary_cross_entropy", "sigmoid")]
 CASES = [
     (loss, output, target)
-    for loss, output in [*(("mse", g) for g in OUTPUT_ACTIVATIONS), *OF_V]
+    for loss, output in [*(("mse", g) for g in OUTPUT_ACTIVATIONS), *OF_V, ("mae", "tanh"), ("huber", "identity")]
     for target in ("values", *(["classes"] if LOSSES[loss].takes_classes else []))
 ]
 
@@ -135,7 +137,7 @@ def on_both(device, function, *arrays):
 
 
 def rows_of(rng, loss, target, rows, O, dtype):  # noqa: E741
-    values = rng.random((*rows, O)) if loss != "mse" else rng.standard_normal((*rows, O))
+    values = rng.standard_normal((*rows, O)) if LOSSES[loss].output is None else rng.random((*rows, O))
     if target == "classes":
         return rng.integers(0, O, rows)
     if loss == "cross_entropy":
@@ -156,7 +158,7 @@ def test_a_loss_in_one_kernel_is_that_of_the_equations(device, loss, output, tar
     v, b = 3 * rng.standard_normal((*rows, O)), rng.standard_normal(O)
     weights = rng.standard_normal(rows) * (rng.random(rows) < 0.7)
     targets = rows_of(rng, loss, target, rows, O, dtype)
-    function = LossOfRows(loss, OUTPUT_ACTIVATIONS[output], 2.0**-5)
+    function = LossOfRows(LOSSES[loss], OUTPUT_ACTIVATIONS[output], 2.0**-5)
     for bias, weight in itertools.product((None, b.astype(dtype)), (None, weights.astype(dtype))):
         found, exact = on_both(device, function, v.astype(dtype), bias, targets, weight, 0.3)
         assert [a.shape for a in found] == [rows, (*rows, O)]
@@ -168,10 +170,42 @@ def test_a_loss_in_one_kernel_is_that_of_the_equations(device, loss, output, tar
 
 @pytest.mark.parametrize("device", cuda)
 @DTYPES
+@pytest.mark.parametrize(("rows", "O"), [((1, 1), 1), ((75, 8), 3), ((4, 2, 3), 40), ((5,), 1300)], ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("target", ["classes", "probabilities"])
+def test_a_cross_entropy_with_options_in_one_kernel_is_that_of_the_equations(
+    device,
+    target,
+    smoothing,
+    rows,
+    O,  # noqa: E741
+    dtype,
+):
+    import gpuemu
+
+    rng = np.random.default_rng(0)
+    v, targets = 3 * rng.standard_normal((*rows, O)), rows_of(rng, "cross_entropy", target, rows, O, dtype)
+    weights = (rng.standard_normal(rows) * (rng.random(rows) < 0.7)).astype(dtype)
+    class_weights = (rng.random(O) * (np.arange(O) != 1)).astype(dtype)
+    for of_classes, weight in itertools.product(((), (class_weights,)), (None, weights)):
+        loss = CrossEntropy(of_classes[0] if of_classes else None, label_smoothing=smoothing).equation(O)
+        function = LossOfRows(loss, OUTPUT_ACTIVATIONS["softmax"], 2.0**-5, bool(of_classes))
+        given = v.astype(dtype), None, targets, weight, 0.3, *of_classes
+        with gpuemu.count() as counted:
+            found, exact = on_both(device, function, *given)
+        assert counted.kernels["bptt_rows"] == 1
+        for ours, expected in zip(found, exact, strict=True):
+            assert ours.dtype == dtype
+            scale = max(1e-3, np.abs(expected).max())
+            assert np.abs(ours - expected).max() <= 30 * np.finfo(dtype).eps * scale * max(1, np.log2(O))
+
+
+@pytest.mark.parametrize("device", cuda)
+@DTYPES
 @pytest.mark.parametrize(("loss", "output", "target"), CASES)
 def test_members_share_targets_and_weights_or_have_their_own(device, loss, output, target, dtype):
     rng, (S, E, N, O) = np.random.default_rng(1), (5, 3, 4, 6)  # noqa: E741
-    function = LossOfRows(loss, OUTPUT_ACTIVATIONS[output], 1.0)
+    function = LossOfRows(LOSSES[loss], OUTPUT_ACTIVATIONS[output], 1.0)
     v, b = rng.standard_normal((S, E, N, O)).astype(dtype), rng.standard_normal((E, 1, O)).astype(dtype)
     for members, of_weights in itertools.product((1, E), (1, E)):
         targets = rows_of(rng, loss, target, (S, members, N), O, dtype)
@@ -186,7 +220,7 @@ def test_members_share_targets_and_weights_or_have_their_own(device, loss, outpu
 @pytest.mark.parametrize("device", cuda)
 def test_rows_may_be_any_views(device):
     rng, backend = np.random.default_rng(2), ba.backend.resolve(device)
-    function = LossOfRows("mse", OUTPUT_ACTIVATIONS["identity"], 1.0)
+    function = LossOfRows(LOSSES["mse"], OUTPUT_ACTIVATIONS["identity"], 1.0)
     v, target, weights = rng.standard_normal((4, 5, 6)), rng.standard_normal((5, 4, 12)), rng.standard_normal((5, 8))
     with backend.active():
         there = [backend.from_host(a) for a in (v, target, weights)]
@@ -216,7 +250,7 @@ def test_logits_of_any_size_have_the_loss_of_the_equations(device, dtype, O):  #
         ("mse", "softmax", values),
         ("mse", "identity", values),
     ):
-        function = LossOfRows(loss, OUTPUT_ACTIVATIONS[output], 2.0**-7)
+        function = LossOfRows(LOSSES[loss], OUTPUT_ACTIVATIONS[output], 2.0**-7)
         given = v.astype(dtype), None, target if target.dtype.kind == "i" else target.astype(dtype), None, 1.0
         found, _ = on_both(device, function, *given)
         with np.errstate(all="ignore"):
@@ -228,7 +262,7 @@ def test_logits_of_any_size_have_the_loss_of_the_equations(device, dtype, O):  #
 
 @pytest.mark.parametrize("device", cuda)
 def test_a_step_of_weight_zero_may_have_any_target(device):
-    function = LossOfRows("mse", OUTPUT_ACTIVATIONS["identity"], 1.0)
+    function = LossOfRows(LOSSES["mse"], OUTPUT_ACTIVATIONS["identity"], 1.0)
     target = np.array([[np.nan, np.inf], [1, 2]])
     found, _ = on_both(device, function, np.ones((2, 2)), None, target, np.array([0.0, 2.0]), 0.5)
     assert found[0].tolist() == [0.0, 0.5]
@@ -238,7 +272,7 @@ def test_a_step_of_weight_zero_may_have_any_target(device):
 @pytest.mark.parametrize("device", cuda)
 def test_a_class_that_is_none_reads_nothing_else(device):
     """Unchecked classes on the device: a number past the end wraps, as everywhere in CuPy."""
-    function = LossOfRows("cross_entropy", OUTPUT_ACTIVATIONS["softmax"], 1.0)
+    function = LossOfRows(LOSSES["cross_entropy"], OUTPUT_ACTIVATIONS["softmax"], 1.0)
     v = np.random.default_rng(0).standard_normal((4, 5))
     backend = ba.backend.resolve(device)
     with backend.active():
@@ -251,7 +285,7 @@ def test_a_class_that_is_none_reads_nothing_else(device):
 @pytest.mark.parametrize("device", cuda)
 def test_no_rows_are_no_launch(device):
     backend = ba.backend.resolve(device)
-    function = LossOfRows("mse", OUTPUT_ACTIVATIONS["identity"], 1.0)
+    function = LossOfRows(LOSSES["mse"], OUTPUT_ACTIVATIONS["identity"], 1.0)
     with backend.active():
         y = backend.zeros((3, 0, 2), backend.dtype("float32"))
         loss, dv = backend.over_rows(function)(y, None, y, None, 1.0)

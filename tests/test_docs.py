@@ -32,7 +32,7 @@ PAGES = {
     "bptt_array/equations/README.md": 2,
     "bptt_array/kernels/README.md": 0,
     "bptt_array/optimizers/README.md": 1,
-    "bptt_array/rnn/README.md": 4,
+    "bptt_array/rnn/README.md": 5,
     "bptt_array/runs/README.md": 1,
     "bptt_array/schedules/README.md": 3,
     "bptt_array/tracing/README.md": 0,

@@ -21,7 +21,8 @@ from test_docs import cell_of_the_page
 import bptt_array as ba
 from bptt_array.backend import cuda_columns, cuda_norms, cuda_rows, cuda_updates
 from bptt_array.equations.activations import OUTPUT_ACTIVATIONS
-from bptt_array.equations.losses import LOSSES, LossOfRows
+from bptt_array.equations.losses import LOSSES
+from bptt_array.equations.objective import LossOfRows
 from bptt_array.kernels.layouts import Device, Work, best, microseconds
 from bptt_array.kernels.segments import Kernels
 from bptt_array.rnn.cells import CELLS
@@ -159,7 +160,7 @@ def other_texts(real):
     rows = (("mse", "identity", 1), ("cross_entropy", "softmax", 32), ("binary_cross_entropy", "sigmoid", 128))
     for loss, output, lanes in rows:
         kinds = ["entry", "entry", "class" if LOSSES[loss].takes_classes else "entry", "row", "number"]
-        function = LossOfRows(loss, OUTPUT_ACTIVATIONS[output], 0.5)
+        function = LossOfRows(LOSSES[loss], OUTPUT_ACTIVATIONS[output], 0.5)
         yield "bptt_rows", cuda_rows.source(function, kinds, 3, real, lanes)[0]
 
 

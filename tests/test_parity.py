@@ -9,7 +9,7 @@ from dataclasses import replace
 import array_api_strict
 import numpy as np
 import pytest
-from cases import Case, any_case, backward_options, call_options, draw, flat_gradients, make, options, state_of
+from cases import SOFTMAX, Case, any_case, backward_options, call_options, draw, flat_gradients, make, options, state_of
 from conftest import backends_and_dtypes, cuda
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +29,11 @@ CHOSEN = [
     Case(output_size=False, readout="last"),
     Case(output="sigmoid", truncate=3),
     Case(output="tanh", loss="cubic"),
+    Case(output="tanh", loss="mae"),
+    Case(loss="huber", delta=0.4, weights=True, reduction="weighted_mean", lengths=(7, 0, 4, 1)),
+    Case(**SOFTMAX, ignored=-100, lengths=(7, 0, 4, 1), members=2, shared=False),
+    Case(**SOFTMAX, ignored=-100, class_weights=True, smoothing=0.2, weights=True),
+    Case(**SOFTMAX | {"target": "probabilities"}, class_weights=True, smoothing=0.2),
     Case(tokens=True, I=40),
     Case(cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.3, lengths=(7, 0, 4, 1)),
     Case(cell="gru", bidirectional=True, layers=2, dropout=0.4, lengths=(7, 0, 4, 1), readout="last"),

@@ -366,7 +366,7 @@ def test_a_budget_changes_no_gradient(case):
     arrays = draw(case)
     rnn = make(ba, case, arrays["params"])
     expected = gradients(rnn, case, arrays)
-    kind = plan_options(case)
+    kind = plan_options(rnn, case)
     plans = set()
     least = smallest_budget(lambda memory: rnn.plan(arrays["x"].shape, memory, **kind))
     most = rnn.plan(arrays["x"].shape, **kind).peak

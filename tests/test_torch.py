@@ -1,5 +1,6 @@
 """The fourth oracle, where PyTorch is installed; weights that move there and back; and its meta device."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -168,6 +169,83 @@ def test_a_loss_equals_that_of_torch(dtype, tolerance):
     Run({"loss": np.asarray(loss), **grads.params}).assert_near(
         Run({"loss": expected.detach().numpy(), **gradients_under_our_names(theirs)}), tolerance
     )
+
+
+#: Options of a cross-entropy, with targets that go with them.
+OF_CLASSES = [
+    ({"class_weights": weights, "ignore_index": ignored, "label_smoothing": smoothing}, target)
+    for weights, smoothing in itertools.product((None, (0.5, 0.0, 2.0, 1.0)), (0.0, 0.1, 1.0))
+    for ignored, target in ((None, "classes"), (-100, "classes"), (2, "classes"), (None, "probabilities"))
+]
+
+
+def compare_with_torch(loss, criterion, output, target, reduction):
+    """The loss of (6, 4) steps with 4 outputs, and its gradient as every state has a part in it."""
+    import torch
+
+    x = np.random.default_rng(2).standard_normal((6, 4, I))
+    rnn = ba.RNN(I, H, 4, output=output, dtype="float64", seed=1)
+    h = ba.RNN(I, H, dtype="float64", seed=1).load_params({k: v for k, v in rnn.params.items() if "y" not in k})(x)[0]
+    logits = torch.from_numpy(h @ rnn.params["W_hy"].T + rnn.params["b_y"]).requires_grad_()
+    y = torch.tanh(logits) if output == "tanh" else logits
+    theirs = criterion(y.reshape(-1, 4), torch.from_numpy(target.reshape(-1, *target.shape[2:])))
+    theirs.backward()
+    value, grads, _ = rnn.loss_and_grad(x, target, loss, reduction=reduction)
+    assert float(value) == pytest.approx(theirs.item(), rel=1e-13, abs=1e-14)
+    assert float(rnn.loss(x, target, loss, reduction=reduction)[0]) == pytest.approx(
+        theirs.item(), rel=1e-13, abs=1e-14
+    )
+    dv = logits.grad.numpy()
+    np.testing.assert_allclose(grads.params["b_y"], dv.sum((0, 1)), rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(grads.params["W_hy"], np.einsum("tno,tnh->oh", dv, h), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("output", ["identity", "tanh"])
+@pytest.mark.parametrize(
+    ("loss", "theirs"),
+    [
+        ("torch_mse", lambda torch: torch.nn.MSELoss()),
+        ("mae", lambda torch: torch.nn.L1Loss()),
+        ("huber", lambda torch: torch.nn.HuberLoss()),
+        (ba.losses.Huber(0.3), lambda torch: torch.nn.HuberLoss(delta=0.3)),
+    ],
+    ids=str,
+)
+def test_a_regression_loss_equals_that_of_torch(loss, theirs, output):
+    import torch
+
+    compare_with_torch(loss, theirs(torch), output, np.random.default_rng(1).standard_normal((6, 4, 4)), "mean")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("options", "target"), OF_CLASSES, ids=str)
+def test_a_cross_entropy_with_options_equals_that_of_torch(options, target, reduction):
+    import torch
+
+    rng, (weights, ignored, smoothing) = np.random.default_rng(1), options.values()
+    given = rng.integers(0, 4, (6, 4)) if target == "classes" else rng.dirichlet(np.ones(4), (6, 4))
+    if ignored is not None:
+        given[rng.random((6, 4)) < 0.4] = ignored
+    criterion = torch.nn.CrossEntropyLoss(
+        weight=None if weights is None else torch.tensor(weights, dtype=torch.float64),
+        ignore_index=-100 if ignored is None else ignored,
+        label_smoothing=smoothing,
+        reduction=reduction,
+    )
+    compare_with_torch(ba.losses.CrossEntropy(**options), criterion, "softmax", given, reduction)
+
+
+def test_a_mean_over_nothing_is_0_where_that_of_torch_is_nan():
+    import torch
+
+    nothing = np.full((2, 3), -100)
+    rnn = ba.RNN(I, H, O, output="softmax")
+    loss, grads, _ = rnn.loss_and_grad(
+        np.ones((2, 3, I), "float32"), nothing, ba.losses.CrossEntropy(ignore_index=-100)
+    )
+    assert loss == grads.steps == 0
+    assert not any(grad.any() for grad in grads.params.values())
+    assert torch.nn.functional.cross_entropy(torch.ones(6, O), torch.from_numpy(nothing.reshape(-1))).isnan()
 
 
 # ---- weights, there and back ------------------------------------------------------------------------------

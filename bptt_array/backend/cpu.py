@@ -216,8 +216,11 @@ class NumpyBackend(Backend):
         same[places, np.arange(len(index))] = 1
         return distinct, same @ rows
 
-    def minus_one_hot_(self, p: Array, index: Array) -> None:
-        p[*np.indices(index.shape, sparse=True), index] -= 1
+    def minus_one_hot_(self, p: Array, index: Array, there: float | Array = 1.0) -> None:
+        p[*np.indices(index.shape, sparse=True), index] -= there
+
+    def zero_unless_(self, a: Array, keep: Array) -> None:
+        np.copyto(a, 0, where=~keep)
 
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         result = np.zeros((index.size, size), dtype=dtype)

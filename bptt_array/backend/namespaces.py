@@ -16,9 +16,9 @@ STANDARD = "2024.12"
 
 #: All functions of a namespace that are called here.
 FUNCTIONS = (
-    *("abs", "all", "arange", "asarray", "astype", "broadcast_to", "concat", "empty", "empty_like", "exp", "finfo"),
-    *("flip", "full_like", "isdtype", "isfinite", "isnan", "log", "log1p", "matmul", "max", "maximum", "min"),
-    *("minimum", "moveaxis", "ones", "ones_like", "reshape", "sqrt", "stack", "sum", "take"),
+    *("abs", "all", "arange", "asarray", "astype", "broadcast_to", "clip", "concat", "empty", "empty_like", "exp"),
+    *("finfo", "flip", "full_like", "isdtype", "isfinite", "isnan", "log", "log1p", "matmul", "max", "maximum", "min"),
+    *("minimum", "moveaxis", "ones", "ones_like", "reshape", "sign", "sqrt", "stack", "sum", "take"),
     *("take_along_axis", "tanh", "vecdot", "where", "zeros", "zeros_like", "__array_namespace_info__"),
 )
 

@@ -554,9 +554,22 @@ class Backend:
         """New arrays, scaled by ``min(1, max_norm / norm)`` of that norm; or None."""
         return None
 
-    def minus_one_hot_(self, p: Array, index: Array) -> None:
-        """``p[i..., index[i...]] -= 1``"""
-        p -= self.one_hot(index, p.shape[-1], p.dtype)
+    def minus_one_hot_(self, p: Array, index: Array, there: float | Array = 1.0) -> None:
+        """``p[i..., index[i...]] -= there[i...]``, or one number for all."""
+        one_hot = self.one_hot(index, p.shape[-1], p.dtype)
+        if not isinstance(there, float):
+            one_hot *= there[..., None]
+        elif there != 1:
+            one_hot *= there
+        p -= one_hot
+
+    def take_entries(self, table: Array, index: Array) -> Array:
+        """``result[i...] = table[index[i...]]`` of ``table (K,)``."""
+        return self.xp.reshape(self.xp.take(table, self.xp.reshape(index, (-1,)), axis=0), index.shape)
+
+    def zero_unless_(self, a: Array, keep: Array) -> None:
+        """``a <- 0`` where ``keep``, which broadcasts, is False; whatever was there."""
+        a[...] = self.xp.where(keep, a, self.zeros((1,) * a.ndim, a.dtype))
 
     def one_hot(self, index: Array, size: int, dtype: Any) -> Array:
         """``result[i..., k] = 1 if index[i...] == k else 0``, shape ``(*index.shape, size)``."""

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from ..backend.portable import Array, Backend
 from ..equations.long_sums import Sums
-from ..equations.losses import Objective
+from ..equations.objective import Objective
 from ..equations.readout import Readout
+from ..schedules.instructions import Segments
 from .batch import Batch
 from .padding import Feed, Padding
+from .parts import Targets
+
+#: So many bytes of a segment stand for a step that is counted, of which there are several small arrays.
+_BYTES_OF_A_STEP = 1024
 
 
 class _SumOfLosses:
@@ -45,19 +50,23 @@ class LossAtEveryStep(_SumOfLosses):
 
     def add_loss(self, start: int, stop: int, h: Array, last: Array) -> Array:
         """Add the loss of a segment to :attr:`loss`; returns ``dv (S, [E,] N, O)``."""
-        return self.objective.add_(self.losses, h, self.target(start, stop), self._weights(start, stop, h))
+        return self.objective.add_(self.losses, h, *self.compared(start, stop))
 
     def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> None:
         dv = self.add_loss(start, stop, h, last)
         self.objective.readout.backward_(dh, dv, h, self.grads)
 
-    def _weights(self, start: int, stop: int, h: Array) -> Array | None:
+    def compared(self, start: int, stop: int) -> Targets:
+        """The targets and weights of a segment."""
+        return Targets(self.target(start, stop), self._weights(start, stop))
+
+    def _weights(self, start: int, stop: int) -> Array | None:
         padding = self.batch.padding
         if self.weights is not None:
             return self.weights(start, stop)  # zero past the end
         if padding is None or not padding.begins_before(stop):
             return None
-        valid = padding.backend.xp.astype(padding.valid(start, stop), h.dtype)
+        valid = padding.backend.xp.astype(padding.valid(start, stop), self.batch.dtype)
         return valid if self.batch.members is None else valid[:, None, :]
 
 
@@ -71,7 +80,7 @@ class LossAtLastStep(_SumOfLosses):
         features = target.ndim > 1 + (batch.members is not None)
         self.target = Feed(backend, target, None, features=features)(0, target.shape[0])
         self.weights = None if weights is None else Feed(backend, weights, None, features=False)(0, weights.shape[0])
-        self.T = batch.T
+        self.T, self.dtype = batch.T, batch.dtype
         self.padding = batch.padding
         if self.padding is not None:  # a sequence of length 0 has no output: its target may be anything
             self.target = self.padding.zeroed_if_empty(self.target, features=features)
@@ -79,15 +88,14 @@ class LossAtLastStep(_SumOfLosses):
 
     def add_loss(self, start: int, stop: int, h: Array, last: Array) -> tuple[Array, Array] | None:
         """Add the loss of the sequences that end in a segment; returns their ``h`` and ``dv ([E,] N, O)``."""
-        weights, padding, xp = self.weights, self.padding, self.objective.readout.backend.xp
+        padding, xp = self.padding, self.objective.readout.backend.xp
         if padding is not None:
             if not padding.ends_within(start, stop):
                 return None
-            weights = self._weights_of_those_ending(padding, start, stop, last)
             last = xp.where(padding.last(start, stop)[:, None], last, xp.zeros_like(last))
         elif stop != self.T:
             return None
-        return last, self.objective.add_(self.losses, last, self.target, weights)
+        return last, self.objective.add_(self.losses, last, *self.compared(start, stop))
 
     def __call__(self, start: int, stop: int, h: Array, last: Array, dh: Array) -> Array | None:
         dh[...] = 0
@@ -99,12 +107,15 @@ class LossAtLastStep(_SumOfLosses):
         self.objective.readout.backward_(d_last, dv, last, self.grads)
         return d_last
 
-    def _weights_of_those_ending(self, padding: Padding, start: int, stop: int, h: Array) -> Array:
-        xp = padding.backend.xp
-        ends_here = padding.last(start, stop)
+    def compared(self, start: int, stop: int) -> Targets:
+        """The targets, and the weights of the sequences that end in a segment."""
+        if self.padding is None:
+            return Targets(self.target, self.weights)
+        xp = self.padding.backend.xp
+        ends_here = self.padding.last(start, stop)
         if self.weights is None:
-            return xp.astype(ends_here, h.dtype)
-        return xp.where(ends_here, self.weights, xp.zeros_like(self.weights))
+            return Targets(self.target, xp.astype(ends_here, self.dtype))
+        return Targets(self.target, xp.where(ends_here, self.weights, xp.zeros_like(self.weights)))
 
 
 def loss_head(
@@ -118,6 +129,19 @@ def loss_head(
     """The loss for a readout of ``"every"`` step or of the ``"last"``; ``grads`` are the readout's."""
     head = LossAtEveryStep if mode == "every" else LossAtLastStep
     return head(objective, target, weights, batch, grads)
+
+
+def total_of(mode: str, objective: Objective, targets: Targets, batch: Batch) -> Array:
+    """What a mean is taken over where targets or weights say it, (1,) or (E or 1, 1): known before any segment runs.
+
+    It is added up on the device, a block of steps at a time, and never read.
+    """
+    head, steps = loss_head(mode, objective, *targets, batch, Sums()), batch.T
+    if mode == "every":
+        steps = max(1, batch.backend.segment_bytes // _BYTES_OF_A_STEP // max(1, batch.N * (batch.members or 1)))
+    blocks = Segments(0, batch.T, steps)
+    counts = [objective.counted(*head.compared(start, stop), batch.dtype) for start, stop in blocks]
+    return sum(counts[1:], start=counts[0])
 
 
 class GivenAtEveryStep:

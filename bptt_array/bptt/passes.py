@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from ..backend.portable import Array, Backend
 from ..equations.long_sums import Sums, Waiting
-from ..equations.losses import Objective
+from ..equations.objective import Objective
 from ..equations.readout import Readout
 from ..schedules.instructions import (
     Backward,
@@ -284,10 +284,12 @@ def _loss_and_grad(
                 unrolled.forget(start)
     last_state = network.last_state(unrolled)
     arrays.end()
-    return head.loss, _gradients(network, sweep, readout_grads, objective.steps), last_state
+    return head.loss, _gradients(network, sweep, readout_grads, objective.mean_over), last_state
 
 
-def _gradients(network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, steps: int | None = None) -> Gradients:
+def _gradients(
+    network: BoundNetwork, sweep: BackwardPass, readout_grads: Sums, steps: int | Array | None = None
+) -> Gradients:
     readout, params = network.readout, sweep.grads
     if readout.W_hy is not None:  # zero where no output has a gradient
         totals = readout_grads.totals()

@@ -41,13 +41,13 @@ class Gradients:
     x : (T, N, I) or None
         Gradient of the input, with ``input_grad=True``; of an ensemble (T, E, N, I), for every member its own even
         where they share ``x``.
-    steps : int or None
-        What the loss is a mean over: valid steps of all sequences (with ``readout="last"``: sequences). None where it
-        is a sum, or unknown. Gradients of several parts of a batch are weighted with it, see
-        :mod:`bptt_array.distributed`.
+    steps : int, 0-d array, (E,) or None
+        What the loss is a mean over: valid steps of all sequences (with ``readout="last"``: sequences). Where weights
+        or classes say it, an array on the device: the sum of their weights. None where it is a sum, or unknown.
+        Gradients of several parts of a batch are weighted with it, see :mod:`bptt_array.distributed`.
     """
 
     params: dict[str, Array]
     state: State
     x: Array | None = None
-    steps: int | None = None
+    steps: int | Array | None = None

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..bptt.state import State
 from ..checks import check_count
-from ..equations.losses import UserLoss
+from ..losses import AnyLoss
 from ..rnn.rnn import RNN
 from ..serialization import open_file, write_file
 from .arguments import check_rnn
@@ -201,7 +201,7 @@ def diagnose(
     rnn: RNN,
     x: Any,
     target: Any,
-    loss: str | UserLoss = "mse",
+    loss: AnyLoss = "mse",
     *,
     state: State | None = None,
     lengths: Any = None,

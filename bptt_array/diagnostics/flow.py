@@ -18,7 +18,8 @@ from ..bptt.parts import Targets
 from ..bptt.passes import BoundNetwork, run_loss_and_grad
 from ..bptt.state import State
 from ..bptt.workspace import Workspace
-from ..equations.losses import Objective, UserLoss
+from ..equations.objective import Objective
+from ..losses import AnyLoss
 from ..rnn.rnn import RNN
 from ..schedules import plans
 from .arguments import check_increasing, check_rnn, evenly
@@ -69,7 +70,7 @@ def gradient_flow(
     rnn: RNN,
     x: Any,
     target: Any,
-    loss: str | UserLoss = "mse",
+    loss: AnyLoss = "mse",
     *,
     state: State | None = None,
     lengths: Any = None,

@@ -14,7 +14,7 @@ from ..backend.arrays import dtype_name
 from ..backend.devices import backend_of
 from ..backend.portable import Array, Backend
 from ..bptt.state import Gradients, State
-from ..checks import check_count, check_flag, check_option, only_settings, said
+from ..checks import check_count, check_flag, check_option, is_whole, only_settings, said
 from . import transports
 from .transports import Buffers, RanksError, Transport
 from .world import all_processes, launched, library
@@ -23,6 +23,10 @@ Arrays = Mapping[str, Array]
 
 #: How the names of dtypes begin that MPI sends.
 _NUMBERS = ("bool", "int", "uint", "float", "complex")
+
+
+#: Beside the names of parameters, none of which is this.
+_TOTAL = "sum of weights"
 
 
 class Reduced(NamedTuple):
@@ -86,8 +90,9 @@ class OneProcess:
         ----------
         grads : Gradients
             What ``loss_and_grad`` returned for this rank's sequences, of which there may be none. Means are weighted by
-            their numbers of valid steps; sums (``reduction="sum"``, and what the ``backward`` of ``rnn.forward``
-            returns) are added up. What was reduced already is a sum to it: reduce once.
+            what they are taken over, ``grads.steps``: numbers of valid steps, or sums of weights; sums
+            (``reduction="sum"``, and what the ``backward`` of ``rnn.forward`` returns) are added up. What was reduced
+            already is a sum to it: reduce once.
         loss : 0-d array, or (E,), optional
             That of this rank's sequences.
         flag : bool
@@ -190,12 +195,18 @@ class Communicator(OneProcess):
         self._agreed, self._transports, self._buffers = {}, {}, Buffers()
 
     def _all_reduce(self, grads: Gradients, loss: Array | None, *, flag: bool) -> Reduced:
+        if grads.steps is None:
+            return self._added_up(grads, loss, "the gradient of a sum", flag=flag)
+        if is_whole(grads.steps):
+            return self._added_up(grads, loss, "the gradient of a mean", flag=flag)
+        return self._of_sums(grads, grads.steps, loss, flag=flag)
+
+    def _added_up(self, grads: Gradients, loss: Array | None, what: str, *, flag: bool) -> Reduced:
         arrays = _by_name(grads.params if loss is None else {**grads.params, "loss": loss})
         mean = grads.steps is not None
         backend = backend_of(next(iter(arrays.values())))
         summed: dict[str, Array] = {}
         with backend.active():
-            what = f"the gradient of {'a mean' if mean else 'a sum'}"
             transport, unit = self._agree(backend, arrays, what, grads.steps or 0)
             weight = float(grads.steps or 0) * unit
             for group in _by_dtype(arrays):
@@ -221,6 +232,27 @@ class Communicator(OneProcess):
             own_loss = None if loss is None else backend.copy(summed["loss"])
             flags = backend.copy(flags)
         return Reduced(whole, own_loss, flags)
+
+    def _of_sums(self, grads: Gradients, total: Array, loss: Array | None, *, flag: bool) -> Reduced:
+        """Means over ``total``, 0-d or (E,), which is on the device: sums, and what they are over, are added up."""
+        backend = backend_of(total)
+        xp = backend.xp
+        with backend.active():
+            sums = {name: _times(array, total) for name, array in grads.params.items()}
+            sums[_TOTAL] = total
+            whole, own_loss, flags = self._added_up(
+                Gradients(sums, grads.state),
+                None if loss is None else loss * total,
+                "the gradient of a mean over weights",
+                flag=flag,
+            )
+            of_all = whole.params[_TOTAL]
+            of_all = xp.where(of_all == 0, xp.ones_like(of_all), of_all)  # over nothing everything is 0
+            params = {name: _times(whole.params[name], 1 / of_all) for name in grads.params}
+            share = total / of_all if not total.ndim else (total / of_all)[:, None, None]
+            state = State(*(_scaled(array, share) for array in (grads.state.h, grads.state.c)))
+            own_loss = None if own_loss is None else own_loss / of_all
+        return Reduced(Gradients(params, state, _scaled(grads.x, share)), own_loss, flags)
 
     def sum(self, arrays: Arrays) -> dict[str, Array]:
         _check_arrays("arrays", arrays)
@@ -356,6 +388,11 @@ def _unpacked(backend: Backend, flat: Array, arrays: Arrays) -> dict[str, Array]
     return views
 
 
+def _times(array: Array, factor: Array) -> Array:
+    """Times a number, or each member times its own."""
+    return array * backend_of(array).xp.reshape(factor, (*factor.shape, *(1,) * (array.ndim - factor.ndim)))
+
+
 def _scaled(array: Array | None, factor: Array | None) -> Array | None:
     return array if array is None or factor is None else array * factor
 
@@ -395,9 +432,10 @@ def _check_gradients(grads: Any, loss: Any) -> None:
             f"grads is a {type(grads).__name__}; expected the Gradients that loss_and_grad returns, which know how "
             "many steps they are of (to add up other arrays use sum)"
         )
-    if grads.steps is not None:
-        check_count("grads.steps", grads.steps, least=0)
     _check_arrays("grads.params", grads.params)
+    of_data = not is_whole(grads.steps) and backend_of(next(iter(grads.params.values()))).owns(grads.steps)
+    if not (grads.steps is None or of_data):
+        check_count("grads.steps", grads.steps, least=0)
     if "loss" in grads.params:
         raise ValueError("grads.params has a parameter named 'loss', as the loss itself is called; rename it")
     if loss is not None and not backend_of(next(iter(grads.params.values()))).owns(loss):

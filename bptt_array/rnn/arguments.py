@@ -266,10 +266,13 @@ def check_range(
     *,
     read: bool,
     timed: bool = True,
+    ignored: int | None = None,
+    ignorable: bool = False,
 ) -> None:
-    """Integers ``(T, ..., N)``, if not ``timed`` (..., N), within ``[0, size)`` at valid steps.
+    """Integers ``(T, ..., N)``, if not ``timed`` (..., N), within ``[0, size)`` or ``ignored`` at valid steps.
 
-    Host arrays are always checked; those of a device only with ``read``, since that synchronises.
+    ``ignorable``: some other number might be. Host arrays are always checked; those of a device only with ``read``,
+    since that synchronises.
     """
     if array_api_compat.is_numpy_array(array):
         values = array
@@ -281,6 +284,8 @@ def check_range(
     for start in range(0, len(values), rows):  # what is longer than memory is never looked at as a whole
         block = values[start : start + rows]
         wrong = (block < 0) | (block >= size)
+        if ignored is not None:
+            wrong &= block != ignored
         if lengths is not None:
             steps = start + np.arange(len(block)).reshape(-1, *(1,) * (block.ndim - 1)) if timed else 0
             wrong = wrong & (steps < lengths)
@@ -288,7 +293,9 @@ def check_range(
             continue
         first, *others = (int(i) for i in np.argwhere(wrong)[0])
         index = (start + first, *others)
+        more = "" if ignored is None else f" or {ignored}, which is ignored"
+        way = f", or ignored by loss=losses.CrossEntropy(ignore_index={values[index]})" if ignorable else ""
         raise ValueError(
-            f"{name}[{', '.join(map(str, index))}]={values[index]}; expected 0 to {size - 1} ({what}); steps to be "
-            "left out are marked with lengths, or with any value in range and a weight of 0"
+            f"{name}[{', '.join(map(str, index))}]={values[index]}; expected 0 to {size - 1} ({what}){more}; steps to "
+            f"be left out are marked with lengths, or with any value in range and a weight of 0{way}"
         )

@@ -14,6 +14,7 @@ from ..backend.arrays import is_integer
 from ..backend.portable import Array, Backend
 from ..bptt import passes
 from ..bptt.batch import Batch, States, without
+from ..bptt.direct import total_of
 from ..bptt.dropout import Dropout
 from ..bptt.layer import Layer, how_time_runs
 from ..bptt.padding import Padding
@@ -23,8 +24,9 @@ from ..bptt.unrolled import Stack
 from ..bptt.workspace import Workspace
 from ..checks import check_flag, check_option
 from ..equations.activations import OUTPUT_ACTIVATIONS
-from ..equations.losses import Objective
+from ..equations.objective import Objective
 from ..equations.readout import Readout
+from ..losses import CrossEntropy, equation_of
 from .architecture import Architecture
 from .arguments import (
     check_dropout_rows,
@@ -64,6 +66,7 @@ class Calls:
         self.layout = TimeFirst() if architecture.time_major else BatchFirst(backend)
         self.workspace = Workspace() if workspace is None else workspace
         self._bound: tuple[dict[str, Array], passes.BoundNetwork | None] = {}, None
+        self._class_weights: tuple[CrossEntropy | None, Array] = None, None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Calls, (self.architecture, self.backend)  # all else is made as calls need it
@@ -103,13 +106,16 @@ class Calls:
         """A loss and what it compares with, checked and time first, with an axis for the members if there are any."""
         backend, architecture = self.backend, self.architecture
         y_shape = architecture.outputs_shape(batch.T, batch.N)
-        check_option("reduction", reduction, ("mean", "sum"))
+        check_option("reduction", reduction, ("mean", "weighted_mean", "sum"))
+        equation = equation_of(loss, y_shape[-1])
         every = architecture.readout == "every"
         features = None
         if every:
             target, features = self.layout.inward_target(target, loss, y_shape)
             weights = self.layout.inward(weights, features=False)
-        features = check_target(target, loss, y_shape, architecture, backend, batch.lengths, validate, features)
+        features = check_target(
+            target, loss, equation, y_shape, architecture, backend, batch.lengths, validate, features
+        )
         if weights is not None:
             check_place("weights", weights, backend, architecture.dtype, host=True)
             check_float("weights", weights, architecture.dtype)
@@ -119,7 +125,28 @@ class Calls:
             before = 1 if every else 0
             target = for_members(target, len(y_shape) - (not features), before)
             weights = None if weights is None else for_members(weights, len(y_shape) - 1, before)
-        return Objective(network.readout, loss, steps, architecture.members), Targets(target, weights)
+        targets, by_weight = Targets(target, weights), reduction == "weighted_mean" and weights is not None
+        objective = Objective(network.readout, equation, steps, architecture.members)
+        of_classes = False
+        if isinstance(loss, CrossEntropy) and loss.selects:
+            of_classes = not features
+            ignored = loss.ignore_index if of_classes else None
+            objective = objective._replace(ignored=ignored, class_weights=self.class_weights(loss))
+        if reduction != "sum" and (of_classes or by_weight):
+            counted = targets if by_weight else Targets(target, None)
+            total = total_of(architecture.readout, objective, counted, batch)
+            objective = objective._replace(steps=None, total=total)
+        return objective, targets
+
+    def class_weights(self, loss: CrossEntropy) -> Array | None:
+        """Those of a loss on the device, (O,); of the last loss they are there already."""
+        if loss.class_weights is None:
+            return None
+        known, array = self._class_weights
+        if known is not loss:
+            array = self.backend.from_host(loss.host_weights.astype(self.architecture.dtype))
+            self._class_weights = loss, array
+        return array
 
     def count(
         self,
@@ -141,7 +168,7 @@ class Calls:
             batch = self.batch(x, None, lengths, None, False, host=True)
             objective, targets = self.objective(self.network(params), batch, target, loss, weights, reduction, False)
             outputs = self.architecture.outputs_shape(batch.T, batch.N)
-            return batch.N, objective.steps, targets.target.ndim == len(outputs)
+            return batch.N, objective.mean_over, targets.target.ndim == len(outputs)
 
     def batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
         """Inputs and initial states; ``host``: NumPy arrays will do for a network on a device too."""

@@ -8,12 +8,11 @@ dtype unless a name says bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..backend.portable import Backend
 from ..equations.long_sums import BLOCK, FEWEST, PRODUCT_BYTES, PRODUCTS, SMALL_PRODUCT, levels_of
-from ..equations.losses import LOSSES
+from ..equations.losses import LOSSES, Loss, UserLoss
 from ..equations.parallel import rows_of_a_chunk
 from ..equations.token_sums import COLUMNS, ROWS
 from ..schedules.instructions import bytes_of_parts, longest_segment
@@ -51,7 +50,7 @@ class Workload:
         There are ``lengths``.
     weights, input_grad, dropout : bool
         Whether there are weights of steps, a gradient of the input, masks.
-    loss : str or callable
+    loss : Loss or callable
     """
 
     T: int
@@ -64,7 +63,7 @@ class Workload:
     weights: bool = False
     input_grad: bool = False
     dropout: bool = False
-    loss: str | Callable[..., object] = "mse"
+    loss: Loss | UserLoss = LOSSES["mse"]
 
 
 def costs(
@@ -115,7 +114,7 @@ def plan_for(
     row = (*network.lead, work.N, network.hidden_size)
     two = network.bidirectional
     parts = 1
-    if memory is None and backward == "sequential" and not callable(work.loss):  # see bptt/passes.py
+    if memory is None and backward == "sequential" and isinstance(work.loss, Loss):  # see bptt/passes.py
         parts = backend.count_parts(work.N, math.prod(row) * network.hidden_size) or 1
         work = replace(work, unordered=work.unordered or parts > 1)  # of a part they are not in one piece
     segment_bytes = backend.segment_bytes if parts == 1 else bytes_of_parts(backend.segment_bytes)
@@ -318,7 +317,7 @@ class _OfAStep:
 
     def _of_loss(self) -> float:
         """Of one output of every sequence."""
-        known = LOSSES[self.work.loss] if isinstance(self.work.loss, str) else None
+        known = self.work.loss if isinstance(self.work.loss, Loss) else None
         arrays: float = OF_CALLERS_LOSS if known is None else known.arrays
         arrays += 3 * (self.network.output != "identity" and (known is None or known.output is None))  # g and g'
         arrays += self.work.copied or self.work.padded

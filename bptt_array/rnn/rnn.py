@@ -21,7 +21,7 @@ from ..bptt import passes
 from ..bptt.state import Gradients, State
 from ..checks import check_count, check_flag, check_number, check_option, check_path, said
 from ..equations.cell import Cell
-from ..equations.losses import LOSSES, UserLoss
+from ..losses import AnyLoss, equation_of, selects
 from ..schedules import plans
 from ..schedules.instructions import check_truncate
 from ..schedules.plans import Plan
@@ -609,7 +609,7 @@ class RNN:
         self,
         x: Array,
         target: Array,
-        loss: str | UserLoss = "mse",
+        loss: AnyLoss = "mse",
         *,
         state: State | None = None,
         lengths: Any = None,
@@ -633,22 +633,27 @@ class RNN:
         x, state, lengths, reset, validate, dropout_rows
             As for calling the network; ``validate`` also reads class targets back.
         target : array
-            ``"mse"``, ``"binary_cross_entropy"``: the shape and dtype of ``y``. ``"cross_entropy"``: class
-            numbers ``(T, N)`` or probabilities ``(T, N, O)``; without T for ``readout="last"``. The members of an
-            ensemble may share it, without the axis E. For a loss of your own ``(T, N)`` or ``(T, N, F)``, of an
-            ensemble also ``(T, E, N)`` or ``(T, E, N, F)``; where E = N the last one is expected, since ``(T, E, N)``
-            might be ``(T, N, F)``.
-        loss : {"mse", "cross_entropy", "binary_cross_entropy"} or callable
-            ``L_t``: ``1/2 |y - target|^2``; cross-entropies of a softmax or sigmoid output; or
+            ``"cross_entropy"``: class numbers ``(T, N)`` or probabilities ``(T, N, O)``; without T for
+            ``readout="last"``. Of other names the shape and dtype of ``y``. The members of an ensemble may share it,
+            without the axis E. For a loss of your own ``(T, N)`` or ``(T, N, F)``, of an ensemble also ``(T, E, N)`` or
+            ``(T, E, N, F)``; where E = N the last one is expected, since ``(T, E, N)`` might be ``(T, N, F)``.
+        loss : str, losses.CrossEntropy, losses.Huber or callable
+            ``L_t``. ``"mse"`` is ``1/2 |y - target|^2``, half the *sum* of squares over the O outputs, where
+            ``"torch_mse"``, as PyTorch's ``MSELoss``, is their *mean*: 2/O of it. ``"mae"`` and ``"huber"`` are means
+            over the outputs too, equal to ``L1Loss`` and ``HuberLoss``. ``"cross_entropy"`` and
+            ``"binary_cross_entropy"`` (a sum over the outputs) are for a softmax and a sigmoid output. With options:
+            :class:`bptt_array.losses.CrossEntropy`, :class:`bptt_array.losses.Huber`. One of your own:
             ``(y, target) -> (loss, dy)``, called per segment with ``y (S, N, O)``, that returns the loss of
             every step ``(S, N)`` and ``dL_t/dy_t (S, N, O)``. With ``readout="last"`` it is called with
             ``y (N, O)`` for each segment in which a sequence ends; what it says of the others is left out.
         weights : (T, N), or (N,) with ``readout="last"``, optional
-            Factors of ``L_t``, shared by the members of an ensemble or with its axis E. A step of weight 0 is left out
-            of the sum, but still counts in ``"mean"``.
-        reduction : {"mean", "sum"}
+            Factors of ``L_t``, shared by the members of an ensemble or with its axis E. A weight of 0 takes a step out
+            of the sum, and out of a ``"weighted_mean"``; in a ``"mean"`` it still counts as a step.
+        reduction : {"mean", "weighted_mean", "sum"}
             ``"sum"`` is (2.1); ``"mean"`` divides it by the number of valid steps of all sequences (with
-            ``readout="last"``: of sequences that have one).
+            ``readout="last"``: of sequences that have one), ``"weighted_mean"`` by the sum of their weights, of each
+            member its own; where there are none they are the same, and over nothing a mean is 0. Where classes weigh or
+            are ignored (``losses.CrossEntropy``) a step counts for as much as its class.
         truncate : int or (int, int), optional
             Truncated BPTT: the gradient is cut every k steps, the state carried on. ``(k1, k2)``: every k1 steps, back
             through k2, k1 <= k2; each loss is propagated once. Not with two directions.
@@ -691,10 +696,10 @@ class RNN:
                     copied=batch.tokens or not (calls.backend.owns(batch.x) and calls.backend.owns(targets.target)),
                     unordered=not in_order(batch.x),
                     padded=batch.padding is not None,
-                    weights=targets.weights is not None,
+                    weights=targets.weights is not None or selects(loss),
                     input_grad=input_grad,
                     dropout=dropout is not None,
-                    loss=loss,
+                    loss=objective.loss,
                 )
                 plan = self._plan(work, memory, truncate, backward)
             value, grads, last_state = passes.run_loss_and_grad(
@@ -707,7 +712,7 @@ class RNN:
         x_shape: tuple[int, ...],
         memory: int | str | None = None,
         *,
-        loss: str | UserLoss = "mse",
+        loss: AnyLoss = "mse",
         tokens: bool | None = None,
         lengths: bool = False,
         weights: bool = False,
@@ -764,8 +769,7 @@ class RNN:
         }
         for name, flag in flags.items():
             check_flag(name, flag)
-        if not callable(loss):
-            check_option("loss", loss, LOSSES)
+        equation = equation_of(loss, self.architecture.outputs)
         check_backward(backward, self.architecture.cell)
         T, N, tokens, shared = check_x_shape(x_shape, self.architecture, tokens)
         if tokens and input_grad:
@@ -778,10 +782,10 @@ class RNN:
             copied=from_host or tokens,
             unordered=unordered,
             padded=lengths,
-            weights=weights,
+            weights=weights or selects(loss),
             input_grad=input_grad,
             dropout=dropout,
-            loss=loss,
+            loss=equation,
         )
         return self._plan(work, memory, check_truncate(truncate, bidirectional=self.bidirectional), backward)
 
@@ -814,7 +818,7 @@ class RNN:
         self,
         x: Array,
         target: Array,
-        loss: str | UserLoss = "mse",
+        loss: AnyLoss = "mse",
         *,
         state: State | None = None,
         lengths: Any = None,

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..backend.arrays import dtype_name, is_integer
 from ..backend.portable import DTYPES, Backend
-from ..checks import check_option
-from ..equations.losses import LOSSES
+from ..equations.losses import Loss, UserLoss
+from ..losses import CrossEntropy
 from .architecture import Architecture
 from .arguments import check_float, check_place, check_range, check_shape
 
@@ -37,6 +37,7 @@ def check_outputs_like(
 def check_target(
     target: Any,
     loss: Any,
+    equation: Loss | UserLoss,
     y_shape: tuple[int, ...],
     architecture: Architecture,
     backend: Backend,
@@ -44,40 +45,53 @@ def check_target(
     validate: bool,
     features: bool | None = None,
 ) -> bool:
-    """A loss that goes with the output, and a target that the loss can compare with ``y``.
+    """A loss, whose ``equation`` goes with the output, and a target that it can compare with ``y``.
 
     Returns whether the target has an axis of features; ``features`` is that where it is known already.
     """
     output, axes = architecture.output, architecture.outputs_axes
-    if not callable(loss):
-        check_option("loss", loss, LOSSES)
     axes_of_classes = (len(y_shape) - 1,) if architecture.members is None else (len(y_shape) - 2, len(y_shape) - 1)
     ways: dict[str, tuple[int, ...]] = {}  # for advice
-    if callable(loss):
+    if not isinstance(equation, Loss):
         ways = {"integers": tuple(range(len(y_shape) + 1))}
-    elif LOSSES[loss].takes_classes:
+    elif equation.takes_classes:
         ways = {"integers": axes_of_classes, "classes": axes_of_classes[:1]}
     check_place("target", target, backend, architecture.dtype, host=True, **ways)
-    if callable(loss):
+    if not isinstance(equation, Loss):
         if not (backend.owns(target) or is_integer(target) or backend.has_dtype(dtype_name(target))):
             raise TypeError(f"target has dtype {dtype_name(target)}, of which there are no arrays on {backend.name}")
         return _check_target_of_callers_loss(target, y_shape, architecture, features)
-    known = LOSSES[loss]
-    if known.output not in (None, output):
+    if equation.output not in (None, output):
         raise ValueError(
-            f"loss={loss!r} belongs to output={known.output!r}, but this RNN has output={output!r}: "
-            f"build it with output={known.output!r}, or use loss='mse'"
+            f"loss={loss!r} belongs to output={equation.output!r}, but this RNN has output={output!r}: "
+            f"build it with output={equation.output!r}, or use loss='mse'"
         )
-    if known.takes_classes and is_integer(target):
+    ignored = loss.ignore_index if isinstance(loss, CrossEntropy) else None
+    if equation.takes_classes and is_integer(target):
         check_outputs_like("target", target, y_shape, f"classes {axes}", architecture, features=False)
         timed = architecture.readout == "every"
-        what = "classes below output_size"
-        check_range("target", target, y_shape[-1], what, backend, lengths, read=validate, timed=timed)
+        check_range(
+            "target",
+            target,
+            y_shape[-1],
+            "classes below output_size",
+            backend,
+            lengths,
+            read=validate,
+            timed=timed,
+            ignored=ignored,
+            ignorable=ignored is None,
+        )
         return False
     if target.ndim in axes_of_classes:
-        _refuse_classes(target, loss, y_shape, architecture)
+        _refuse_classes(target, loss, equation, y_shape, architecture)
     check_float("target", target, architecture.dtype)
     check_outputs_like("target", target, y_shape, axes, architecture)
+    if ignored is not None:
+        raise ValueError(
+            f"loss={loss!r}, but target holds probabilities, of which none is a number to ignore; give such steps a "
+            "weight of 0, or leave ignore_index=None"
+        )
     return True
 
 
@@ -86,13 +100,15 @@ def _shapes(shape: tuple[int, ...], architecture: Architecture, member: int) -> 
     return [shape] if architecture.members is None else [shape, shape[:member] + shape[len(shape) + member + 1 :]]
 
 
-def _refuse_classes(target: Any, loss: str, y_shape: tuple[int, ...], architecture: Architecture) -> None:
+def _refuse_classes(
+    target: Any, loss: Any, equation: Loss, y_shape: tuple[int, ...], architecture: Architecture
+) -> None:
     """What has the shape of class numbers, but is none or not wanted: say which of both."""
     has, shape, dtype = dtype_name(target), tuple(target.shape), architecture.dtype
     if shape not in _shapes(y_shape[:-1], architecture, -2) or shape in _shapes(y_shape, architecture, -3):
         return
     real = has in (*DTYPES, "float16", "bfloat16", "bool")
-    if LOSSES[loss].takes_classes and real:
+    if equation.takes_classes and real:
         raise TypeError(
             f"target has dtype {has} and shape {shape}, as class numbers have, which are integers; expected those, or "
             f"probabilities of shape {y_shape}: for classes use rnn.asarray(target, dtype='int64')"

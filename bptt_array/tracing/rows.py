@@ -100,6 +100,12 @@ class RowNamespace:
     def sum(self, a: RowSymbol, axis: int, keepdims: bool = False) -> RowSymbol:
         return self._reduced("sum_of_row", a, axis, keepdims)
 
+    def clip(self, a: RowSymbol, least: float, most: float) -> RowSymbol:
+        return _apply("min", _apply("max", a, least), most)
+
+    def sign(self, a: RowSymbol) -> RowSymbol:
+        return _apply("where", _apply("gt", a, 0.0), 1.0, _apply("where", _apply("lt", a, 0.0), -1.0, a))
+
     def vecdot(self, a: RowSymbol, b: RowSymbol) -> RowSymbol:
         return self.sum(_apply("mul", a, b), axis=-1)
 
@@ -138,8 +144,14 @@ class RowBackend:
     def copy(self, a: RowSymbol) -> RowSymbol:
         return RowSymbol(a.number, per_row=a.per_row, ndim=a.ndim)
 
-    def minus_one_hot_(self, p: RowSymbol, index: RowSymbol) -> None:
-        p[...] = _apply("sub", p, self.one_hot(index, None, None))
+    def minus_one_hot_(self, p: RowSymbol, index: RowSymbol, there: float | RowSymbol = 1.0) -> None:
+        p[...] = _apply("sub", p, _apply("mul", self.one_hot(index, None, None), there))
+
+    def take_entries(self, table: RowSymbol, index: RowSymbol) -> RowSymbol:
+        return self.xp.take_along_axis(table, index[..., None], axis=-1)[..., 0]
+
+    def zero_unless_(self, a: RowSymbol, keep: RowSymbol) -> None:
+        a[...] = _apply("where", keep, a, 0.0)
 
     def one_hot(self, index: RowSymbol, size: Any, dtype: Any) -> RowSymbol:
         program = index.number.program
