@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .data import Minibatch, Standardization, batches, pad, unpad, windows
     from .optimizers import lr_schedules as lr_schedules
     from .parity import compare_devices
+    from .runs.fit import fit
+    from .training.history import History
 
 __all__ = [
     "RNN",
@@ -38,6 +40,7 @@ __all__ = [
     "Backend",
     "Cell",
     "Gradients",
+    "History",
     "Minibatch",
     "RMSprop",
     "Standardization",
@@ -46,6 +49,7 @@ __all__ = [
     "check_gradients",
     "clip_by_global_norm",
     "compare_devices",
+    "fit",
     "global_norm",
     "pad",
     "unpad",
@@ -68,8 +72,13 @@ _MODULES = {
     )
 } | {"lr_schedules": ".optimizers.lr_schedules"}
 
-#: Names of modules that are at the top too, and imported when they are first asked for.
-_LAZY = {"data": ("Minibatch", "Standardization", "batches", "pad", "unpad", "windows"), "parity": ("compare_devices",)}
+#: Names of rooms, and of files in them, that are at the top too, and imported when they are first asked for.
+_LAZY = {
+    "data": ("Minibatch", "Standardization", "batches", "pad", "unpad", "windows"),
+    "parity": ("compare_devices",),
+    "runs.fit": ("fit",),
+    "training.history": ("History",),
+}
 
 
 def __getattr__(name: str) -> Any:

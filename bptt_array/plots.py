@@ -16,6 +16,7 @@ from .checks import check_count, check_number, said
 from .diagnostics.arguments import check_layer, check_numbers
 from .diagnostics.flow import GradientFlow
 from .diagnostics.trajectory import HostArray
+from .training.history import History
 from .training.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,6 +46,34 @@ def plot_loss(metrics: Sequence[Progress], axes: Axes | None = None) -> Figure:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def plot_history(history: History, axes: Axes | None = None) -> Figure:
+    """Training and validation loss of :func:`bptt_array.fit` over its epochs; of an ensemble a line for each member.
+
+    Examples
+    --------
+    >>> import numpy as np, bptt_array as ba
+    >>> x = np.ones((5, 4, 3))
+    >>> history = ba.fit(ba.RNN(3, 8, 1), (x, x[..., :1]), epochs=3, progress=False)
+    >>> figure = ba.plots.plot_history(history)  # figure.savefig("loss.png")
+    """
+    if not isinstance(history, History):
+        raise TypeError(f"history is a {type(history).__name__}; expected a History, which ba.fit returns")
+    figure, axes = _axes(axes)
+    from matplotlib.ticker import MaxNLocator
+
+    for n, (name, losses) in enumerate({"training": history.loss, "validation": history.validation}.items()):
+        if losses is not None and losses.size:
+            of_members = losses.reshape(len(losses), -1)
+            label = [name, *[None] * (of_members.shape[1] - 1)]
+            axes.plot(of_members, DASHES[n], color=COLOURS[n], marker="." if len(losses) == 1 else "", label=label)
+            axes.legend()
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
     return figure
 
 

@@ -496,6 +496,78 @@ def nccl(ranks):
     assert (c.d2h, c.syncs, c.implicit_syncs) == (0, 0, 0)  # nothing waits
 
 
+def fitted(ranks):
+    """Of minibatches of other sizes, with lengths, of fewer sequences than ranks: what one process learns."""
+    rng = np.random.default_rng(0)
+    folder = ranks.comm.bcast(tempfile.mkdtemp() if ranks.rank == 0 else None)
+
+    def minibatch(N, T, **more):
+        x, lengths = rng.standard_normal((T, N, 3)), rng.integers(0, T + 1, N)
+        return x, np.cumsum(x[..., :1], axis=0), lengths
+
+    kinds = {
+        "every": ({"readout": "every"}, lambda x, target: (x, target)),
+        "last": ({"readout": "last", "cell": "lstm", "bidirectional": True}, lambda x, target: (x, target[-1])),
+        "batch first": (
+            {"time_major": False, "members": 2},
+            lambda x, target: (x.swapaxes(0, 1), target.swapaxes(0, 1)),
+        ),
+        "members": (
+            {"members": 3, "dropout": 0.2, "num_layers": 2, "recurrent_dropout": 0.2},
+            lambda x, target: (np.stack([x, -x, 2 * x], axis=1), target),
+        ),
+    }
+    for kind, (options, made) in kinds.items():
+        data, held_out = (
+            [(*made(x, target), lengths) for x, target, lengths in (minibatch(N, 4 + N) for N in sizes)]
+            for sizes in ((5, 1, 4), (2, 7))
+        )
+        found = []
+        for job in (ranks, None):
+            rnn = ba.RNN(3, 5, 1, dtype="float64", seed=0 if job is None else ranks.rank and 9, **options)
+            if job is not None and "dropout" in options:
+                rnn.seed = 0  # of the masks
+            more = {"optimizer": ba.Adam(0.03), "validation": held_out, "epochs": 5, "clip": 1.0, "progress": False}
+            history = ba.fit(rnn, data, **more, ranks=job, folder=None if job is None else f"{folder}/{kind}")
+            found.append((history, rnn))
+            if job is not None:
+                ranks.check_equal(rnn.params)
+                other = ba.RNN(3, 5, 1, dtype="float64", **options)  # all go on from what rank 0 kept
+                more["optimizer"] = ba.Adam(0.03)
+                again = ba.fit(other, data, **more, ranks=job, folder=f"{folder}/{kind}")
+                assert again.loss.tolist() == history.loss.tolist()
+                assert all(np.array_equal(other.params[name], value) for name, value in rnn.params.items())
+        (history, rnn), (expected, other) = found
+        np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-9)
+        np.testing.assert_allclose(history.validation, expected.validation, rtol=1e-9)
+        for name, value in other.params.items():
+            np.testing.assert_allclose(rnn.params[name], value, rtol=1e-7, atol=1e-9)
+    x, target, lengths = minibatch(11, 6)
+    found = []
+    for job in (ranks, None):
+        rnn = ba.RNN(3, 5, 1, dtype="float64", recurrent_dropout=0.2)
+        data = ba.batches(x, target, lengths=lengths, size=4, dtype="float64", by_length=True)
+        history = ba.fit(rnn, data, validation=data, epochs=4, progress=False, ranks=job)
+        found.append([history.loss, history.validation, *rnn.params.values()])
+    for mine, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-7, atol=1e-9)
+    told = []
+    history = ba.fit(
+        ba.RNN(3, 5, 1, dtype="float64", time_major=False),
+        [(x.swapaxes(0, 1), target.swapaxes(0, 1)) for x, target, _ in [minibatch(4, 3)]],
+        epochs=5,
+        progress=False,
+        ranks=ranks,
+        callbacks=[lambda end: told.append(end.epoch) or (ranks.rank == ranks.size - 1 and end.epoch == 1)],
+    )
+    assert history.stopped == "callback"
+    assert told == [0, 1]
+    more = {"epochs": 5, "progress": False, "ranks": ranks, "folder": f"{folder}/every"}
+    other = [minibatch(4, 3)[:2]]
+    error = raised(lambda: ba.fit(ba.RNN(3, 5, 1, dtype="float64"), other, **more), ValueError)
+    assert "is not that of the run that is in it" in error
+
+
 if __name__ == "__main__":
     if "ERRORS_TO" in os.environ:  # see mpi.py
         os.dup2(os.open(f"{os.environ['ERRORS_TO']}/{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)

@@ -221,6 +221,16 @@ BUILDS = [
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn"), r"has no dot at its end; expected 'rnn\.', or '' for no name", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict(), recurrent_prefix="rnn.")),
     (lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm.")), r"say with recurrent_prefix='lstm\.'", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict("lstm."), recurrent_prefix="lstm.")),
     (lambda: ba.RNN.from_torch_state_dict({**rnn().to_torch_state_dict(), "norm.weight": ONES}), r"leave out those of other modules", lambda: ba.RNN.from_torch_state_dict(rnn().to_torch_state_dict())),
+    (lambda: ba.pad({"a": X[0], "b": X[1]}), r"use list\(sequences\.values\(\)\)$", lambda: ba.pad(list({"a": X[0], "b": X[1]}.values()))),
+    (lambda: ba.pad([[1, 2], [0.5]]), r"as numbers use \[np\.asarray\(one, dtype=float\) for one in sequences\]$", lambda: ba.pad([np.asarray(one, dtype=float) for one in [[1, 2], [0.5]]])),
+    (lambda: ba.pad([X[0], X[1, :2]], length=2), r"or cut them: \[one\[:2\] for one in sequences\]$", lambda: (ba.pad([X[0], X[1, :2]], length=3), ba.pad([one[:2] for one in [X[0], X[1, :2]]], length=2))),
+    (lambda: ba.batches(X[..., 0]), r"of one feature use x\[\.\.\., None\], of one long series see ba\.windows$", lambda: (ba.batches(X[..., 0][..., None]), ba.batches(ba.windows(X[..., 0], 2)[0]))),
+    (lambda: ba.batches(list(X), lengths=[3] * T), r"which have theirs; leave it out$", lambda: ba.batches(list(X))),
+    (lambda: ba.batches(X, by_length=True), r"give lengths=…, or leave by_length out$", lambda: (ba.batches(X, by_length=True, lengths=[5, 2, 3]), ba.batches(X))),
+    (lambda: ba.batches(X[:3], np.ones((3, 3))), r"say which: per_step=True or per_step=False$", lambda: (ba.batches(X[:3], np.ones((3, 3)), per_step=True), ba.batches(X[:3], np.ones((3, 3)), per_step=False))),
+    (lambda: ba.batches(X).to(rnn(time_major=False)), r"use ba\.batches\(\.\.\., time_major=False\)$", lambda: ba.batches(X, time_major=False).to(rnn(time_major=False))),
+    (lambda: ba.Standardization.of(np.array([1.0, np.inf])), r"put NaN where one is missing$", lambda: ba.Standardization.of(np.array([1.0, np.nan]))),
+    (lambda: ba.Standardization.of(list(X), [3] * T), r"which have theirs; leave it out$", lambda: ba.Standardization.of(list(X))),
 ]  # fmt: skip
 
 

@@ -1367,7 +1367,106 @@ def trainers(draw):
 
 
 #: Every part of the interface that takes something: its calls, and its part of all cases.
+LENGTHS = [4, 0, 2, 3]
+
+
+def _lists(right):
+    """A list of sequences, one of which is wrong, or anything."""
+
+    def spoiled(value_and_place):
+        value, place = value_and_place
+        return [*right[:place], value, *right[place + 1 :]]
+
+    places = st.integers(0, len(right) - 1)
+    ones = places.flatmap(lambda n: st.tuples(arrays_like(right[n]), st.just(n)))
+    return st.one_of(ones.map(spoiled), ones.map(spoiled).map(iter), arrays_like(np.ones((4, 4, I))), anything)
+
+
+def _few(value):
+    """No number that would have an array of more than a few entries made."""
+    return not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1000
+
+
+@st.composite
+def paddings(draw):
+    sequences = [np.arange(T) for T in LENGTHS] if draw(st.booleans()) else [np.ones((T, I)) for T in LENGTHS]
+    wrong = {
+        "sequences": _lists(sequences),
+        "value": reals,
+        "dtype": one_of("float32", "float64", "int64", None),
+        "length": (counts | st.sampled_from([4, 5])).filter(_few),
+    }
+    return Call(ba.pad, draw(nearly({"sequences": sequences}, wrong)), lambda result: ba.unpad(*result))
+
+
+@st.composite
+def data_sets(draw):
+    """``batches``, all of which are read."""
+    per_step, listed = draw(st.booleans()), draw(st.booleans())
+    sequences = [np.ones((T, I)) for T in LENGTHS]
+    target = [np.ones((T, O)) for T in LENGTHS] if per_step else draw(st.sampled_from([[0, 1, 1, 0], np.ones((4, O))]))
+    weights = [np.ones(T) for T in LENGTHS] if per_step else np.ones(4)
+    right = {"x": sequences, "target": target, "weights": weights, "size": 3}
+    if not listed:
+        x, lengths = ba.pad(sequences, length=5)
+        right |= {"x": x, "lengths": lengths, "per_step": per_step}
+        if per_step:
+            right |= {"target": np.ones((5, 4, O)), "weights": np.ones((5, 4))}
+    wrong = {
+        "x": _lists(sequences) if listed else arrays_like(right["x"]),
+        "target": _lists(target) if isinstance(target, list) and listed else arrays_like(right["target"]),
+        "lengths": arrays_like(np.array(LENGTHS)) | st.none(),
+        "weights": arrays_like(np.ones(4)) if listed else arrays_like(right["weights"]),
+        "size": counts,
+        "seed": seeds,
+        "shuffle": flags,
+        "by_length": flags,
+        "per_step": flags | st.none(),
+        "time_major": flags,
+        "dtype": one_of("float32", "float64", "int64", None),
+    }
+
+    def read(**arguments):
+        return list(ba.batches(**arguments))
+
+    def check(batches):
+        for batch in batches:
+            assert batch.x.dtype in ("float32", "float64", "int64")
+
+    return Call(read, draw(nearly(right, wrong)), check)
+
+
+@st.composite
+def series(draw):
+    """``windows``, or a standardization."""
+    right = np.ones((9, I)) if draw(st.booleans()) else np.arange(9.0)
+    if draw(st.booleans()):
+        wrong = {"series": arrays_like(right), "length": counts, "horizon": counts, "stride": counts}
+        return Call(ba.windows, draw(nearly({"series": right, "length": 3}, wrong)), lambda result: result[0][:1].sum())
+    if draw(st.integers(0, 3)) == 0:
+        numbers = arrays_like(np.arange(1.0, 4))
+        arguments = draw(nearly({"mean": [1.0, 2.0, 3.0], "std": [1.0, 2.0, 3.0]}, {"mean": numbers, "std": numbers}))
+        return Call(ba.Standardization, arguments, lambda scaling: ba.Standardization(**scaling.config))
+    x = np.arange(60.0).reshape(5, 4, I)
+    right = {"x": x, "lengths": None}
+    wrong = {
+        "x": arrays_like(x) | _lists([np.ones((T, I)) for T in LENGTHS]),
+        "lengths": arrays_like(np.array(LENGTHS)),
+        "time_major": flags,
+    }
+    scaling = ba.Standardization([1.0] * I, [2.0] * I)
+    function = draw(st.sampled_from([ba.Standardization.of, scaling, lambda x, **more: scaling.inverse(x, **more)]))
+    if function is not ba.Standardization.of and function is not scaling:
+        wrong = {("y" if name == "x" else name): value for name, value in wrong.items()}
+        right = {"y": x, "lengths": None}
+        function = scaling.inverse
+    return Call(function, draw(nearly(right, wrong)))
+
+
 ENTRIES = {
+    "pad": (paddings(), 3),
+    "batches": (data_sets(), 6),
+    "series": (series(), 4),
     "RNN": (constructions(), 12),
     "run": (run_calls(), 15),
     "stream": (stream_calls(), 8),

@@ -466,6 +466,68 @@ def test_tokens_and_classes_of_any_integer_type_are_the_same(dtype):
     assert all(np.array_equal(grads.params[name], same.params[name]) for name in same.params)
 
 
+SEQUENCES = [f32(4, 2), f32(2, 2)]
+STEPS = f32(6, 5, 2)  # T = 6, N = 5
+
+DATA = [
+    (lambda: ba.pad(3), TypeError, r"sequences is a int; expected a list of arrays \(T_n, I\) or \(T_n,\)"),
+    (lambda: ba.pad({"a": f32(2)}), TypeError, r"sequences is a dict; .*: use list\(sequences\.values\(\)\)"),
+    (lambda: ba.pad([]), ValueError, r"sequences has no sequences; expected at least one, which may be empty"),
+    (lambda: ba.pad([f32(2, 3), f32(1, 4)]), ValueError, r"sequences\[1\] has shape \(1, 4\), with 4 features \(last axis\), and sequences\[0\] \(2, 3\), with 3; expected"),
+    (lambda: ba.pad([[], f32(2), f32(1, 2, 3)]), ValueError, r"sequences\[2\] has shape \(1, 2, 3\); expected \(T, I\), time first, or \(T,\)"),
+    (lambda: ba.pad([[1, 2], [0.5]]), TypeError, r"sequences\[0\] has integers \(T,\), which are tokens, and sequences\[1\] is none of these; .*: as numbers use \[np\.asarray"),
+    (lambda: ba.pad([["a", "b"]]), TypeError, r"sequences\[0\] has dtype <U1; expected real numbers"),
+    (lambda: ba.pad([[0.5], [0.5, None]]), TypeError, r"sequences\[1\] has dtype object; .*sequences\[1\]\[1\] is None"),
+    (lambda: ba.pad([[0.5], [0.5, 1e300]]), ValueError, r"sequences\[1\]\[1, 0\]=1e\+300 does not fit in float32"),
+    (lambda: ba.pad(SEQUENCES, length=3), ValueError, r"length=3, but sequences\[0\] has 4 steps; .*: \[one\[:3\] for one in sequences\]"),
+    (lambda: ba.pad(SEQUENCES, value="0"), TypeError, r"value='0' is a str; expected a real number"),
+    (lambda: ba.pad([[1, 2]], value=0.5), ValueError, r"value=0.5, but the sequences hold tokens; expected a whole number"),
+    (lambda: ba.pad(SEQUENCES, dtype="int64"), ValueError, r"dtype='int64' is not supported"),
+    (lambda: ba.unpad(f32(3), [1]), TypeError, r"x is of shape \(3,\); expected an array \(T, N, \.\.\.\), time first"),
+    (lambda: ba.unpad(f32(3, 2), [1]), ValueError, r"lengths has shape \(1,\); expected \(N,\) = \(2,\)"),
+    (lambda: ba.windows(f32(5), 4, 2), ValueError, r"series has 5 steps, too few .*; expected at least length \+ horizon = 4 \+ 2 = 6"),
+    (lambda: ba.windows(f32(5, 2, 1), 2), ValueError, r"series has shape \(5, 2, 1\); expected \(S, I\), time first, or \(S,\)"),
+    (lambda: ba.windows(f32(5), 0), ValueError, r"length=0 is too small"),
+    (lambda: ba.windows(f32(5), 2, stride=0), ValueError, r"stride=0 is too small"),
+    (lambda: ba.batches(f32(5, 2)), ValueError, r"x has shape \(5, 2\); expected \(T, N, I\), .*; of one feature use x\[\.\.\., None\], of one long series see ba\.windows"),
+    (lambda: ba.batches(f32(5, 2, 1, 1), time_major=False), ValueError, r"x has shape \(5, 2, 1, 1\); expected \(N, T, I\)"),
+    (lambda: ba.batches(f32(5, 0, 1)), ValueError, r"x has shape \(5, 0, 1\), N=0 sequences of T=5 steps; expected at least one of both"),
+    (lambda: ba.batches(SEQUENCES, lengths=[4, 2]), ValueError, r"lengths is given, but x is a list of sequences, which have theirs; leave it out"),
+    (lambda: ba.batches(STEPS, lengths=[7] * 5), ValueError, r"lengths\[0\]=7; expected 0 to T=6"),
+    (lambda: ba.batches(STEPS, by_length=True), ValueError, r"by_length=True, but x is an array without lengths; give lengths=…, or leave by_length out"),
+    (lambda: ba.batches(STEPS, f32(6)), ValueError, r"target has shape \(6,\); expected \(T, N, O\) with \(6, 5\) first, one for each step, or \(N, O\) with N=5, one for each sequence"),
+    (lambda: ba.batches(STEPS, f32(5, 2), per_step=True), ValueError, r"target has shape \(5, 2\); expected \(T, N, O\) with \(6, 5\) first, one for each step$"),
+    (lambda: ba.batches(STEPS, f32(5, 6), time_major=True, per_step=True), ValueError, r"target has shape \(5, 6\)"),
+    (lambda: ba.batches(STEPS, [1, 0, 1]), ValueError, r"target has 3 entries; expected one for each of N=5 sequences of x"),
+    (lambda: ba.batches(SEQUENCES, [f32(4), f32(3)]), ValueError, r"target\[1\] has shape \(3,\); expected \(T_n, O\) with the 2 steps of x\[1\], one for each step, or \(O,\)"),
+    (lambda: ba.batches(SEQUENCES, [f32(4, 2), f32(2, 1)]), ValueError, r"target\[1\] has shape \(2, 1\), with 1 features .*, and target\[0\] \(4, 2\), with 2"),
+    (lambda: ba.batches(SEQUENCES, [f32(4), f32(2)], weights=[1.0, 1.0]), ValueError, r"weights has shape \(2,\); expected \(T, N\) with \(4, 2\) first, one for each step$"),
+    (lambda: ba.batches(STEPS, ["a"] * 5), TypeError, r"target has dtype <U1; .*np\.unique\(target, return_inverse=True\)\[1\]"),
+    (lambda: ba.batches(STEPS, weights=f32(6, 5, 1)), ValueError, r"weights has shape \(6, 5, 1\); expected \(T, N\) with \(6, 5\) first, one for each step, or \(N,\) with N=5"),
+    (lambda: ba.batches(STEPS, size=0), ValueError, r"size=0 is too small"),
+    (lambda: ba.batches(STEPS, seed=-1), ValueError, r"seed=-1 is too small"),
+    (lambda: ba.batches(STEPS, shuffle=1), TypeError, r"shuffle=1 is a int; expected True or False"),
+    (lambda: ba.batches(STEPS).epoch(-1), ValueError, r"k=-1 is too small"),
+    (lambda: ba.batches(STEPS).to("cpu"), TypeError, r"rnn is a str; expected a bptt_array\.RNN"),
+    (lambda: ba.batches(STEPS).to(rnn(time_major=False)), ValueError, r"time_major=False, and these batches True; .*: use ba\.batches\(\.\.\., time_major=False\)"),
+    (lambda: ba.Standardization([1.0], [0.0]), ValueError, r"std\[0\]=0\.0; expected a finite number above 0"),
+    (lambda: ba.Standardization([1.0, np.nan], [1.0, 1.0]), ValueError, r"mean\[1\]=nan; expected a finite number"),
+    (lambda: ba.Standardization([1.0], [1.0, 1.0]), ValueError, r"std has shape \(2,\); expected \(I,\), a number for each feature in both"),
+    (lambda: ba.Standardization.of(f32(5, 2) * np.array([1, np.nan])), ValueError, r"x has no number of feature 1; expected at least one"),
+    (lambda: ba.Standardization.of(np.array([1.0, np.inf])), ValueError, r"x has numbers of feature 0 that are infinite, .*: put NaN where one is missing"),
+    (lambda: ba.Standardization.of(SEQUENCES, [4, 2]), ValueError, r"lengths is given, but x is a list of sequences, which have theirs; leave it out"),
+    (lambda: ba.Standardization.of(f32(5, 2), [5, 2]), ValueError, r"x has shape \(5, 2\); expected \(T, N, I\) where lengths are given"),
+    (lambda: ba.Standardization([1.0, 2.0], [1.0, 1.0])(f32(5, 3)), ValueError, r"x has shape \(5, 3\); expected 2 features on the last axis"),
+    (lambda: ba.Standardization([1e300], [1.0]).inverse(f32(5)), ValueError, r"mean\[0\]=1e\+300 does not fit in float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), DATA, ids=[row[-1] for row in DATA])
+def test_data_that_do_not_fit_say_why(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
 MEMBERS = [
     ({}, 0, ValueError, r"this RNN is no ensemble; build it with members=E, or use it as it is"),
     (dict(members=2), 2, ValueError, r"k=2; expected 0 to 1: this RNN has members=2"),

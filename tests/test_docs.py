@@ -33,7 +33,7 @@ PAGES = {
     "bptt_array/kernels/README.md": 0,
     "bptt_array/optimizers/README.md": 1,
     "bptt_array/rnn/README.md": 7,
-    "bptt_array/runs/README.md": 0,
+    "bptt_array/runs/README.md": 1,
     "bptt_array/schedules/README.md": 3,
     "bptt_array/tracing/README.md": 0,
     "bptt_array/training/README.md": 0,

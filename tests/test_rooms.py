@@ -151,7 +151,14 @@ def test_the_version_is_said_once():
 #: Names of pages and docstrings that are not at the top.
 DOCUMENTED = (
     *("backend.Backend", "backend.NumpyBackend", "backend.CupyBackend", "backend.resolve"),
-    *("schedules.plan", "schedules.Plan", "schedules.Costs", "plots.plot_loss", "plots.plot_gradient_flow"),
+    *(
+        "schedules.plan",
+        "schedules.Plan",
+        "schedules.Costs",
+        "plots.plot_loss",
+        "plots.plot_gradient_flow",
+        "plots.plot_history",
+    ),
     *("diagnostics.diagnose", "diagnostics.Diagnosis", "diagnostics.gradient_flow", "diagnostics.GradientFlow"),
     *("diagnostics.jacobian", "diagnostics.jacobian_norms", "diagnostics.singular_values"),
     *("diagnostics.lyapunov_exponents", "diagnostics.saturation", "parity.compare_devices"),

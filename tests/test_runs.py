@@ -22,9 +22,8 @@ from bptt_array import cli, serialization
 from bptt_array.backend import NumpyBackend, resolve
 from bptt_array.runs import checkpoints, claims, report
 from bptt_array.runs import folder as runs
-from bptt_array.training import divergence
+from bptt_array.training import divergence, loop
 from bptt_array.training import text as texts
-from bptt_array.training import trainer as training
 from bptt_array.training.beginning import Beginning
 from bptt_array.training.listener import Listener
 from bptt_array.training.options import Options
@@ -1171,7 +1170,7 @@ def test_halving_ends(monkeypatch):
     trainer, listener = Trainer(TEXT, Options(**TINY, on_divergence="halve-lr")), Kept()
     with pytest.raises(FloatingPointError, match="at step 13"):
         trainer.run(listener)
-    assert len(listener.back) == training.HALVINGS
+    assert len(listener.back) == loop.HALVINGS
 
 
 @pytest.mark.parametrize("lr", [0.0, 5e-324, 1e-3])
@@ -1183,7 +1182,7 @@ def test_halving_ends_and_is_stopped_where_nothing_goes_well(lr, monkeypatch):
     options, listener = Options(**TINY, lr=lr, on_divergence="halve-lr"), Kept()
     with pytest.raises(FloatingPointError, match="at step 1"):
         Trainer(TEXT, replace(options, steps=1)).run(listener)
-    assert len(listener.back) == training.HALVINGS
+    assert len(listener.back) == loop.HALVINGS
     trainer, listener = Trainer(TEXT, options), Kept()
     listener.stop = lambda: True
     trainer.run(listener)

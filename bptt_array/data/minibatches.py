@@ -119,7 +119,7 @@ class Batches:
             raise TypeError(f"rnn is a {type(rnn).__name__}; expected a bptt_array.RNN")
         if rnn.time_major != self._time_major:
             raise ValueError(
-                f"the network has time_major={rnn.time_major}, and these batches {self._time_major}; make them with "
+                f"rnn has time_major={rnn.time_major}, and these batches {self._time_major}; expected the same: use "
                 f"ba.batches(..., time_major={rnn.time_major})"
             )
         other = copy.copy(self)

@@ -79,7 +79,13 @@ def is_list(value: Any) -> bool:
     """Whether it is a list of sequences and no array: any iterable, also an array of objects that has them."""
     if isinstance(value, np.ndarray):
         return value.dtype == object and value.ndim == 1
-    return isinstance(value, Iterable) and not (is_array(value) or hasattr(value, "__array__"))
+    if not isinstance(value, Iterable) or isinstance(value, str) or is_array(value) or hasattr(value, "__array__"):
+        return False
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return True
+    return False  # a piece of memory, such as one of the module array
 
 
 def has_sequences(values: list[Any]) -> bool:
@@ -92,15 +98,19 @@ def of_list(name: str, sequences: Any) -> Column:
 
     One without any step goes with all others.
     """
-    array = isinstance(getattr(sequences, "ndim", None), int) and sequences.ndim > 0
-    if isinstance(sequences, (Mapping, str, bytes)) or not (array or is_list(sequences)):
-        way = ": use list(….values())" if isinstance(sequences, Mapping) else ""
-        raise TypeError(f"{name} is a {type(sequences).__name__}; expected a list of arrays (T_n, I) or (T_n,){way}")
+    kind = type(sequences).__name__
     if hasattr(sequences, "columns"):
         raise TypeError(
-            f"{name} is a {type(sequences).__name__}; expected a list of them, one for each sequence, such as "
+            f"{name} is a {kind}; expected a list of them, one for each sequence, such as "
             "[rows for _, rows in table.groupby('sequence')]"
         )
+    if isinstance(sequences, (Mapping, str, bytes)) or not (is_list(sequences) or hasattr(sequences, "__len__")):
+        way = f": use list({name}.values())" if isinstance(sequences, Mapping) else ""
+        raise TypeError(f"{name} is a {kind}; expected a list of arrays (T_n, I) or (T_n,){way}")
+    if not is_list(sequences):
+        sequences = readable(name, sequences)
+        if not sequences.ndim:
+            raise TypeError(f"{name} is a single number; expected a list of arrays (T_n, I) or (T_n,)")
     arrays = [readable(f"{name}[{n}]", sequence) for n, sequence in enumerate(sequences)]
     if not arrays:
         raise ValueError(f"{name} has no sequences; expected at least one, which may be empty")

@@ -149,6 +149,28 @@ class Calls:
             self._class_weights = loss, array
         return array
 
+    def count(
+        self,
+        params: dict[str, Array],
+        x: Any,
+        target: Any,
+        loss: Any,
+        *,
+        lengths: Any = None,
+        weights: Any = None,
+        reduction: Any = "mean",
+    ) -> tuple[int, Any, bool]:
+        """Check a batch with its targets, and nothing more.
+
+        Returns how many sequences it has, what a mean of its loss is over (None of a sum), and whether its target has
+        an axis of features.
+        """
+        with self.backend.active(), self.layout.in_errors():
+            batch = self.batch(x, None, lengths, None, False, host=True)
+            objective, targets = self.objective(self.network(params), batch, target, loss, weights, reduction, False)
+            outputs = self.architecture.outputs_shape(batch.T, batch.N)
+            return batch.N, objective.mean_over, targets.target.ndim == len(outputs)
+
     def batch(self, x: Any, state: Any, lengths: Any, reset: Any, validate: bool, *, host: bool) -> Batch:
         """Inputs and initial states; ``host``: NumPy arrays will do for a network on a device too."""
         check_flag("validate", validate)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..checks import short
 from ..serialization import flush_folder, open_file, write_file
-from ..training.checkpoint import Checkpoint, HostArray, read_lines
+from ..training.checkpoint import Checkpoint, FitCheckpoint, HostArray, Moment, read_lines
+from ..training.history import COLUMNS
 from ..training.progress import is_count, is_number
 
 KIND = "training checkpoint"
@@ -19,11 +20,8 @@ FOLDER = "checkpoints"
 #: Of files of a step.
 NAME = re.compile(r"step-(\d{1,18})\.safetensors")
 
-#: The fields that are JSON, in the header; metrics, which grow, are among the data.
-_SAID = ("step", "lr", "elapsed", "options", "source", "text", "init_from", "device", "updates", "events")
 
-
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+def write_checkpoint(folder: Path, checkpoint: Moment) -> Path:
     """Write a checkpoint of a run folder.
 
     Returns
@@ -40,17 +38,15 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     if not here.exists():
         here.mkdir()
         flush_folder(folder)
+    form = _FORMS[type(checkpoint)]
     arrays = {
-        "seconds": checkpoint.seconds,
-        "losses": checkpoint.losses,
-        "metrics": np.frombuffer(checkpoint.metrics, np.uint8),
-        **{f"params.{name}": value for name, value in checkpoint.params.items()},
+        **{name: np.frombuffer(getattr(checkpoint, name), np.uint8) for name in form.bytes},
+        **{name: getattr(checkpoint, name) for name in form.arrays},
         **{f"kept.{k}.{name}": value for name, kept in checkpoint.kept.items() for k, value in enumerate(kept)},
-        **{f"state.{name}": value for name, value in checkpoint.state.items()},
+        **{f"{part}.{name}": value for part in form.parts for name, value in getattr(checkpoint, part).items()},
     }
-    content = {name: getattr(checkpoint, name) for name in _SAID}
     path = here / f"step-{checkpoint.step:08}.safetensors"
-    write_file(path, KIND, arrays, content)
+    write_file(path, form.kind, arrays, {name: getattr(checkpoint, name) for name in form.said})
     return path
 
 
@@ -69,77 +65,117 @@ def remove_later(folder: Path, step: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint that :func:`write_checkpoint` wrote.
+def read_checkpoint(path: Path, made: type[Moment] = Checkpoint) -> Any:
+    """A checkpoint that :func:`write_checkpoint` wrote, of this class.
 
     Raises
     ------
     OSError, ValueError
         If the file cannot be read, is damaged, or none.
     """
+    form = _FORMS[made]
     with open_file(path) as file:
-        content = {"init_from": None} | file.about(KIND)  # the oldest runs began with weights of their own
+        content = form.since | file.about(form.kind)
         arrays = file.arrays()
     try:
-        if not _is_description(content):
+        if set(content) != set(form.said) or not all(allowed(content[name]) for name, allowed in form.said.items()):
             raise ValueError
         kept: dict[str, list[HostArray]] = {name: [] for name in content["updates"]}
         for name, array in _part(arrays, "kept").items():  # 0.NAME, 1.NAME: in order
             kept[name.partition(".")[2]].append(array)
-        found = Checkpoint(
-            **content,
-            metrics=arrays["metrics"].tobytes(),
-            seconds=arrays["seconds"],
-            losses=arrays["losses"],
-            params=_part(arrays, "params"),
-            kept=kept,
-            state=_part(arrays, "state"),
-        )
-        if found.seconds.shape != (len(read_lines(found.metrics)),) or not _are_numbers(arrays):
+        of_data: dict[str, Any] = {name: arrays[name].tobytes() for name in form.bytes}
+        of_data |= {name: arrays[name] for name in form.arrays}
+        of_data |= {part: _part(arrays, part) for part in form.parts}
+        found = made(**content, **of_data, kept=kept)
+        if not form.fits(found) or not _are_numbers(arrays, form):
             raise ValueError
     except (KeyError, RecursionError, ValueError):
         raise ValueError(f"path={str(path)!r} does not hold what a checkpoint does") from None
     return found
 
 
-def _is_description(content: dict[str, Any]) -> bool:
-    """Whether a header says what a checkpoint's does, each of its kind."""
-
-    def strings(values: Any) -> bool:
-        return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-    def events(values: Any) -> bool:
-        return isinstance(values, list) and all(
-            isinstance(event, dict)
-            and is_count(event.get("step"))
-            and isinstance(event.get("why"), str)
-            and is_count(event.get("back_to"))
-            and (event.get("lr") is None or is_number(event["lr"]))
-            for event in values
-        )
-
-    def origin(value: Any) -> bool:
-        return isinstance(value, dict) and set(value) == {"path", "characters"} and strings(list(value.values()))
-
-    kinds: dict[str, Callable[[Any], bool]] = {
-        "step": is_count,
-        "lr": is_number,
-        "elapsed": is_number,
-        "options": lambda value: isinstance(value, dict),
-        "source": lambda value: value is None or strings(value),
-        "text": lambda value: isinstance(value, str),
-        "init_from": lambda value: value is None or origin(value),
-        "device": lambda value: isinstance(value, str),
-        "updates": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
-        "events": events,
-    }
-    return set(content) == set(kinds) and all(allowed(content[name]) for name, allowed in kinds.items())
+def _strings(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _are_numbers(arrays: dict[str, HostArray]) -> bool:
+def _events(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(event, dict)
+        and is_count(event.get("step"))
+        and isinstance(event.get("why"), str)
+        and is_count(event.get("back_to"))
+        and (event.get("lr") is None or is_number(event["lr"]))
+        for event in values
+    )
+
+
+def _origin(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"path", "characters"} and _strings(list(value.values()))
+
+
+class _Form(NamedTuple):
+    """How checkpoints of a class are written.
+
+    ``said``: fields that are JSON, in the header, and what is allowed there; all else is among the data: ``bytes``,
+    ``arrays``, ``parts``, which are dictionaries of arrays, and ``kept``. ``since``: what the oldest ones did not say.
+    """
+
+    kind: str
+    said: dict[str, Callable[[Any], bool]]
+    bytes: tuple[str, ...]
+    arrays: tuple[str, ...]
+    parts: tuple[str, ...]
+    fits: Callable[[Any], bool]
+    since: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+
+
+_OF_ALL: dict[str, Callable[[Any], bool]] = {
+    "step": is_count,
+    "lr": is_number,
+    "device": lambda value: isinstance(value, str),
+    "updates": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
+    "events": _events,
+}
+
+_FORMS: dict[type[Moment], _Form] = {
+    Checkpoint: _Form(
+        KIND,
+        {
+            **_OF_ALL,
+            "elapsed": is_number,
+            "options": lambda value: isinstance(value, dict),
+            "source": lambda value: value is None or _strings(value),
+            "text": lambda value: isinstance(value, str),
+            "init_from": lambda value: value is None or _origin(value),
+        },
+        bytes=("metrics",),  # which grow
+        arrays=("seconds", "losses"),
+        parts=("params", "state"),
+        fits=lambda found: found.seconds.shape == (len(read_lines(found.metrics)),),
+        since={"init_from": None},  # they began with weights of their own
+    ),
+    FitCheckpoint: _Form(
+        "checkpoint of fit",
+        {
+            **_OF_ALL,
+            "run": lambda value: isinstance(value, dict) and _strings(list(value.values())),
+            "epoch": is_count,
+            "done": is_count,
+            "waited": is_count,
+            "schedule": lambda value: value is None or isinstance(value, dict),
+        },
+        bytes=(),
+        arrays=("losses", "best_epoch", "best_validation"),
+        parts=("params", "best", "history"),
+        fits=lambda found: set(found.history) == set(COLUMNS),
+    ),
+}
+
+
+def _are_numbers(arrays: dict[str, HostArray], form: _Form) -> bool:
     """Whether everything is of a known name, and finite."""
-    known = ("metrics", "seconds", "losses")
-    named = all(name in known or name.startswith(("params.", "kept.", "state.")) for name in arrays)
+    known, parts = (*form.bytes, *form.arrays), tuple(f"{part}." for part in (*form.parts, "kept"))
+    named = all(name in known or name.startswith(parts) for name in arrays)
     return named and all(np.isfinite(array).all() for array in arrays.values())
 
 
@@ -161,7 +197,11 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint:
+def newest_checkpoint(
+    folder: Path,
+    say: Callable[[str], None],
+    made: type[Moment] = Checkpoint,
+) -> Any:
     """The last checkpoint of a run folder that can be read; of each that cannot, ``say`` gets a word.
 
     Raises
@@ -172,7 +212,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint:
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
-            found = read_checkpoint(path)
+            found = read_checkpoint(path, made)
             if found.step != step_of(path):
                 raise ValueError(f"path={str(path)!r} is of step {short(found.step)}")
         except OSError as error:

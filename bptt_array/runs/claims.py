@@ -31,7 +31,7 @@ def new_run(path: Path | None) -> Iterator[RunFolder]:
     with contextlib.ExitStack() as stack:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(_alone_in(path))
+            held = stack.enter_context(alone_in(path))
             if any(path.iterdir()):
                 raise FileExistsError
         except FileExistsError:
@@ -60,14 +60,14 @@ def resumed_run(path: Path, say: Callable[[str], None]) -> Iterator[tuple[RunFol
     if not path.is_dir():
         instead = "; a new run begins with the weights of a model by --init-from" if path.is_file() else ""
         raise ValueError(f"{path} is no run folder; expected one that `train` wrote{instead}")
-    with _alone_in(path) as held:
+    with alone_in(path) as held:
         for folder in (path, path / CHECKPOINTS, path / DIAGNOSES):
             remove_unfinished(folder)
         yield RunFolder(path, held), newest_checkpoint(path, say)
 
 
 @contextlib.contextmanager
-def _alone_in(path: Path) -> Iterator[Held]:
+def alone_in(path: Path) -> Iterator[Held]:
     """Hold the folder for this process, as long as it lives; the system lets go of it, however the process ends.
 
     Where a system or a file system has no locks others may hold it too.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from ..training.checkpoint import Checkpoint
 from ..training.divergence import DivergenceError
 from ..training.listener import Listener
+from ..training.loop import HALVINGS
 from ..training.progress import Progress
-from ..training.trainer import HALVINGS, Trainer
+from ..training.trainer import Trainer
 from .folder import RunFolder
 from .signals import Stop
 

@@ -92,7 +92,7 @@ def page(folder: Path) -> str:
     metrics, diagnoses = read_metrics(folder), read_diagnoses(folder)
     notes: list[str] = []
     try:
-        checkpoint = newest_checkpoint(folder, notes.append)
+        checkpoint: Checkpoint | None = newest_checkpoint(folder, notes.append)
     except ValueError as error:
         checkpoint = None
         notes.append(str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 #: Ctrl-C, the end of a service, the end of a terminal.
@@ -22,6 +22,8 @@ class Stop:
     ----------
     answer : () -> None
         Called within the handler of the first signal, if that is only noted: somebody waits for a word.
+    names : list of str
+        Which signals.
 
     Attributes
     ----------
@@ -29,9 +31,9 @@ class Stop:
         The first one.
     """
 
-    def __init__(self, answer: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, answer: Callable[[], None] = lambda: None, names: Sequence[str] = NAMES) -> None:
         self.signal: int | None = None
-        self._answer = answer
+        self._answer, self._names = answer, names
         self._held = False
         self._again = False
         self._at_once = False
@@ -41,8 +43,9 @@ class Stop:
         return self.signal is not None
 
     def __enter__(self) -> Stop:
-        numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        numbers = [getattr(signal, name) for name in self._names if hasattr(signal, name)]
+        # None: of a handler that is not Python's, which nobody could set again.
+        heard = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .checkpoint import Checkpoint
 from .divergence import DivergenceError
 from .progress import Progress
 
 if TYPE_CHECKING:
     from ..diagnostics.diagnosis import Diagnosis
+    from .history import History
 
 
 class Listener:
@@ -18,7 +18,13 @@ class Listener:
     def progress(self, progress: Progress, seconds: float) -> None:
         """A line of metrics, after so many seconds of training."""
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def trained(self, step: int, loss: float) -> None:
+        """Of :func:`bptt_array.fit`: so many updates are done; the mean loss of the last ones of this epoch."""
+
+    def epoch(self, history: History) -> None:
+        """Of :func:`bptt_array.fit`: an epoch is over."""
+
+    def checkpoint(self, checkpoint: Any) -> None:
         """All that the run is made of at this moment, and nothing that is no number."""
 
     def diagnosis(self, step: int, diagnosis: Diagnosis) -> None:

@@ -18,8 +18,12 @@ OPTIMIZERS: dict[str, tuple[Callable[[float], SGD | Adam], float]] = {
     "sgd": (SGD, 2.0),
     "momentum": (lambda lr: SGD(lr, momentum=0.9), 0.3),
 }
-#: How the learning rate goes on: falling linearly to zero over all steps, or as it is.
-LR_SCHEDULES = ("linear", "constant")
+#: How the learning rate goes on, of a run of so many steps: falling linearly to zero over all of them, or as it is. Of
+#: the updates before one follows what the rate at the beginning is multiplied with.
+LR_SCHEDULES: dict[str, Callable[[int], Callable[[int], float]]] = {
+    "linear": lambda steps: lambda step: 1 - step / steps,
+    "constant": lambda steps: lambda step: 1.0,
+}
 #: What a loss or gradient that is no number leads to: the end, or half the learning rate from the last checkpoint on.
 ON_DIVERGENCE = ("stop", "halve-lr")
 #: How a run is kept, not what it is: may be others where it is resumed.

@@ -1,7 +1,6 @@
 """The main job: learn a text character by character, by truncated BPTT over streams of it.
 
-The ranks of a job share the streams out. After each update all of them know the same, to the same bits, and do the same
-with it, so that nobody has to be told: only what a run tells (a
+The ranks of a job share the streams out: only what a run tells (a
 :class:`~bptt_array.training.listener.Listener`) is one's own.
 """
 
@@ -13,21 +12,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..backend.cpu import NumpyBackend
-from ..backend.portable import Array
 from ..bptt.state import State
 from ..distributed.ranks import OneProcess
-from ..optimizers.norms import clip_by_global_norm, global_norm, largest_entries
+from ..optimizers.norms import global_norm
 from ..rnn.architecture import Architecture
 from ..rnn.rnn import RNN
 from .checkpoint import Checkpoint, check_fits, json_line, read_lines
-from .divergence import DivergenceError, Readings, check_losses, check_parameters
+from .divergence import DivergenceError, check_parameters
 from .listener import Listener
-from .options import OPTIMIZERS, Options
+from .loop import Loop, Update
+from .options import LR_SCHEDULES, OPTIMIZERS, Options
 from .progress import Progress
 from .sampling import sample
 from .text import Streams, Text, Vocabulary
@@ -42,32 +41,10 @@ if TYPE_CHECKING:
 Means = np.ndarray[Any, Any]
 #: Characters of the samples that are written as training goes on.
 SAMPLE_LENGTH = 200
-#: How often the learning rate is halved before training is given up.
-HALVINGS = 20
 
 
-class Update(NamedTuple):
-    """What one update leaves, on the device.
-
-    Attributes
-    ----------
-    loss : 0-d, or (E,)
-    state : State
-        Of this rank's streams.
-    largest : dict of str to array
-        The largest absolute entry of every gradient, 0-d or (E,).
-    stops : 0-d
-        How many ranks want to stop; where the host has it, on the host.
-    """
-
-    loss: Array
-    state: State
-    largest: dict[str, Array]
-    stops: Array
-
-
-class Trainer:
-    """Learns a text.
+class Trainer(Loop):
+    """Learns a text: a :class:`~bptt_array.training.loop.Loop` over it.
 
     Parameters
     ----------
@@ -93,26 +70,17 @@ class Trainer:
         Characters of it that are held out.
     validation : Validation
         What is done with them.
-    step : int
-        Updates so far.
-    lr : float
-        The learning rate that falls to zero over the run.
     metrics : list of Progress
     seconds : list of float
         Of training, at each of the metrics.
     threads : Threads or None
         Who finds out how many threads the products of this run have; None, as at first: nobody.
-    events : list of dict
-        Where training diverged, see :class:`~bptt_array.training.checkpoint.Checkpoint`.
 
     Raises
     ------
     ValueError
         If the text is too short, or an option is no good.
     """
-
-    #: Steps between two lines of metrics: the device is asked for the loss that often.
-    report_every = 10
 
     def __init__(
         self,
@@ -124,7 +92,7 @@ class Trainer:
         init_from: dict[str, str] | None = None,
     ) -> None:
         self.options = options
-        self.ranks = OneProcess() if ranks is None else ranks
+        ranks = OneProcess() if ranks is None else ranks
         self.source = None if source is None else list(source)
         self.init_from = init_from
         text = _as_text(text)
@@ -133,28 +101,28 @@ class Trainer:
         tokens = text.numbered_by(self.vocabulary)
         split = len(tokens) - int(len(tokens) * options.validation)
         streams = tokens[:split], options.batch, options.seq_len, "the text without its held-out part"
-        self.rows = self.ranks.part(options.batch)
+        self.rows = ranks.part(options.batch)
         self.train = Streams(*streams, rows=self.rows)
         self._diagnosed = Streams(*streams, rows=slice(DIAGNOSED)).at(0)[1:]
         self.held_out = len(tokens) - split
-        self.validation = Validation(tokens[split:], options, self.ranks)
+        self.validation = Validation(tokens[split:], options, ranks)
         make_optimizer, lr = OPTIMIZERS[options.optimizer]
-        self.lr = lr if options.lr is None else options.lr
         network = options.network(len(self.vocabulary))
-        self.rnn = RNN(**network, init=options.init, forget_bias=options.forget_bias, device=device)
-        self.optimizer = make_optimizer(self.lr)
-        self.step = 0
+        super().__init__(
+            RNN(**network, init=options.init, forget_bias=options.forget_bias, device=device),
+            make_optimizer(lr if options.lr is None else options.lr),
+            ranks,
+            loss="cross_entropy",
+            schedule=LR_SCHEDULES[options.lr_schedule](options.steps),
+            clip=options.clip,
+            on_divergence=options.on_divergence,
+        )
         self.state: State | None = None
         self.metrics: list[Progress] = []
         self.seconds: list[float] = []
-        self.events: list[dict[str, Any]] = []
         self.threads: Threads | None = None
-        self._losses: list[Means] = []  # since the last line of metrics, as far as they are on the host
-        self._readings = Readings(self.rnn.backend)
         self._lines, self._times = bytearray(), bytearray()  # metrics and seconds as lines of JSON
         self._elapsed, self._began = 0.0, math.nan
-        self._good: Checkpoint | None = None
-        self._stopped = False  # by what all ranks know
 
     @classmethod
     def resumed(
@@ -187,7 +155,7 @@ class Trainer:
         made = cls(text, options, device, checkpoint.source, ranks, checkpoint.init_from)
         made.restore(checkpoint)
         if options.steps != checkpoint.options.get("steps"):
-            made._good = None  # so that a checkpoint says so before anything else is done
+            made.good = None  # so that a checkpoint says so before anything else is done
         return made
 
     @classmethod
@@ -204,7 +172,7 @@ class Trainer:
         made = cls(text, options, device, source, ranks, network.origin)
         backend = made.rnn.backend
         with backend.active():
-            params = network.parameters(made._host_params(), made.vocabulary)
+            params = network.parameters(made.host_params(), made.vocabulary)
             made.rnn.params.update({name: backend.from_host(value) for name, value in params.items()})
         return made
 
@@ -216,32 +184,21 @@ class Trainer:
     # ---- a run ----------------------------------------------------------------------------------------
 
     def run(self, listener: Listener | None = None) -> None:
-        """Train until ``options.steps`` updates are done, or the listener of a rank says that one is to be the last.
+        """As of any :class:`~bptt_array.training.loop.Loop`, until ``options.steps`` updates are done.
 
         There is a checkpoint at the beginning, every so often, and at the end or where it is stopped.
-
-        Raises
-        ------
-        DivergenceError
-            If a loss, a gradient or a parameter is no number any more: with ``on_divergence="halve-lr"`` only after
-            the learning rate was halved many times. The trainer is then as it was at the last checkpoint.
         """
-        listener = Listener() if listener is None else listener
-        self.ranks.broadcast(self.rnn.params)
-        with np.errstate(over="ignore", invalid="ignore"), self.threads or contextlib.nullcontext():
-            # Readings look at what overflows lead to.
+        with self.threads or contextlib.nullcontext():
             self._began = time.perf_counter() - self._elapsed
-            if self._good is None:
-                self._keep(listener)
-            self._stopped = False
-            self._choose_threads(listener)
-            while not (self.finished or self._stopped):
-                try:
-                    if not self._owes_a_line:
-                        self._advance(listener)
-                    self._follow_up(listener)
-                except DivergenceError as error:
-                    self._go_back(error, listener)
+            super().run(listener)
+
+    def begin(self, listener: Listener) -> None:
+        self._choose_threads(listener)
+
+    def go_on(self, listener: Listener) -> None:
+        if not self._owes_a_line:
+            self._advance(listener)
+        self._follow_up(listener)
 
     def _advance(self, listener: Listener) -> None:
         """One update."""
@@ -252,12 +209,7 @@ class Trainer:
         if self.threads is not None and self.threads.note(time.perf_counter() - began):
             self._choose_threads(listener)
         self.state = done.state
-        self._readings.add(self.step, self.optimizer.lr, done.loss, done.largest)
-        # To ask a device is to wait for it: that is done where there is something to report.
-        on_host = isinstance(done.stops, (np.ndarray, np.generic))
-        if on_host or self._reports:
-            stops = done.stops if on_host else self.rnn.backend.to_host(done.stops)
-            self._stopped = bool(stops > 0)
+        self.note(done, reads=self._reports)
 
     @property
     def _evaluates(self) -> bool:
@@ -281,14 +233,14 @@ class Trainer:
             try:
                 self._measure(listener.interrupted)
             except InterruptedValidation:
-                self._stopped = True
-                self._keep(listener)
+                self.stopped = True
+                self.keep(listener)
                 return
         if options.diagnose_every and self.step % options.diagnose_every == 0:
-            self._read()
+            self.read()
             listener.diagnosis(self.step, self.diagnose())
-        if self._stopped or self.step == options.steps or self.step % options.every("checkpoint_every") == 0:
-            self._keep(listener)
+        if self.stopped or self.step == options.steps or self.step % options.every("checkpoint_every") == 0:
+            self.keep(listener)
         if reports:  # when it cannot be lost any more: nobody may be there to read it
             listener.progress(self.metrics[-1], self.seconds[-1])
 
@@ -331,34 +283,13 @@ class Trainer:
     def update(
         self, x: Any, target: Any, state: State | None, step: int, stop: Callable[[], bool] = lambda: False
     ) -> Update:
-        """Update number ``step``: (2.1), (3.1)-(3.4) and (4), with ``x`` and ``target`` of this rank's streams.
-
-        Nothing here waits for the device. ``stop`` says, when the gradient is there, whether this rank wants the update
-        to be the last.
-        """
-        options, members = self.options, self.rnn.members
-        self.optimizer.lr = self.rate(step)
-        seed = step if options.dropout or options.recurrent_dropout else None
-        rows = self.rows.start, options.batch
-        loss, own, state = self.rnn.loss_and_grad(
-            x, target, "cross_entropy", state=state, dropout_seed=seed, dropout_rows=rows
-        )
-        grads, loss, stops = self.ranks.all_reduce(own, loss, flag=stop())
-        changes = {name: grads.params[name] for name in self.rnn.params}  # in this order they are named
-        largest = largest_entries(changes, members)
-        if options.clip:
-            changes = clip_by_global_norm(changes, options.clip, members, largest=largest)
-        self.optimizer.update(self.rnn.params, changes)
-        return Update(loss, state, largest, stops)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of update number ``step``."""
-        return self.lr if self.options.lr_schedule == "constant" else self.lr * (1 - (step - 1) / self.options.steps)
+        """Update number ``step``, with ``x`` and ``target`` of this rank's streams; see :meth:`apply`."""
+        return self.apply(step, stop, x, target, state=state, dropout_rows=(self.rows.start, self.options.batch))
 
     def _measure(self, interrupted: Callable[[], bool]) -> None:
         """Another line of metrics."""
-        self._read()
-        means: Means = np.mean(self._losses, axis=0)
+        self.read()
+        means: Means = np.mean(self.losses, axis=0)
         with self._not_training():
             held_out = self.evaluate(interrupted) if self._evaluates else None
             written = self._sample() if self._evaluates else None
@@ -372,7 +303,7 @@ class Trainer:
             members_validation=_of_members(held_out),
             sample=written,
         )
-        self._losses = []
+        self.losses = []
         self._add(progress, time.perf_counter() - self._began)
 
     @contextlib.contextmanager
@@ -395,15 +326,11 @@ class Trainer:
         """``metrics.jsonl`` and ``times.jsonl``."""
         return bytes(self._lines), bytes(self._times)
 
-    def _read(self) -> None:
-        """Bring the losses since the last time to the host: the only place where updates are waited for."""
-        self._losses += self._readings.read()
-
     def _sample(self) -> str:
         try:
             return sample(self.rnn, self.vocabulary, length=SAMPLE_LENGTH, seed=self.options.seed)
         except ValueError:  # outputs that are no numbers
-            check_parameters(self.step, self.optimizer.lr, self._host_params())
+            check_parameters(self.step, self.optimizer.lr, self.host_params())
             raise DivergenceError(self.step, self.optimizer.lr, "outputs are no numbers", []) from None
 
     def evaluate(self, interrupted: Callable[[], bool] = lambda: False) -> Means | None:
@@ -424,11 +351,7 @@ class Trainer:
         means = self.validation.losses(self.rnn, interrupted)
         if means is None:
             return None
-        try:
-            check_losses(self.step, self.optimizer.lr, means)
-        except DivergenceError:
-            check_parameters(self.step, self.optimizer.lr, self._host_params())
-            raise
+        self.check_validation(means)
         return np.asarray(np.mean(means, axis=0))
 
     def diagnose(self) -> Diagnosis:
@@ -440,48 +363,26 @@ class Trainer:
 
     # ---- checkpoints ----------------------------------------------------------------------------------
 
-    def _keep(self, listener: Listener) -> None:
-        """A checkpoint, if all that goes into it are numbers."""
-        self._read()
-        checkpoint = self.checkpoint()
-        kept = {f"what the optimizer keeps of {name}": array for name, of in checkpoint.kept.items() for array in of}
-        state = {f"the state {name}": array for name, array in checkpoint.state.items()}
-        check_parameters(self.step, self.optimizer.lr, checkpoint.params | kept | state)
-        self.ranks.check_equal(self.rnn.params)
-        self._good = checkpoint
-        listener.checkpoint(checkpoint)
-
     def checkpoint(self) -> Checkpoint:
         """The run as it is after this update, of all ranks; all have to call this."""
-        to_host, optimizer = self.rnn.backend.to_host, self.optimizer.state_dict()
-        self._read()
+        self.read()
         if math.isfinite(self._began):
             self._elapsed = time.perf_counter() - self._began
         state = {} if self.state is None else {"h": self.state.h, "c": self.state.c}
-        members = () if self.rnn.members is None else (self.rnn.members,)
+        to_host = self.rnn.backend.to_host
         return Checkpoint(
-            step=self.step,
-            lr=self.lr,
+            **self.moment(),
             elapsed=self._elapsed,
             options=asdict(self.options),
             source=self.source,
             text=self.fingerprint,
             init_from=self.init_from,
-            device=self.rnn.backend.name,
-            updates=optimizer["updates"],
-            events=list(self.events),
             metrics=bytes(self._lines),
             seconds=np.array(self.seconds, np.float64),
-            losses=np.array(self._losses, self.options.dtype).reshape(-1, *members),
-            params=self._host_params(),
-            kept={name: [to_host(array) for array in kept] for name, kept in optimizer["kept"].items()},
             state={
                 name: self.ranks.gather(to_host(array), axis=-2) for name, array in state.items() if array is not None
             },
         )
-
-    def _host_params(self) -> dict[str, np.ndarray[Any, Any]]:
-        return {name: self.rnn.backend.to_host(value) for name, value in self.rnn.params.items()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of a run with the same options and text: to the same bits, on the same device.
@@ -493,35 +394,15 @@ class Trainer:
         """
         _check_text(checkpoint, self.fingerprint)
         check_fits(checkpoint, self.rnn.architecture, self.options)
+        self.back_to(checkpoint)
         from_host, backend = self.rnn.backend.from_host, self.rnn.backend
         with backend.active():
-            kept = {name: list(arrays) for name, arrays in checkpoint.kept.items()}
-            self.optimizer.load_state_dict({"updates": checkpoint.updates, "kept": kept}, like=self.rnn.params)
-            self.rnn.params.update({name: from_host(value) for name, value in checkpoint.params.items()})
             state = {name: from_host(array[..., self.rows, :]) for name, array in checkpoint.state.items()}
         self.state = State(**state) if state else None
-        self.step, self.lr, self._good = checkpoint.step, checkpoint.lr, checkpoint
         self.metrics, self.seconds, self._lines, self._times = [], [], bytearray(), bytearray()
         for progress, seconds in zip(read_lines(checkpoint.metrics), checkpoint.seconds.tolist(), strict=True):
             self._add(progress, seconds)
-        self._losses = list(checkpoint.losses)
-        self.events, self._elapsed = list(checkpoint.events), checkpoint.elapsed
-        self._readings.forget()
-
-    def _go_back(self, error: DivergenceError, listener: Listener) -> None:
-        """To the last checkpoint, and on with half the learning rate; or give up there."""
-        good, halved, events = self._good, self.lr / 2, self.events
-        if good is None:  # the parameters were no numbers to begin with
-            raise error
-        again = sum(event["lr"] is not None for event in events) < HALVINGS and self.options.on_divergence != "stop"
-        self.restore(good)
-        self.lr = halved if again else good.lr
-        event = {"step": error.step, "why": str(error), "back_to": good.step, "lr": halved if again else None}
-        self.events = [*events, event]
-        self._keep(listener)  # with what happened, and the learning rate that follows from it
-        if not again:
-            raise error
-        listener.went_back(error, good.step, halved)
+        self._elapsed = checkpoint.elapsed
 
 
 #: Sequences of a batch that are diagnosed.

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..distributed.ranks import OneProcess
 from ..rnn.rnn import RNN
+from .loop import on_any_rank
 from .options import Options
 from .text import Streams, Tokens
 
@@ -67,7 +68,7 @@ class Validation:
             return None
         state, losses, backend = None, [], rnn.backend
         for _, x, target in self.streams.once(self._batches):
-            if self._on_any_rank(interrupted()):
+            if on_any_rank(self._ranks, interrupted()):
                 raise InterruptedValidation
             loss, state = rnn.loss(x, target, "cross_entropy", state=state)
             losses.append(loss)
@@ -75,9 +76,3 @@ class Validation:
             means = backend.to_host(backend.xp.stack(losses)) * self._share
         summed: np.ndarray[Any, Any] = self._ranks.sum({"losses": means})["losses"]
         return summed
-
-    def _on_any_rank(self, flag: bool) -> bool:
-        """Whether it is so on one of the ranks; all of them have to ask."""
-        if self._ranks.size == 1:
-            return flag
-        return bool(self._ranks.sum({"flag": np.array(float(flag))})["flag"] > 0)

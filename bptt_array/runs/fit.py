@@ -1,0 +1,430 @@
+"""``fit``: a network learns from a data set, shows how far it is, and goes on where it was left."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..backend.arrays import is_integer
+from ..checks import check_count, check_flag, check_number, check_option, check_path, said
+from ..distributed.ranks import OneProcess
+from ..equations.losses import UserLoss
+from ..optimizers.state import Optimizer
+from ..optimizers.updates import Adam
+from ..rnn.rnn import RNN
+from ..schedules.instructions import check_truncate
+from ..serialization import flush_folder, remove_unfinished
+from ..training.checkpoint import FitCheckpoint, check_run
+from ..training.feed import Feed
+from ..training.fitting import Callback, Fitting
+from ..training.history import History
+from ..training.listener import Listener
+from ..training.loop import Schedule
+from ..training.options import ON_DIVERGENCE
+from .checkpoints import FOLDER as CHECKPOINTS
+from .checkpoints import checkpoints, newest_checkpoint, remove_earlier, remove_later, write_checkpoint
+from .claims import alone_in
+from .held import Held
+from .signals import Stop
+
+T = TypeVar("T")
+
+#: Checkpoints that are kept.
+KEPT = 3
+#: Seconds between two plain lines, but for the last epoch's.
+SOON = 1.0
+
+
+def fit(
+    rnn: RNN,
+    data: Any,
+    *,
+    loss: str | UserLoss = "mse",
+    optimizer: Optimizer | None = None,
+    epochs: int = 10,
+    validation: Any = None,
+    patience: int | None = None,
+    schedule: Schedule | None = None,
+    clip: float | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+    seed: int = 0,
+    reduction: str = "mean",
+    truncate: int | tuple[int, int] | None = None,
+    memory: int | str | None = None,
+    folder: Any = None,
+    checkpoint_every: int | None = None,
+    on_divergence: str = "stop",
+    ranks: OneProcess | None = None,
+) -> History:
+    """Train a network on minibatches, and give it the weights that were best on the validation set.
+
+    Parameters
+    ----------
+    rnn : RNN
+        Its parameters are changed in place. Of an ensemble every member is trained, clipped, compared and given its
+        best weights by itself.
+    data : Batches, tuple or iterable of tuples
+        :func:`bptt_array.batches`; or ``(x, target)``, ``(x, target, lengths)`` or ``(x, target, lengths, weights)``,
+        which is one minibatch an epoch; or a list, or anything else that can be gone through again and again, of such
+        tuples. Arrays as for :meth:`RNN.loss_and_grad`, but of any real dtype and device.
+    loss : str or (y, target) -> (loss, dy)
+        As for :meth:`RNN.loss_and_grad`.
+    optimizer : Optimizer, optional
+        ``ba.Adam()``, if left out. Its ``lr`` is afterwards what it was.
+    epochs : int
+    validation : as ``data``, optional
+        After every epoch the loss of all of it is computed as if it were one minibatch, without dropout.
+    patience : int, optional
+        Stop after so many epochs in a row in which the validation loss was no lower than ever before; of an ensemble
+        that of no member.
+    schedule : (int) -> float, optional
+        Of the number of updates done before: what ``optimizer.lr`` is multiplied with, see
+        :mod:`bptt_array.optimizers.lr_schedules`. One with ``observe(value)`` is told the validation loss after every
+        epoch (of an ensemble the mean over its members).
+    clip : float, optional
+        Gradients of a larger global norm are scaled down to it.
+    callbacks : functions
+        Each is called after every epoch with its :class:`~bptt_array.training.history.EpochEnd`: ``epoch``, ``step``,
+        ``history`` and ``rnn``. Where one returns True, it was the last.
+    progress : bool
+        A bar on standard error with tqdm (``pip install tqdm``) and a terminal, otherwise a line there for an epoch, at
+        most one a second. False: nothing.
+    seed : int
+        Of the masks of dropout, which are others at every update. The order of data is the seed of ``ba.batches``.
+    reduction, truncate, memory
+        As for :meth:`RNN.loss_and_grad`.
+    folder : str or Path, optional
+        Where checkpoints are kept, the last three. Called again with the same arguments, in another process too, the
+        run goes on from the last one, on a CPU to the same bits as if it had never been stopped. ``epochs``,
+        ``patience``, ``callbacks``, ``progress``, ``checkpoint_every``, ``on_divergence`` and ``ranks`` may be others.
+        An epoch has to have the same minibatches each time; the first one is read once more to see that.
+    checkpoint_every : int, optional
+        Updates from a checkpoint to the next; left out, there is one after an epoch, if there were ten updates or more
+        since the last one. Where training diverges it goes back to the last one, also without a folder.
+    on_divergence : {"stop", "halve-lr"}
+        Where a loss, gradient or parameter is no number, which is looked at every ten updates: a DivergenceError, with
+        the network as it was at the last checkpoint; or on from there with half the learning rate, at most 20 times.
+    ranks : OneProcess, optional
+        Those of :func:`bptt_array.distributed.communicator`, each of which calls this with the same arguments, and
+        takes its part of every minibatch. Rank 0 writes checkpoints and shows progress.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the argument, before anything is done; of a minibatch that is no list's and not the first one when it is
+        its turn.
+    DivergenceError, a FloatingPointError
+        See ``on_divergence``.
+
+    Notes
+    -----
+    Ctrl-C (in the main thread) ends training after the update or the minibatch of validation that is under way, with a
+    checkpoint, and the best weights so far; a second one is a KeyboardInterrupt at once. On a device nothing waits for
+    an update, but for what is read every ten of them, and for a validation.
+
+    Examples
+    --------
+    >>> import numpy as np, bptt_array as ba
+    >>> x = np.random.default_rng(0).standard_normal((20, 64, 1))
+    >>> target = np.cumsum(x, axis=0) / 5
+    >>> train, held_out = (x[:, :48], target[:, :48]), (x[:, 48:], target[:, 48:])
+    >>> rnn = ba.RNN(1, 16, 1)
+    >>> history = ba.fit(rnn, train, optimizer=ba.Adam(1e-2), epochs=50, validation=held_out, clip=1.0, progress=False)
+    >>> bool(history.validation[history.best_epoch] < 0.2 * history.validation[0])
+    True
+    """
+    if not isinstance(rnn, RNN):
+        raise TypeError(f"rnn is a {type(rnn).__name__}; expected a ba.RNN")
+    optimizer = Adam() if optimizer is None else optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected an optimizer, such as ba.Adam(lr=1e-3)")
+    ranks = OneProcess() if ranks is None else ranks
+    if not isinstance(ranks, OneProcess):
+        raise TypeError(f"ranks is a {type(ranks).__name__}; expected ba.distributed.communicator()")
+    epochs, seed = check_count("epochs", epochs), check_count("seed", seed, least=0, most=(1 << 63) - 1)
+    patience = None if patience is None else check_count("patience", patience)
+    checkpoint_every = None if checkpoint_every is None else check_count("checkpoint_every", checkpoint_every)
+    if clip is not None and not (clip := check_number("clip", clip)):
+        raise ValueError("clip=0; expected a positive number, or None to leave gradients as they are")
+    check_option("on_divergence", on_divergence, ON_DIVERGENCE)
+    check_flag("progress", progress)
+    _check_schedule(schedule, validation)
+    if patience is not None and validation is None:
+        raise ValueError(f"patience={patience}, but there is no validation to get better on; give validation=…")
+    callbacks = _functions(callbacks)
+    truncate = check_truncate(truncate, bidirectional=rnn.bidirectional)
+    feed = Feed("data", data, rnn, ranks, loss, reduction)
+    held_out = None if validation is None else Feed("validation", validation, rnn, ranks, loss, reduction)
+    _check_memory(rnn, feed, memory, loss, truncate)
+    path = None if folder is None else check_path("folder", folder)
+    lr, run = optimizer.lr, {}
+    if path is not None:
+        how = {"seed": seed, "reduction": reduction, "truncate": truncate, "memory": memory, "clip": clip}
+        run = _identity(rnn, optimizer, loss, schedule, feed, held_out) | {k: repr(v) for k, v in how.items()}
+    fitting = Fitting(
+        rnn,
+        optimizer,
+        ranks,
+        feed,
+        held_out,
+        loss=loss,
+        reduction=reduction,
+        epochs=epochs,
+        patience=patience,
+        schedule=_constant if schedule is None else schedule,
+        clip=clip or 0.0,
+        callbacks=callbacks,
+        checkpoint_every=checkpoint_every,
+        on_divergence=on_divergence,
+        seed=seed,
+        how={"truncate": truncate, "memory": memory},
+        run=run,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, optimizer, "lr", lr)
+        held = None if path is None else _at_first(ranks, lambda: _claimed(path, stack))
+        if path is not None:
+            _go_on(fitting, path, held, ranks)
+        stop = stack.enter_context(_stopping())
+        shown = stack.enter_context(_shown(fitting, len(feed))) if progress and ranks.rank == 0 else None
+        fitting.run(_FitListener(stop, path if ranks.rank == 0 else None, held, shown))
+        fitting.history.stopped = fitting.ended_by
+        fitting.take_best()
+    return fitting.history
+
+
+# ---- arguments --------------------------------------------------------------------------------------------
+
+
+def _constant(step: int) -> float:
+    return 1.0
+
+
+def _check_schedule(schedule: Any, validation: Any) -> None:
+    if schedule is None:
+        return
+    if not callable(schedule) or isinstance(schedule, type):
+        raise TypeError(
+            f"schedule={said(schedule, 100)} is a {type(schedule).__name__}; expected a function of the number of "
+            "updates, such as lambda step: 0.99**step"
+        )
+    if hasattr(schedule, "observe") and validation is None:
+        raise ValueError(
+            f"schedule={said(schedule, 100)} goes by the validation loss, but there is no validation; give validation=…"
+        )
+    check_number("schedule(0)", schedule(0))
+
+
+def _functions(callbacks: Any) -> list[Callback]:
+    found = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    for k, callback in enumerate(found):
+        if not callable(callback):
+            raise TypeError(f"callbacks[{k}] is a {type(callback).__name__}; expected a function of what an epoch left")
+    return found
+
+
+def _check_memory(rnn: RNN, feed: Feed, memory: Any, loss: Any, truncate: Any) -> None:
+    """Whether the first minibatch fits into the budget."""
+    if memory is None or feed.first is None or 0 in feed.first.x.shape:
+        return
+    x, _, lengths, weights, _ = feed.first
+    rnn.plan(
+        tuple(x.shape),
+        memory,
+        loss=loss,
+        tokens=is_integer(x),
+        lengths=lengths is not None,
+        weights=weights is not None,
+        truncate=truncate,
+    )
+
+
+def _identity(
+    rnn: RNN, optimizer: Optimizer, loss: Any, schedule: Any, data: Feed, validation: Feed | None
+) -> dict[str, str]:
+    """Of a run, what its results depend on, in words that are the same in every process."""
+    settings = {name: _name(value) for name, value in vars(optimizer).items() if not name.startswith("_")}
+    return {
+        "rnn": json.dumps(rnn.config),
+        "optimizer": f"{type(optimizer).__name__} {json.dumps(settings, sort_keys=True)}",
+        "loss": _name(loss),
+        "schedule": _name(schedule),
+        "data": f"sha256 {data.digest()}",
+        "validation": "none" if validation is None else f"sha256 {validation.digest()}",
+    }
+
+
+def _name(thing: Any) -> str:
+    """What is the same for the same thing, as far as that can be told: no address in memory."""
+    if hasattr(thing, "__qualname__"):
+        return str(thing.__qualname__)
+    shown = "__repr__" in {name for kind in type(thing).__mro__[:-1] for name in vars(kind)}
+    return said(thing) if shown else type(thing).__qualname__
+
+
+# ---- a folder ---------------------------------------------------------------------------------------------
+
+
+def _at_first(ranks: OneProcess, work: Callable[[], T]) -> T | None:
+    """Let rank 0 do it, and the others raise what it raised."""
+    found: T | None = None
+    error: Exception | None = None
+    if ranks.rank == 0:
+        try:
+            found = work()
+        except Exception as raised:  # noqa: BLE001 (all raise it)
+            error = raised
+    if ranks.size > 1:
+        error = ranks.comm.bcast(error)  # type: ignore[attr-defined]
+    if error is not None:
+        raise error
+    return found
+
+
+def _claimed(path: Path, stack: contextlib.ExitStack) -> Held:
+    """The folder, made if need be, for this process alone."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"folder={str(path)!r} is a file; expected a folder, or the name of a new one") from None
+    flush_folder(path.parent)
+    held = stack.enter_context(alone_in(path))
+    for each in (path, path / CHECKPOINTS):
+        remove_unfinished(each)
+    return held
+
+
+def _go_on(fitting: Fitting, path: Path, held: Held | None, ranks: OneProcess) -> None:
+    """From the last checkpoint of the folder, if there is one."""
+
+    def newest() -> FitCheckpoint | None:
+        if not checkpoints(path):
+            return None
+        found: FitCheckpoint = newest_checkpoint(path, warnings.warn, FitCheckpoint)
+        try:
+            check_run(found, fitting.of, fitting.rnn.architecture, fitting.optimizer.slots)
+        except ValueError as error:
+            raise ValueError(f"folder={str(path)!r}: {error}") from None
+        if found.epoch > fitting.epochs:
+            raise ValueError(
+                f"epochs={fitting.epochs} is fewer than the {found.epoch} that the run in folder={str(path)!r} has "
+                "had; expected at least as many, or another folder"
+            )
+        return found
+
+    found = _at_first(ranks, newest)
+    if ranks.size > 1:
+        found = ranks.comm.bcast(found)  # type: ignore[attr-defined]
+    if found is not None:
+        fitting.restore(found)
+
+
+class _FitListener(Listener):
+    """Writes checkpoints, shows what there is to show, and hears Ctrl-C."""
+
+    def __init__(self, stop: Stop | None, path: Path | None, held: Held | None, shown: _Shown | None) -> None:
+        self._stop, self._path, self._held, self._shown = stop, path, held, shown
+
+    def stop(self) -> bool:
+        return self._stop is not None and self._stop.requested
+
+    def interrupted(self) -> bool:
+        return self.stop()
+
+    def trained(self, step: int, loss: float) -> None:
+        if self._shown is not None:
+            self._shown.trained(step, loss)
+
+    def epoch(self, history: History) -> None:
+        if self._shown is not None:
+            self._shown.epoch(history)
+
+    def checkpoint(self, checkpoint: FitCheckpoint) -> None:
+        if self._path is None or self._held is None:
+            return
+        with contextlib.nullcontext() if self._stop is None else self._stop.held():
+            self._held.check()
+            write_checkpoint(self._path, checkpoint)
+            remove_later(self._path, checkpoint.step)
+            remove_earlier(self._path, checkpoint.step, KEPT)
+
+    def went_back(self, error: Any, step: int, lr: float) -> None:
+        warnings.warn(f"{error}; going back to step {step} and on with lr={lr:g}", stacklevel=2)
+
+
+# ---- Ctrl-C, and progress ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Stop | None]:
+    """Ctrl-C ends training cleanly, in the one thread that hears of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    with Stop(names=("SIGINT",)) as stop:
+        yield stop
+
+
+class _Shown:
+    """A bar on standard error, or lines."""
+
+    def __init__(self, fitting: Fitting, updates: int) -> None:
+        self._epochs, self._updates = fitting.epochs, updates
+        self._bar: Any = None
+        self._last, self._words = 0.0, ""
+        if importlib.util.find_spec("tqdm") is not None and sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            total = fitting.epochs * updates or None
+            self._bar = tqdm(total=total, initial=fitting.step, unit=" updates", dynamic_ncols=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def trained(self, step: int, loss: float) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4g}{self._words}", refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def epoch(self, history: History) -> None:
+        epochs = len(history.lr)
+        validation = "" if history.validation is None else f"  validation {_mean(history.validation[-1])}"
+        if self._bar is not None:
+            self._words = f"{validation}  epoch {epochs} of {self._epochs}"
+            if self._updates:
+                self._bar.update(epochs * self._updates - self._bar.n)
+            return
+        now = time.monotonic()
+        if sys.stderr is not None and (now - self._last >= SOON or epochs == self._epochs):
+            self._last = now
+            loss = f"  loss {_mean(history.loss[-1])}" if len(history) == epochs else ""
+            print(f"epoch {epochs} of {self._epochs}{loss}{validation}", file=sys.stderr, flush=True)
+
+
+def _mean(losses: Any) -> str:
+    return f"{float(np.mean(losses)):.4g}"
+
+
+@contextlib.contextmanager
+def _shown(fitting: Fitting, updates: int) -> Iterator[_Shown]:
+    shown = _Shown(fitting, updates)
+    try:
+        yield shown
+    finally:
+        shown.close()
