@@ -116,6 +116,7 @@ CALLS = [
     (lambda: rnn(recurrent_dropout=0.5), lambda r: r.forward(X), r"dropout_seed is missing, .*: give a whole number, .*, or dropout_seed='off'", lambda r: (r.forward(X, dropout_seed=1), r.forward(X, dropout_seed="off"))),
     # ---- one step at a time
     (lambda: rnn(bidirectional=True), lambda r: r.streamer(N), r"call rnn\(x\) with whole sequences, or build the RNN with bidirectional=False$", lambda r: (r(X), rnn(bidirectional=False).streamer(N)(X[0]))),
+    (lambda: rnn(reverse=True), lambda r: r.streamer(N), r"call rnn\(x\) with whole sequences, or build the RNN with reverse=False$", lambda r: (r(X), rnn(reverse=False).streamer(N)(X[0]))),
     (rnn, lambda r: r.streamer(N)(X), r"of whole sequences give one step, x_t\[t\], or call rnn\(x_t, step\.state\)$", lambda r: (r.streamer(N)(X[1]), r(X, r.streamer(N).state))),
     (rnn, lambda r: r.streamer(N)((X[0] > 0).astype(int)), r"; for features use rnn\.asarray\(x_t, dtype='float32'\)$", lambda r: r.streamer(N)(r.asarray((X[0] > 0).astype(int), dtype="float32"))),
     (rnn, lambda r: r.streamer(N)(CLASSES[0] * 1.0), r"; of floats that are tokens use rnn\.asarray\(x_t, dtype='int64'\)$", lambda r: r.streamer(N)(r.asarray(CLASSES[0] * 1.0, dtype="int64"))),
@@ -195,6 +196,9 @@ BUILDS = [
     (lambda: rnn(dropout=0.1), r"give num_layers=2 or more, or use recurrent_dropout", lambda: (rnn(dropout=0.1, num_layers=2), rnn(recurrent_dropout=0.1))),
     (lambda: rnn(forget_bias=1.0), r"no forget gate; leave it at 0", lambda: rnn(forget_bias=0)),
     (lambda: rnn(forget_bias=1.0, cell="lstm", bias=False), r"leave it at 0, or leave bias=True", lambda: (rnn(forget_bias=0, cell="lstm", bias=False), rnn(forget_bias=1.0, cell="lstm", bias=True))),
+    (lambda: rnn(reverse=True, bidirectional=True), r"leave reverse=False, or bidirectional=False", lambda: (rnn(reverse=False, bidirectional=True), rnn(reverse=True, bidirectional=False))),
+    (lambda: rnn(reverse=True).loss_and_grad(X, Y, truncate=2), r"the past alone counts; leave truncate=None", lambda: rnn(reverse=True).loss_and_grad(X, Y, truncate=None)),
+    (lambda: rnn(reverse=True).to_torch_state_dict(), r"set rnn\.reverse = False for the weights of one that is given x\.flip\(0\)", lambda: setattr(r := rnn(reverse=True), "reverse", False) or r.to_torch_state_dict()),
     (lambda: rnn(tied=True), r"give embedding_size=6 as well, or leave tied=False", lambda: (ba.RNN(I, H, I, embedding_size=6, tied=True), rnn(tied=False))),
     (lambda: rnn(embedding_size=6, tied=True), r"are one vocabulary; give output_size=4", lambda: ba.RNN(I, H, 4, embedding_size=6, tied=True)),
     (lambda: ba.RNN(I, H, I, embedding_size=3, tied=True), r"give embedding_size=6, or leave tied=False", lambda: (ba.RNN(I, H, I, embedding_size=6, tied=True), ba.RNN(I, H, I, embedding_size=3, tied=False))),

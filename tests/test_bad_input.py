@@ -78,6 +78,8 @@ BUILD = [
     (dict(forget_bias=1.0), ValueError, r"forget_bias=1, but cell='tanh' has no forget gate; leave it at 0"),
     (dict(forget_bias=1.0, cell="gru"), ValueError, r"forget_bias=1, but cell='gru'"),
     (dict(forget_bias=1.0, cell="lstm", bias=False), ValueError, r"forget_bias=1, but bias=False: there is no bias to add it to; leave it at 0, or leave bias=True"),
+    (dict(reverse=None), TypeError, r"reverse=None is a NoneType; expected True or False"),
+    (dict(reverse=True, bidirectional=True), ValueError, r"reverse=True, but bidirectional=True, which reads every sequence from both ends; leave reverse=False, or bidirectional=False"),
     (dict(bias=0), TypeError, r"bias=0 is a int; expected True or False"),
     (dict(forget_bias=np.nan, cell="lstm"), ValueError, r"forget_bias=nan; expected a finite number$"),
     (dict(forget_bias=True, cell="lstm"), TypeError, r"forget_bias=True is a bool"),

@@ -424,6 +424,8 @@ KINDS = [
     {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": "int64"},
     {"tokens": "int64", "embedding_size": 40},
     {"cell": "gru", "bias": False, "lengths": True},
+    {"reverse": True, "cell": "lstm", "lengths": True},
+    {"reverse": True, "call": {"input_grad": True}, "unordered": "transposed", "weights": True},
     {"tokens": "int64", "embedding_size": 64, "members": 3, "cell": "gru", "lengths": True},
     {"tokens": "int64", "embedding_size": 48, "tied": True, "cell": "lstm", "num_layers": 2},
     {"output": "sigmoid", "call": {"loss": "binary_cross_entropy"}, "weights": True},
@@ -549,6 +551,12 @@ TERMS = {
         "0",
     ),
     "dx": ((1000, 8, 100, 4, 1), {"call": {"input_grad": True, "truncate": 10}}, "count += dx if", "count += 0 if"),
+    "x from the end": (
+        (200, 20, 200, 4, 1),
+        {"reverse": True},
+        "work = replace(work, copied=True)",
+        "pass",
+    ),
     "dx turned": (
         (1000, 8, 100, 4, 1),
         {"time_major": False, "call": {"input_grad": True, "truncate": 10}},
@@ -828,7 +836,7 @@ def test_any_call_within_a_budget_keeps_to_it(case, data):
         I=data.draw(st.sampled_from([1, 30])),
         segment=data.draw(st.sampled_from([1, 10, 100])),
         lengths=data.draw(lengths),
-        truncate=None if case.bidirectional else data.draw(periods),
+        truncate=None if case.bidirectional or case.reverse else data.draw(periods),
         budget=data.draw(st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])),
     )
     case = replace(case, O=case.I, embedding=case.H * case.directions) if case.tied else case
