@@ -46,7 +46,7 @@ CHECKS = [
     Case(loss="huber", delta=0.4),
     Case(**SOFTMAX, ignored=-100, reduction="weighted_mean", weights=True),
     Case(**SOFTMAX, ignored=2, class_weights=True, smoothing=0.3, lengths=LENGTHS),
-    Case(**SOFTMAX, smoothing=0.3),
+    Case(**SOFTMAX, ignored=-100, smoothing=0.3),
     Case(**SOFTMAX, class_weights=True, weights=True, readout="last", lengths=LENGTHS),
     Case(**SOFTMAX | {"target": "probabilities"}, class_weights=True, smoothing=0.3),
     Case(members=2, shared=False, weights=True, reduction="weighted_mean"),

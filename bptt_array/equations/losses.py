@@ -39,7 +39,8 @@ def absolute_error(backend: Backend, y: Array, target: Array, factor: Factor = 1
     xp, dy = backend.xp, y - target
     loss = xp.abs(dy)
     loss *= _of_entries(factor)
-    return xp.sum(loss, axis=-1), xp.sign(dy)
+    loss = xp.sum(loss, axis=-1)
+    return loss, xp.sign(dy)
 
 
 def huber(backend: Backend, y: Array, target: Array, factor: Factor = 1.0, delta: float = 1.0) -> tuple[Array, Array]:
