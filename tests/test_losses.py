@@ -1,4 +1,4 @@
-"""Losses with options as values, and means over what weights and classes say (equations: test_gradients, test_torch)."""
+"""Losses with options as values, and means over what weights and classes say. Equations: test_gradients, test_torch."""
 
 import copy
 import dataclasses

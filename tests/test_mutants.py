@@ -112,7 +112,7 @@ MUTANTS = {
     "mass of a class without smoothing": ("equations/losses.py", "mass = there + of_each * xp.sum(class_weights, axis=-1)", "mass = there"),
     "the weight of another class": ("equations/losses.py", "take_entries(class_weights, target)", "take_entries(class_weights[::-1], target)"),
     "smoothing without class weights": ("equations/losses.py", "                v *= class_weights\n", "                pass\n"),
-    "the weight of a class in the gradient alone": ("equations/losses.py", "loss = mass * log_Z[..., 0] - there *", "loss = mass * log_Z[..., 0] - "),
+    "the weight of a class in the gradient alone": ("equations/losses.py", "loss = mass * log_Z[..., 0] - there * of_class", "loss = mass * log_Z[..., 0] - of_class"),
     "means over outputs that are sums": ("equations/losses.py", "return 1.0 if self.of_mean is None else self.of_mean / outputs", "return 1.0"),
     "torch's squared error, halved": ("equations/losses.py", "of_mean=2.0", "of_mean=1.0"),
     "the derivative of a size that is no sign": ("equations/losses.py", "xp.sign(dy)", "dy"),

@@ -189,7 +189,7 @@ def test_one_is_taken_from_the_entry_of_each_class(shape):
 
 @pytest.mark.parametrize(
     "loss",
-    ["cross_entropy", ba.losses.CrossEntropy(ignore_index=-100), ba.losses.CrossEntropy(None, -100, 0.1)],
+    ["cross_entropy", ba.losses.CrossEntropy(ignore_index=-100), ba.losses.CrossEntropy(range(5000), -100, 0.1)],
     ids=str,
 )
 def test_no_array_of_a_loss_has_the_size_of_one_hot_classes(loss):
