@@ -108,7 +108,8 @@ class Case:
         """The weights of classes, one of them 0."""
         if not self.class_weights:
             return None
-        return tuple(np.random.default_rng(self.seed + 1).permutation(np.arange(self.outputs) / 2))
+        rng = np.random.default_rng(self.seed + 1)
+        return tuple((rng.random(self.outputs) + 0.5) * (rng.permutation(self.outputs) > 0))
 
     @property
     def loss_options(self):
@@ -159,6 +160,9 @@ CASES = [
     Case(**SOFTMAX, smoothing=0.3, class_weights=True, weights=True, reduction="weighted_mean"),
     Case(**SOFTMAX | {"target": "probabilities"}, smoothing=0.2, class_weights=True),
     Case(weights=True, reduction="weighted_mean"),
+    Case(weights=True, reduction="weighted_mean", parts=2),
+    Case(**SOFTMAX, ignored=-100, class_weights=True, lengths=LENGTHS, parts=3),
+    Case(reduction="weighted_mean", truncate=3),
     Case(weights=True, reduction="weighted_mean", lengths=LENGTHS, readout="last", loss="cubic"),
     Case(weights=True, reduction="weighted_mean", lengths=(0, 0, 0, 0)),
     Case(reduction="sum"),

@@ -766,6 +766,15 @@ memories = one_of(
 backwards = one_of("sequential", "auto", "parallel", "fast", "")
 
 
+#: Losses with options, which may not go with the output, the number of classes or the target.
+OPTIONS = [
+    ba.losses.Huber(0.5),
+    ba.losses.CrossEntropy(ignore_index=-1, label_smoothing=0.1),
+    ba.losses.CrossEntropy([1.0, 2.0]),
+    ba.losses.CrossEntropy,
+]
+
+
 @st.composite
 def loss_calls(draw):
     """``loss_and_grad`` and ``loss``."""
@@ -784,7 +793,7 @@ def loss_calls(draw):
     }
     wrong |= {
         "target": arrays_like(target, rnn),
-        "loss": one_of("mse", "cross_entropy", "binary_cross_entropy", "MSE", *LOSSES.values()).filter(is_ours),
+        "loss": one_of("mse", "mae", "cross_entropy", "MSE", *OPTIONS, *LOSSES.values()).filter(is_ours),
         "weights": arrays_like(right.weights(), rnn) | st.just(there(rnn, right.weights())),
         "reduction": one_of("mean", "sum", "max"),
     }

@@ -364,7 +364,7 @@ class _OfAStep:
         arrays += 3 * (self.network.output != "identity" and (known is None or known.output is None))  # g and g'
         arrays += self.work.copied or self.work.padded
         weighted = self.work.weights or self.work.padded  # padding has the weight 0
-        arrays += 2 * weighted
+        arrays += weighted
         of_losses = self.sequences * (4 + 4 * weighted) + self.of_bytes(24 * self.sequences)
         while_computed = arrays * self.outputs + of_losses
         # Then dv is left, and the sums for W_hy read copies of it and of the states where that is stacked.
