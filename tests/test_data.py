@@ -615,6 +615,24 @@ def test_an_abandoned_epoch_leaves_no_thread(slow, how):
     assert slow.uploads.calls == ([] if how == "never begun" else ["begin", "begin", "end", "abandon"])
 
 
+def test_of_an_array_a_number_that_is_too_large_is_found_too():
+    x = np.ones((4, 6, 2))
+    x[3, 5, 1], x[3, 0] = 1e300, 1e300  # of which one is past the end
+    data = ba.batches(x, lengths=[3, 4, 4, 4, 4, 4], size=3)
+    with pytest.raises(ValueError, match=r"x\[:, 5\]\[3, 1\]=1e\+300 does not fit in float32"):
+        list(data)
+    assert len(list(ba.batches(x, dtype="float64"))) == 1
+
+
+def test_batches_stay_as_they_were_made():
+    data = a_classification()
+    for name in ("size", "options", "N", "_next"):
+        with pytest.raises(AttributeError, match=r"make others with ba\.batches\(\.\.\.\)"):
+            setattr(data, name, 3)
+    next(iter(data))
+    assert np.array_equal(next(iter(data.shared_by(OneProcess()))).x, next(data.epoch(0)).x)  # from the first epoch on
+
+
 def test_an_error_while_a_batch_is_read_reaches_who_asks_for_it(slow):
     sequences = sequences_of([2] * 10)
     sequences[7] = sequences[7].astype("float64")
