@@ -138,7 +138,8 @@ class Batches:
     def shared_by(self, ranks: Ranks) -> Batches:
         """The same batches for the ranks of a job: of each batch only what is this rank's, ``ranks.part(n)`` of n.
 
-        That may be nothing. All ranks have as many batches.
+        That may be nothing. All ranks have as many batches. Where these are in the whole batch, which masks of dropout
+        depend on, is ``dropout_rows=(ranks.part(n).start, n)``, with the n of ``rows(k)``.
         """
         return self._but(_ranks=ranks)
 
