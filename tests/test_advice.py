@@ -273,6 +273,7 @@ ELSEWHERE = {
     "in which the language reference is: give the FILE": "needs a Python without it: test_any_command.py",
     "pass nothing on": "no advice: of units without a slope",
     "make another|set them, or build another network|build another network, ba.RNN|make a class of your own|make a new opt": "test_attributes.py",
+    r"make others with ba\.batches": "test_data.py",
     "make that a plain weight of the same values first|network of one layer: rename them": "test_torch.py",
     "came from standard input, .*; give it again": "test_training.py",
     r"use xp\.where": "test_a_step_that_looks_at_values_has_a_kernel_with_where_as_the_error_says",
