@@ -16,13 +16,14 @@ import numpy as np
 from ..backend.portable import Array
 from ..distributed.ranks import OneProcess
 from ..equations.losses import UserLoss
+from ..optimizers.lr_schedules import Schedule
 from ..optimizers.state import Optimizer
 from ..rnn.rnn import RNN
 from .checkpoint import FitCheckpoint, HostArray
 from .feed import Feed, Share
 from .history import COLUMNS, EpochEnd, History
 from .listener import Listener
-from .loop import Loop, Schedule, on_any_rank
+from .loop import Loop, on_any_rank
 from .validation import InterruptedValidation
 
 Callback = Callable[[EpochEnd], Any]
