@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend.portable import Array
 from ..distributed.ranks import OneProcess
-from ..equations.losses import UserLoss
+from ..losses import AnyLoss
 from ..optimizers.lr_schedules import Schedule
 from ..optimizers.state import Optimizer
 from ..rnn.rnn import RNN
@@ -65,7 +65,7 @@ class Fitting(Loop):
         data: Feed,
         validation: Feed | None,
         *,
-        loss: str | UserLoss,
+        loss: AnyLoss,
         reduction: str,
         epochs: int,
         patience: int | None,

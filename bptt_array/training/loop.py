@@ -18,7 +18,7 @@ import numpy as np
 from ..backend.portable import Array
 from ..bptt.state import State
 from ..distributed.ranks import OneProcess
-from ..equations.losses import UserLoss
+from ..losses import AnyLoss
 from ..optimizers.lr_schedules import Schedule
 from ..optimizers.norms import clip_by_global_norm, largest_entries
 from ..optimizers.state import Optimizer
@@ -96,7 +96,7 @@ class Loop(ABC):
         optimizer: Optimizer,
         ranks: OneProcess,
         *,
-        loss: str | UserLoss,
+        loss: AnyLoss,
         schedule: Schedule,
         clip: float,
         on_divergence: str,
