@@ -557,11 +557,13 @@ def fitted(ranks):
         for name, value in other.params.items():
             np.testing.assert_allclose(rnn.params[name], value, rtol=1e-7, atol=1e-9)
     x, target, lengths = minibatch(11, 6)
-    found = []
+    weights, found = rng.random((6, 11)), []
     for job in (ranks, None):
         rnn = ba.RNN(3, 5, 1, dtype="float64", recurrent_dropout=0.2)
-        data = ba.batches(x, target, lengths=lengths, size=4, dtype="float64", by_length=True)
-        history = ba.fit(rnn, data, validation=data, epochs=4, progress=False, ranks=job)
+        data = ba.batches(x, target, lengths=lengths, weights=weights, size=4, dtype="float64", by_length=True)
+        held_out = (x, target, lengths, weights)
+        more = {"validation": held_out, "epochs": 4, "reduction": "weighted_mean", "progress": False}
+        history = ba.fit(rnn, data, **more, ranks=job)
         found.append([history.loss, history.validation, *rnn.params.values()])
     for mine, expected in zip(*found, strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-7, atol=1e-9)

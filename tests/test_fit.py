@@ -137,7 +137,7 @@ def check_validation(package, **options):
         weights = None if last else np.linspace(0.1, 1, 9 * 6, dtype="float32").reshape(9, 6)[:, cut]
         return x[..., cut, :], target[cut] if last else target[:, cut], np.array(LENGTHS)[cut], weights
 
-    for reduction in ("mean", "sum"):
+    for reduction in ("mean", "sum", "weighted_mean"):
         more = {"validation": [of(cut) for cut in cuts], "reduction": reduction, "epochs": 1}
         history = package.fit(rnn, of(slice(None)), optimizer=package.SGD(0.0), **more, **QUIET)
         whole = of(slice(None))
@@ -257,6 +257,39 @@ def test_the_checks_find(mutate, mutant):
     package = mutate(*mistake)
     with pytest.raises(AssertionError):
         CHECKS[check](package)
+
+
+def test_validation_counts_what_the_loss_counts():
+    """Ignored classes and class weights decide what a mean is taken over."""
+    rng = np.random.default_rng(0)
+    for loss in (ba.losses.CrossEntropy(ignore_index=-100), ba.losses.CrossEntropy(class_weights=(0.1, 2.0, 1.0))):
+        for members in (None, 2):
+            rnn = ba.RNN(3, 6, 3, output="softmax", members=members)
+            x, classes = rng.standard_normal((7, 6, 3)).astype("float32"), rng.integers(0, 3, (7, 6))
+            if loss.ignore_index is not None:
+                classes[:, :2] = -100
+                classes[3:, 4] = -100
+            cuts = [(x[:, cut], classes[:, cut], LENGTHS[cut]) for cut in (slice(0, 2), slice(2, 3), slice(3, 6))]
+            lengths = [min(length, 7) for length in LENGTHS]
+            cuts = [(x, target, [min(length, 7) for length in lengths]) for x, target, lengths in cuts]
+            history = ba.fit(rnn, (x, classes), loss=loss, validation=cuts, optimizer=ba.SGD(0.0), epochs=1, **QUIET)
+            expected, _ = rnn.loss(x, classes, loss, lengths=lengths)
+            np.testing.assert_allclose(history.validation[0], expected, rtol=1e-6)
+
+
+def test_the_schedules_and_optimizers_of_the_library_go_on_to_the_same_bits(tmp_path):
+    kinds = [
+        (lambda: ba.AdamW(0.05, weight_decay=0.1), lambda: ba.lr_schedules.Plateau(0.5, 0)),
+        (lambda: ba.RMSprop(0.01), lambda: ba.lr_schedules.cosine(40)),
+        (lambda: ba.SGD(0.1, momentum=0.5, nesterov=True), lambda: ba.lr_schedules.warm_up(15)),
+    ]
+    for k, (optimizer, schedule) in enumerate(kinds):
+        whole = run("members", optimizer=optimizer(), schedule=schedule())
+        assert whole[0].lr[-1] != whole[0].lr[0]
+        for epochs in (2, 5, 8):
+            more = {"folder": tmp_path / str(k), "epochs": epochs}
+            found = run("members", optimizer=optimizer(), schedule=schedule(), **more)
+        assert_same_end(found, whole)
 
 
 def test_a_network_learns_and_the_best_of_it_is_kept():
@@ -473,7 +506,7 @@ def test_to_do_as_errors_say_helps():
     ba.fit(network(), list(data), **QUIET)  # use list(…)
     ba.fit(network(), GOOD, patience=2, validation=GOOD, **QUIET)  # give validation=…
     ba.fit(network(), GOOD, clip=None, **QUIET)  # or None
-    ba.fit(network(), GOOD, schedule=lambda step: 0.99**step, **QUIET)  # such as lambda step: 0.99**step
+    ba.fit(network(), GOOD, schedule=ba.lr_schedules.cosine(1000), **QUIET)  # such as that
 
 
 def test_a_network_is_one():

@@ -18,7 +18,8 @@ import numpy as np
 from ..backend.arrays import is_integer
 from ..checks import check_count, check_flag, check_number, check_option, check_path, said
 from ..distributed.ranks import OneProcess
-from ..equations.losses import UserLoss
+from ..losses import AnyLoss
+from ..optimizers.lr_schedules import Schedule
 from ..optimizers.state import Optimizer
 from ..optimizers.updates import Adam
 from ..rnn.rnn import RNN
@@ -29,7 +30,6 @@ from ..training.feed import Feed
 from ..training.fitting import Callback, Fitting
 from ..training.history import History
 from ..training.listener import Listener
-from ..training.loop import Schedule
 from ..training.options import ON_DIVERGENCE
 from .checkpoints import FOLDER as CHECKPOINTS
 from .checkpoints import checkpoints, newest_checkpoint, remove_earlier, remove_later, write_checkpoint
@@ -49,7 +49,7 @@ def fit(
     rnn: RNN,
     data: Any,
     *,
-    loss: str | UserLoss = "mse",
+    loss: AnyLoss = "mse",
     optimizer: Optimizer | None = None,
     epochs: int = 10,
     validation: Any = None,
@@ -78,7 +78,7 @@ def fit(
         :func:`bptt_array.batches`; or ``(x, target)``, ``(x, target, lengths)`` or ``(x, target, lengths, weights)``,
         which is one minibatch an epoch; or a list, or anything else that can be gone through again and again, of such
         tuples. Arrays as for :meth:`RNN.loss_and_grad`, but of any real dtype and device.
-    loss : str or (y, target) -> (loss, dy)
+    loss : str, one of ``ba.losses``, or (y, target) -> (loss, dy)
         As for :meth:`RNN.loss_and_grad`.
     optimizer : Optimizer, optional
         ``ba.Adam()``, if left out. Its ``lr`` is afterwards what it was.
@@ -221,7 +221,7 @@ def _check_schedule(schedule: Any, validation: Any) -> None:
     if not callable(schedule) or isinstance(schedule, type):
         raise TypeError(
             f"schedule={said(schedule, 100)} is a {type(schedule).__name__}; expected a function of the number of "
-            "updates, such as lambda step: 0.99**step"
+            "updates, such as ba.lr_schedules.cosine(1000)"
         )
     if hasattr(schedule, "observe") and validation is None:
         raise ValueError(

@@ -15,7 +15,7 @@ from ..backend.arrays import is_array, is_integer
 from ..backend.portable import Array
 from ..checks import said
 from ..distributed.ranks import OneProcess
-from ..equations.losses import UserLoss
+from ..losses import AnyLoss
 from ..rnn.conversions import as_floats, real_numbers
 from ..rnn.rnn import RNN
 
@@ -58,9 +58,7 @@ class Feed:
         otherwise the first.
     """
 
-    def __init__(
-        self, name: str, given: Any, rnn: RNN, ranks: OneProcess, loss: str | UserLoss, reduction: str
-    ) -> None:
+    def __init__(self, name: str, given: Any, rnn: RNN, ranks: OneProcess, loss: AnyLoss, reduction: str) -> None:
         self._name, self._rnn, self._ranks, self._loss, self._reduction = name, rnn, ranks, loss, reduction
         self._one = _is_minibatch(given)
         self._given = [given] if self._one else given

@@ -15,14 +15,15 @@ import numpy as np
 
 from ..backend.portable import Array
 from ..distributed.ranks import OneProcess
-from ..equations.losses import UserLoss
+from ..losses import AnyLoss
+from ..optimizers.lr_schedules import Schedule
 from ..optimizers.state import Optimizer
 from ..rnn.rnn import RNN
 from .checkpoint import FitCheckpoint, HostArray
 from .feed import Feed, Share
 from .history import COLUMNS, EpochEnd, History
 from .listener import Listener
-from .loop import Loop, Schedule, on_any_rank
+from .loop import Loop, on_any_rank
 from .validation import InterruptedValidation
 
 Callback = Callable[[EpochEnd], Any]
@@ -64,7 +65,7 @@ class Fitting(Loop):
         data: Feed,
         validation: Feed | None,
         *,
-        loss: str | UserLoss,
+        loss: AnyLoss,
         reduction: str,
         epochs: int,
         patience: int | None,

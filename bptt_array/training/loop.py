@@ -18,7 +18,8 @@ import numpy as np
 from ..backend.portable import Array
 from ..bptt.state import State
 from ..distributed.ranks import OneProcess
-from ..equations.losses import UserLoss
+from ..losses import AnyLoss
+from ..optimizers.lr_schedules import Schedule
 from ..optimizers.norms import clip_by_global_norm, largest_entries
 from ..optimizers.state import Optimizer
 from ..rnn.rnn import RNN
@@ -26,8 +27,6 @@ from .checkpoint import HostArray, Moment
 from .divergence import DivergenceError, Readings, check_losses, check_parameters
 from .listener import Listener
 
-#: What the learning rate is multiplied with; of how many updates were done before.
-Schedule = Callable[[int], float]
 #: How often the learning rate is halved before training is given up.
 HALVINGS = 20
 
@@ -97,7 +96,7 @@ class Loop(ABC):
         optimizer: Optimizer,
         ranks: OneProcess,
         *,
-        loss: str | UserLoss,
+        loss: AnyLoss,
         schedule: Schedule,
         clip: float,
         on_divergence: str,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..backend.portable import DTYPES
 from ..checks import check_count, check_flag, check_number, check_option
+from ..optimizers.lr_schedules import Schedule, linear
 from ..optimizers.updates import SGD, Adam
 from ..rnn.cells import CELLS
 from ..rnn.initializers import INITIALIZERS
@@ -18,10 +19,9 @@ OPTIMIZERS: dict[str, tuple[Callable[[float], SGD | Adam], float]] = {
     "sgd": (SGD, 2.0),
     "momentum": (lambda lr: SGD(lr, momentum=0.9), 0.3),
 }
-#: How the learning rate goes on, of a run of so many steps: falling linearly to zero over all of them, or as it is. Of
-#: the updates before one follows what the rate at the beginning is multiplied with.
-LR_SCHEDULES: dict[str, Callable[[int], Callable[[int], float]]] = {
-    "linear": lambda steps: lambda step: 1 - step / steps,
+#: How the learning rate goes on in a run of so many steps: falling linearly to zero over all of them, or as it is.
+LR_SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "linear": linear,
     "constant": lambda steps: lambda step: 1.0,
 }
 #: What a loss or gradient that is no number leads to: the end, or half the learning rate from the last checkpoint on.
