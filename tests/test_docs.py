@@ -20,7 +20,7 @@ PACKAGE = Path(bptt_array.__file__).parent
 
 #: The pages, and how many examples in Python each has.
 PAGES = {
-    "README.md": 3,
+    "README.md": 4,
     "benchmarks/README.md": 0,
     "bptt_array/README.md": 0,
     "bptt_array/backend/README.md": 0,
@@ -32,7 +32,7 @@ PAGES = {
     "bptt_array/equations/README.md": 3,
     "bptt_array/kernels/README.md": 0,
     "bptt_array/optimizers/README.md": 1,
-    "bptt_array/rnn/README.md": 7,
+    "bptt_array/rnn/README.md": 8,
     "bptt_array/runs/README.md": 1,
     "bptt_array/schedules/README.md": 3,
     "bptt_array/tracing/README.md": 0,
@@ -128,6 +128,19 @@ def test_what_an_example_prints_is_what_stands_below_it(page, call, lines, capsy
 
 def test_the_readme_is_a_page_that_is_read_to_its_end():
     assert len(text_of("README.md").splitlines()) <= 150
+
+
+def test_from_data_to_a_trained_network_in_ten_lines():
+    forecast, classification, words, by_hand = blocks("python", "README.md")
+    for example, made_by in (
+        (forecast, "windows"),
+        (classification, "pad"),
+        (words, "embedding_size"),
+        (by_hand, "RNN"),
+    ):
+        lines = [line for line in example.splitlines() if line.strip() and not line.startswith("import ")]
+        assert len(lines) <= 10
+        assert made_by in example
 
 
 def test_commands_of_the_pages_are_commands():
