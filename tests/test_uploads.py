@@ -147,6 +147,17 @@ def test_a_device_reads_every_batch_as_it_was(seed):
     assert all(read)
 
 
+def test_page_locked_memory_is_asked_for_in_few_sizes():
+    """CuPy keeps each for the same size, for good."""
+    device = Device(0, None)
+    uploads = CudaUploads(device, 0)
+    for size in range(1, 100_000, 777):
+        (staged,) = uploads.stage([np.full(size, 3, "int16")])
+        assert staged.shape == (size,)
+        assert (staged == 3).all()
+    assert len(device.pinned.free) < 9
+
+
 @pytest.mark.parametrize("careless", ["computation", "copies", "page-locked memory", "abandoned"])
 def test_every_wait_is_needed(careless):
     assert not all(right for seed in range(50) for right in read_by_a_device(seed, careless))
