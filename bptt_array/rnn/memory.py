@@ -231,8 +231,8 @@ class _OfAStep:
             count += 2 * self.layers * len(self.cell.states) * self.row
         if self.work.input_grad:
             dx = self.work.T * self.sequences * self.network.input_size
-            turned = self.network.reverse or not self.network.time_major
-            count += 2 * dx if turned else dx  # and turned for the caller
+            as_it_is = self.network.time_major and not self.network.reverse
+            count += dx if as_it_is else 2 * dx  # and turned for the caller
         if self.network.readout == "last":
             count += self._of_loss() + 2 * self.row
         return count
