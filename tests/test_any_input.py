@@ -512,8 +512,7 @@ class Right:
         return self.turned(self.rng.standard_normal((*shape, I)).astype(self.rnn.dtype))
 
     def state(self):
-        shape = self.architecture.states_shape(self.N)
-        return [np.ones(shape, self.rnn.dtype) for _ in self.architecture.cell.states]
+        return [np.ones(shape, self.rnn.dtype) for shape in self.architecture.states_shapes(self.N).values()]
 
     def outputs(self):
         shape = self.architecture.outputs_shape(self.T, self.N)
@@ -603,7 +602,7 @@ class Right:
         for name in ("h", "c"):
             array = getattr(state, name)
             if name in self.architecture.cell.states:
-                self.check_array(array, self.architecture.states_shape(N))
+                self.check_array(array, self.architecture.states_shapes(N)[name])
             else:
                 assert array is None
 

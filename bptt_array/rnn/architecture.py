@@ -16,7 +16,8 @@ from ..backend.arrays import check_dtype
 from ..checks import LARGEST_SEED, MOST, check_count, check_flag, check_number, check_option, said
 from ..equations.activations import OUTPUT_ACTIVATIONS
 from ..equations.cell import Cell
-from .cells import CELLS, check_cell
+from ..equations.projected_lstm import ProjectedLSTM
+from .cells import CELLS, check_cell, check_proj_size
 from .initializers import initial_parameters
 
 Shapes = dict[str, tuple[int, ...]]
@@ -40,6 +41,7 @@ class Architecture:
     time_major: bool = True
     dtype: str = "float32"
     seed: int = 0
+    proj_size: int | None = None
 
     @classmethod
     def checked(cls, **given: Any) -> Architecture:
@@ -82,6 +84,7 @@ class Architecture:
             time_major=bool(made.time_major),
             dtype=check_dtype(made.dtype),
             seed=check_count("seed", made.seed, least=0, most=LARGEST_SEED),
+            proj_size=check_proj_size(made.proj_size, made.hidden_size, cell),
         )
 
     @property
@@ -98,7 +101,17 @@ class Architecture:
     @property
     def outputs(self) -> int:
         """O, or without a readout what the top layer gives: D*H."""
-        return self.directions * self.hidden_size if self.output_size is None else self.output_size
+        return self.directions * self.widths[0] if self.output_size is None else self.output_size
+
+    @cached_property
+    def step(self) -> Cell:
+        """What the layers run: the cell, with its projection if there is one."""
+        return self.cell if self.proj_size is None else ProjectedLSTM(self.proj_size)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many numbers h has, H or P, and c where there is one."""
+        return self.step.widths(self.hidden_size)
 
     @property
     def member_axis(self) -> tuple[int, ...]:
@@ -110,13 +123,17 @@ class Architecture:
         """``([E,] [2,])``: the axes before those of a layer's weights, and before N in its states."""
         return (*self.member_axis, 2) if self.bidirectional else self.member_axis
 
-    def states_shape(self, N: int) -> tuple[int, ...]:
-        """Of :class:`State`: (L, D, [E,] N, H)."""
-        return (self.num_layers, self.directions, *self.member_axis, N, self.hidden_size)
+    def states_shapes(self, N: int) -> dict[str, tuple[int, ...]]:
+        """Of the arrays of :class:`State`, by name: (L, D, [E,] N, H), with a projection P for h."""
+        lead = (self.num_layers, self.directions, *self.member_axis, N)
+        return {name: (*lead, width) for name, width in zip(self.cell.states, self.widths, strict=True)}
+
+    def states_axes(self, name: str) -> str:
+        return f"(L, D, {self._lead}N, {self._h if name == 'h' else 'H'})"
 
     @property
-    def states_axes(self) -> str:
-        return f"(L, D, {self._lead}N, H)"
+    def _h(self) -> str:
+        return "H" if self.proj_size is None else "P"
 
     @property
     def _lead(self) -> str:
@@ -128,7 +145,7 @@ class Architecture:
 
     @property
     def outputs_axes(self) -> str:
-        O = "O" if self.output_size is not None else "2H" if self.bidirectional else "H"  # noqa: E741
+        O = "O" if self.output_size is not None else "2" * self.bidirectional + self._h  # noqa: E741
         return f"({self._lead}N, {O})" if self.readout == "last" else f"(T, {self._lead}N, {O})"
 
     def single(self, k: int) -> Architecture:
@@ -168,16 +185,16 @@ class Architecture:
 
     def _shapes_of_one(self) -> Shapes:
         """Of one member."""
-        H, D, rows = self.hidden_size, self.directions, self.cell.gates * self.hidden_size
+        H, D, rows, h = self.hidden_size, self.directions, self.cell.gates * self.hidden_size, self.widths[0]
         sides = (2,) if self.bidirectional else ()
         shapes: Shapes = {}
         for k in range(self.num_layers):
-            inputs = D * H if k else self.input_size
-            own = {"W_xh": (rows, inputs), "W_hh": (self.cell.gates_of_state * H, H), "b_h": (rows,)}
-            own |= self.cell.own_parameters(H)
+            inputs = D * h if k else self.input_size
+            own = {"W_xh": (rows, inputs), "W_hh": (self.cell.gates_of_state * H, h), "b_h": (rows,)}
+            own |= self.step.own_parameters(H)
             shapes |= {f"l{k}.{name}": (*sides, *shape) for name, shape in own.items()}
         if self.output_size is not None:
-            shapes |= {"W_hy": (self.output_size, D * H), "b_y": (self.output_size,)}
+            shapes |= {"W_hy": (self.output_size, D * h), "b_y": (self.output_size,)}
         return shapes
 
     def initial_parameters(self, init: str, forget_bias: float) -> dict[str, np.ndarray[Any, Any]]:
@@ -190,7 +207,7 @@ class Architecture:
         """
         self._check_fits()
         drawn = [
-            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size, self.cell.of_state)
+            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size, self.step.of_state)
             for k in range(self.members or 1)
         ]
         if (gate := self.cell.forget_gate) is not None:

@@ -138,7 +138,7 @@ class Calls:
     def kernels(self, params: dict[str, Array], N: int) -> dict[str, str]:
         """How the time of every layer runs, in words."""
         with self.backend.active():
-            row = (*self.architecture.lead, N, self.architecture.hidden_size)
+            row = (*self.architecture.lead, N, self.architecture.widths[0])
             found = {}
             for k, (cell, of_layer) in enumerate(self.network(params).stack.layers):
                 for way, words in how_time_runs(self.backend, cell, of_layer, row).items():
@@ -171,7 +171,7 @@ class Calls:
     def bind(self, params: Mapping[str, Array]) -> passes.BoundNetwork:
         """The same without a check, and made anew."""
         architecture = self.architecture
-        layers = (Layer(architecture.cell, architecture.of_layer(k, params)) for k in range(architecture.num_layers))
+        layers = (Layer(architecture.step, architecture.of_layer(k, params)) for k in range(architecture.num_layers))
         g = OUTPUT_ACTIVATIONS[architecture.output]
         readout = Readout(self.backend, g, params.get("W_hy"), params.get("b_y"))
         stack = Stack(tuple(layers), architecture.bidirectional)
@@ -222,8 +222,8 @@ def as_initial(backend: Backend, architecture: Architecture, state: State | None
     dtype, xp = backend.dtype(architecture.dtype), backend.xp
     names, layers = architecture.cell.states, range(architecture.num_layers)
     if state is None:
-        shape = (*architecture.lead, N, architecture.hidden_size)
-        return [tuple([backend.zeros(shape, dtype) for _ in names]) for _ in layers]
+        lead, widths = (*architecture.lead, N), architecture.widths
+        return [tuple([backend.zeros((*lead, width), dtype) for width in widths]) for _ in layers]
     given = []
     for name in names:
         array = getattr(state, name)
