@@ -180,7 +180,6 @@ SCHEDULED = [
     Case(T=30, budget=0.3, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.4, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.2, cell="gru", members=2, tokens=True, readout="last", lengths=(30, 0, 4, 21)),
-    Case(T=30, budget=0.1, cell="gru_reset_before", recurrent_dropout=0.4, layers=2, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, truncate=11, weights=True),
     Case(T=45, segment=100, backward="parallel"),
     Case(T=45, segment=30, backward="parallel", cell="relu", lengths=(45, 0, 4, 31)),
@@ -189,6 +188,7 @@ SCHEDULED = [
     Case(T=45, segment=100, backward="parallel", members=2, readout="last", recurrent_dropout=0.4),
     Case(T=45, segment=100, backward="parallel", truncate=21, budget=1.0),
     Case(T=45, segment=100, backward="auto", N=1, H=1),
+    Case(T=30, budget=0.1, cell="gru_reset_before", recurrent_dropout=0.4, layers=2, lengths=(30, 0, 4, 21)),
 ]
 GATED = [
     Case(cell=cell, **more)

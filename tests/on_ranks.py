@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
-from cases import CASES, DROPPED, GATED, LENGTHS, SCHEDULED, STACKED, TRUNCATED, Case
+from cases import CASES, DROPPED, GATED, LENGTHS, PROJECTED, SCHEDULED, STACKED, TRUNCATED, Case
 from communication import Counting
 from shares import assert_near, assert_rows, bound, whole_and_parts
 
@@ -68,7 +68,7 @@ def check_case(ranks, case, rows, dtype="float64", backend=None):
 
 def cases(ranks):
     """Every option, with parts as even as they come, and with ranks that have nothing."""
-    for case in (*CASES, *GATED, *STACKED, *DROPPED, *TRUNCATED, *SCHEDULED[:4], SCHEDULED[5]):
+    for case in (*CASES, *GATED, *PROJECTED[:8], *STACKED, *DROPPED, *TRUNCATED, *SCHEDULED[:4], SCHEDULED[5]):
         check_case(ranks, case, ranks.part(case.N))
         check_case(ranks, case, uneven(ranks, case.N))
 

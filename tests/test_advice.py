@@ -158,6 +158,8 @@ MIXED = rnn().to_torch_state_dict() | {"readout.bias": np.zeros(O)}
 BUILDS = [
     (lambda: ba.RNN(I, H, output="softmax"), r"give output_size as well, or leave output='identity'", lambda: (ba.RNN(I, H, O, output="softmax"), ba.RNN(I, H, output="identity"))),
     (lambda: rnn(dropout=0.1), r"give num_layers=2 or more, or use recurrent_dropout", lambda: (rnn(dropout=0.1, num_layers=2), rnn(recurrent_dropout=0.1))),
+    (lambda: rnn(proj_size=2), r"only cell='lstm' has a projection; give that, or proj_size=None", lambda: (rnn(proj_size=2, cell="lstm"), rnn(proj_size=None))),
+    (lambda: rnn(proj_size=H, cell="lstm"), r"expected less than that, or proj_size=None", lambda: (rnn(proj_size=H - 1, cell="lstm"), rnn(proj_size=None, cell="lstm"))),
     (lambda: rnn(forget_bias=1.0), r"no forget gate; leave it at 0", lambda: rnn(forget_bias=0)),
     (lambda: rnn(cell=Leaky), r"expected one of its objects: cell=Leaky\(\)", lambda: rnn(cell=Leaky())),
     (lambda: rnn(cell=Borrowed()), r"give it a name of its own", lambda: rnn(cell=Leaky())),

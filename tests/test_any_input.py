@@ -472,6 +472,7 @@ NETWORKS = [
     {"device": "strict"},
     {"output": "softmax", "members": 2, "time_major": False, "device": "strict"},
     {"cell": "lstm", "readout": "last", "output": "sigmoid", "device": "strict"},
+    {"cell": "lstm", "proj_size": 2, "num_layers": 2, "members": 2},
 ]
 
 
@@ -783,7 +784,8 @@ def constructions(draw):
         "input_size": sizes,
         "hidden_size": sizes,
         "output_size": sizes | st.none(),
-        "cell": one_of("tanh", "relu", "lstm", "gru", "LSTM", ba.Cell, Leaky, Leaky()),
+        "cell": one_of("tanh", "relu", "lstm", "gru", "gru_reset_before", "LSTM", ba.Cell, Leaky, Leaky()),
+        "proj_size": sizes | st.none(),
         "num_layers": sizes,
         "bidirectional": flags,
         "members": sizes | st.none(),

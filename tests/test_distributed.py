@@ -11,7 +11,7 @@ from pathlib import Path
 import mpi
 import numpy as np
 import pytest
-from cases import CASES, DROPPED, GATED, LENGTHS, SCHEDULED, STACKED, TRUNCATED, Case, draw, make
+from cases import CASES, DROPPED, GATED, LENGTHS, PROJECTED, SCHEDULED, STACKED, TRUNCATED, Case, draw, make
 from conftest import BACKENDS, backends_and_dtypes, needs_cuda
 from shares import check_parts
 
@@ -25,7 +25,7 @@ PROGRAM = mpi.TESTS / "on_ranks.py"
 # ---- parts of a batch, by hand ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [*CASES, *GATED, *STACKED, *DROPPED, *TRUNCATED, *SCHEDULED], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *GATED, *PROJECTED, *STACKED, *DROPPED, *TRUNCATED, *SCHEDULED], ids=str)
 def test_the_gradient_of_a_batch_is_the_weighted_sum_of_those_of_its_parts(case):
     check_parts(ba, case)
 
