@@ -158,7 +158,7 @@ def _run(case: str, backend: Backend, dtype: str, rounded_to: str) -> dict[str, 
     architecture = rnn.architecture
 
     def draw_state() -> State:
-        return State(*(draw(*architecture.states_shape(N)) for _ in architecture.cell.states))
+        return State(*(draw(*shape) for shape in architecture.states_shapes(N).values()))
 
     state, y_shape = draw_state(), architecture.outputs_shape(T, N)
     dy, dstate = draw(*y_shape), draw_state()

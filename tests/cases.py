@@ -26,6 +26,7 @@ class Case:
     output_size: bool = True
     readout: str = "every"
     init: str = "uniform"
+    proj_size: int | None = None
     loss: str = "mse"
     target: str = "values"  # or "classes", "probabilities"
     class_weights: bool = False
@@ -64,7 +65,12 @@ class Case:
 
     @property
     def outputs(self):
-        return self.O if self.output_size else self.H * self.directions
+        return self.O if self.output_size else self.h * self.directions
+
+    @property
+    def h(self):
+        """The width of the state."""
+        return self.H if self.proj_size is None else self.proj_size
 
     @property
     def has_c(self):
@@ -73,7 +79,7 @@ class Case:
     @property
     def network(self):
         names = ("bidirectional", "reverse", "bias", "members", "dropout", "recurrent_dropout")
-        names += ("output", "readout", "init", "tied")
+        names += ("output", "readout", "init", "tied", "proj_size")
         return {name: getattr(self, name) for name in names} | {
             "cell": CUSTOM_CELLS.get(self.cell, self.cell),
             "input_size": self.I,
@@ -204,12 +210,27 @@ CASES = [
     ),
 ]
 #: Segments that are run again, and time in chunks: both need more steps than a segment has.
+PROJECTED = [
+    Case(**{"cell": "lstm", "proj_size": 3, **more})
+    for more in (
+        {},
+        {"segment": 100},
+        {"state": False, "T": 1, "N": 1, "H": 2, "proj_size": 1},
+        {"T": 60, "N": 8, "segment": 100},
+        {"lengths": LENGTHS, "layers": 2, "tokens": True, "weights": True},
+        {"readout": "last", "lengths": LENGTHS, "bidirectional": True, "layers": 2},
+        {"output_size": False, "bidirectional": True, "layers": 2, "init": "orthogonal"},
+        {"members": 2, "shared": False, "layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3},
+        {"members": 2, "bidirectional": True, "recurrent_dropout": 0.4, "lengths": LENGTHS},
+        {"T": 30, "budget": 0.1, "layers": 2, "recurrent_dropout": 0.4, "lengths": (30, 0, 4, 21)},
+        {"parts": 2, "N": 5, "layers": 2},
+    )
+]
 SCHEDULED = [
     Case(T=30, budget=0.0),
     Case(T=30, budget=0.3, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, cell="lstm", layers=2, dropout=0.4, recurrent_dropout=0.4, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.2, cell="gru", members=2, tokens=True, readout="last", lengths=(30, 0, 4, 21)),
-    Case(T=30, budget=0.1, cell="gru_reset_before", recurrent_dropout=0.4, layers=2, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, truncate=11, weights=True),
     Case(T=30, budget=0.0, **SOFTMAX, ignored=-100, class_weights=True, smoothing=0.1, lengths=(30, 0, 4, 21)),
     Case(T=30, budget=0.1, loss="huber", weights=True, reduction="weighted_mean"),
@@ -220,6 +241,7 @@ SCHEDULED = [
     Case(T=45, segment=100, backward="parallel", members=2, readout="last", recurrent_dropout=0.4),
     Case(T=45, segment=100, backward="parallel", truncate=21, budget=1.0),
     Case(T=45, segment=100, backward="auto", N=1, H=1),
+    Case(T=30, budget=0.1, cell="gru_reset_before", recurrent_dropout=0.4, layers=2, lengths=(30, 0, 4, 21)),
 ]
 GATED = [
     Case(cell=cell, **more)
@@ -321,6 +343,7 @@ TRUNCATED = [
     Case(truncate=3, readout="last", lengths=LENGTHS),
     Case(truncate=2, tokens=True, output="softmax", loss="cross_entropy", target="classes"),
     Case(truncate=3, cell="lstm", layers=2, lengths=LENGTHS),
+    Case(truncate=3, cell="lstm", proj_size=2, lengths=LENGTHS),
     Case(truncate=3, cell="gru_reset_before", layers=2, lengths=LENGTHS, recurrent_dropout=0.3),
     Case(truncate=2, cell="gru", members=2, readout="last", lengths=LENGTHS, recurrent_dropout=0.3),
 ]
@@ -341,15 +364,18 @@ def any_case(draw_):
     sizes = {name: draw_(st.integers(1, 4)) for name in ("I", "H", "O")}
     lengths = st.none() | st.lists(st.integers(0, T), min_size=N, max_size=N).map(tuple)
     layers, bidirectional = draw_(st.sampled_from([1, 1, 2, 3])), draw_(st.booleans())
+    cell = draw_(st.sampled_from(["tanh", "relu", "lstm", "gru", "gru_reset_before"]))
+    projected = cell == "lstm" and sizes["H"] > 1 and draw_(st.booleans())
     tokens = draw_(st.booleans())
     embedding = draw_(st.none() | st.integers(1, 4)) if tokens else None
     output_size = output != "identity" or draw_(st.booleans())
     tied = embedding is not None and output_size and draw_(st.booleans())
     if tied:
-        embedding, sizes["O"] = sizes["H"] * (1 + bidirectional), sizes["I"]
+        embedding, sizes["O"] = (1 if projected else sizes["H"]) * (1 + bidirectional), sizes["I"]
     rates = st.sampled_from([0.0, 0.0, 0.25, 0.5])
     return Case(
-        cell=draw_(st.sampled_from(["tanh", "relu", "lstm", "gru", "gru_reset_before"])),
+        cell=cell,
+        proj_size=draw_(st.integers(1, sizes["H"] - 1)) if projected else None,
         layers=layers,
         bidirectional=bidirectional,
         members=draw_(st.sampled_from([None, None, 1, 2, 3])),
@@ -418,24 +444,26 @@ def draw(case):
     def normal(*shape):
         return rng.standard_normal(shape)
 
-    params, H, rows = {}, case.H, GATES.get(case.cell, 1) * case.H
+    params, H, h, rows = {}, case.H, case.h, GATES.get(case.cell, 1) * case.H
     if case.embedding is not None:
         params["W_emb"] = normal(*members, case.I, case.embedding)
     for k in range(case.layers):
-        inputs = case.H * case.directions if k else case.embedding or case.I
+        inputs = h * case.directions if k else case.embedding or case.I
         params |= {
             f"l{k}.W_xh": normal(*members, *sides, rows, inputs) * 0.7,
-            f"l{k}.W_hh": normal(*members, *sides, RECURRENT_GATES.get(case.cell, rows // H) * H, H) * 0.9 / H**0.5,
+            f"l{k}.W_hh": normal(*members, *sides, RECURRENT_GATES.get(case.cell, rows // H) * H, h) * 0.9 / h**0.5,
         }
         if case.bias:
             params[f"l{k}.b_h"] = normal(*members, *sides, rows) * 0.3
+        if case.proj_size is not None:
+            params[f"l{k}.W_hr"] = normal(*members, *sides, h, H)
         if case.cell == "gru" and case.bias:
             params[f"l{k}.b_hn"] = normal(*members, *sides, H) * 0.3
         if case.cell == "gru_reset_before":
             params[f"l{k}.W_hn"] = normal(*members, *sides, H, H) * 0.9 / H**0.5
     if case.output_size:
         if not case.tied:
-            params["W_hy"] = normal(*members, case.O, H * case.directions)
+            params["W_hy"] = normal(*members, case.O, h * case.directions)
         params["b_y"] = normal(*members, case.O) * 0.3
     time = (case.T,) if case.readout == "every" else ()
     lead = (*time, *shared, case.N)
@@ -444,7 +472,7 @@ def draw(case):
         "classes": lambda: rng.integers(0, case.outputs, lead),
         "probabilities": lambda: rng.dirichlet(np.ones(case.outputs), lead) * 0.98 + 0.01,
     }
-    states = (case.layers, case.directions, *members, case.N, H)
+    states, of_c = ((case.layers, case.directions, *members, case.N, width) for width in (h, H))
     x = (case.T, *shared, case.N)
     arrays = {
         "params": params,
@@ -456,7 +484,7 @@ def draw(case):
         "dh_last": normal(*states),
     }
     if case.has_c:
-        arrays |= {"c_0": normal(*states) if case.state else np.zeros(states), "dc_last": normal(*states)}
+        arrays |= {"c_0": normal(*of_c) if case.state else np.zeros(of_c), "dc_last": normal(*of_c)}
     if case.ignored is not None:
         arrays["target"][rng.random(lead) < 0.4] = case.ignored
     return arrays
@@ -517,8 +545,8 @@ def _masks(case, k):
     seeds, layers, D = (case.dropout_seed, SEED + k), range(case.layers), case.directions
     between, recurrent = reference_dropout.between, reference_dropout.recurrent
     return {
-        "between": [between(*seeds, case.dropout, layer, case.T, case.N, case.H * D) for layer in layers],
-        "recurrent": [recurrent(*seeds, case.recurrent_dropout, layer, D, case.N, case.H) for layer in layers],
+        "between": [between(*seeds, case.dropout, layer, case.T, case.N, case.h * D) for layer in layers],
+        "recurrent": [recurrent(*seeds, case.recurrent_dropout, layer, D, case.N, case.h) for layer in layers],
     }
 
 
@@ -531,7 +559,7 @@ def run_reference(np, case, one, **more):
 def make(ba, case, params, dtype="float64", backend=None):
     """The network of a case with given parameters, running in segments of ``case.segment`` steps."""
     backend = ba.backend.NumpyBackend() if backend is None else backend
-    step = case.N * case.H * np.dtype(dtype).itemsize
+    step = case.N * case.h * np.dtype(dtype).itemsize
     backend.segment_bytes = (
         case.segment * step * (1 if case.members is None else case.members * ba.schedules.instructions.STACKED)
     )

@@ -17,6 +17,7 @@ from cases import (
     EMBEDDED,
     GATED,
     LENGTHS,
+    PROJECTED,
     REVERSED,
     SCHEDULED,
     SOFTMAX,
@@ -86,6 +87,7 @@ def cases(ranks):
     for case in (
         *CASES,
         *GATED,
+        *PROJECTED[:8],
         *STACKED,
         *DROPPED,
         *EMBEDDED,

@@ -51,7 +51,7 @@ def step(np, cell, W, x, h, c, mask, pre):
     if cell in ("tanh", "relu"):
         pre.append(of_x + of_h)
         return activation(np, cell, of_x + of_h), c  # (1.1)
-    H = len(h)
+    H = len(c) if cell == "lstm" else len(h)
     gate = [slice(k * H, (k + 1) * H) for k in range(4)]
 
     def sigmoid(k):
@@ -59,7 +59,8 @@ def step(np, cell, W, x, h, c, mask, pre):
 
     if cell == "lstm":  # i, f, g, o
         c = sigmoid(1) * c + sigmoid(0) * np.tanh(of_x[gate[2]] + of_h[gate[2]])
-        return sigmoid(3) * np.tanh(c), c
+        out = sigmoid(3) * np.tanh(c)
+        return (np.dot(W["W_hr"], out) if "W_hr" in W else out), c
     if cell == "gru":  # r, z, n
         n = np.tanh(of_x[gate[2]] + sigmoid(0) * (of_h[gate[2]] + W.get("b_hn", 0.0)))
         return (1 - sigmoid(1)) * n + sigmoid(1) * h, c

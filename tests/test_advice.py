@@ -194,6 +194,8 @@ MIXED = rnn().to_torch_state_dict() | {"readout.bias": np.zeros(O)}
 BUILDS = [
     (lambda: ba.RNN(I, H, output="softmax"), r"give output_size as well, or leave output='identity'", lambda: (ba.RNN(I, H, O, output="softmax"), ba.RNN(I, H, output="identity"))),
     (lambda: rnn(dropout=0.1), r"give num_layers=2 or more, or use recurrent_dropout", lambda: (rnn(dropout=0.1, num_layers=2), rnn(recurrent_dropout=0.1))),
+    (lambda: rnn(proj_size=2), r"only cell='lstm' has a projection; give that, or proj_size=None", lambda: (rnn(proj_size=2, cell="lstm"), rnn(proj_size=None))),
+    (lambda: rnn(proj_size=H, cell="lstm"), r"expected less than that, or proj_size=None", lambda: (rnn(proj_size=H - 1, cell="lstm"), rnn(proj_size=None, cell="lstm"))),
     (lambda: rnn(forget_bias=1.0), r"no forget gate; leave it at 0", lambda: rnn(forget_bias=0)),
     (lambda: rnn(forget_bias=1.0, cell="lstm", bias=False), r"leave it at 0, or leave bias=True", lambda: (rnn(forget_bias=0, cell="lstm", bias=False), rnn(forget_bias=1.0, cell="lstm", bias=True))),
     (lambda: rnn(reverse=True, bidirectional=True), r"leave reverse=False, or bidirectional=False", lambda: (rnn(reverse=False, bidirectional=True), rnn(reverse=True, bidirectional=False))),

@@ -476,6 +476,7 @@ NETWORKS = [
     {"device": "strict"},
     {"output": "softmax", "members": 2, "time_major": False, "device": "strict"},
     {"cell": "lstm", "readout": "last", "output": "sigmoid", "device": "strict"},
+    {"cell": "lstm", "proj_size": 2, "num_layers": 2, "members": 2},
 ]
 
 
@@ -516,8 +517,7 @@ class Right:
         return self.turned(self.rng.standard_normal((*shape, I)).astype(self.rnn.dtype))
 
     def state(self):
-        shape = self.architecture.states_shape(self.N)
-        return [np.ones(shape, self.rnn.dtype) for _ in self.architecture.cell.states]
+        return [np.ones(shape, self.rnn.dtype) for shape in self.architecture.states_shapes(self.N).values()]
 
     def outputs(self):
         shape = self.architecture.outputs_shape(self.T, self.N)
@@ -607,7 +607,7 @@ class Right:
         for name in ("h", "c"):
             array = getattr(state, name)
             if name in self.architecture.cell.states:
-                self.check_array(array, self.architecture.states_shape(N))
+                self.check_array(array, self.architecture.states_shapes(N)[name])
             else:
                 assert array is None
 
@@ -830,7 +830,8 @@ def constructions(draw):
         "input_size": sizes,
         "hidden_size": sizes,
         "output_size": sizes | st.none(),
-        "cell": one_of("tanh", "relu", "lstm", "gru", "LSTM", ba.Cell, Leaky, Leaky()),
+        "cell": one_of("tanh", "relu", "lstm", "gru", "gru_reset_before", "LSTM", ba.Cell, Leaky, Leaky()),
+        "proj_size": sizes | st.none(),
         "num_layers": sizes,
         "bidirectional": flags,
         "members": sizes | st.none(),

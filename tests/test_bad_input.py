@@ -83,6 +83,11 @@ BUILD = [
     (dict(bias=0), TypeError, r"bias=0 is a int; expected True or False"),
     (dict(forget_bias=np.nan, cell="lstm"), ValueError, r"forget_bias=nan; expected a finite number$"),
     (dict(forget_bias=True, cell="lstm"), TypeError, r"forget_bias=True is a bool"),
+    (dict(proj_size=2), ValueError, r"proj_size=2, but cell='tanh': only cell='lstm' has a projection; give that, or proj_size=None"),
+    (dict(proj_size=2, cell="gru"), ValueError, r"proj_size=2, but cell='gru'"),
+    (dict(proj_size=0, cell="lstm"), ValueError, r"proj_size=0 is too small"),
+    (dict(proj_size=2.0, cell="lstm"), TypeError, r"proj_size=2.0 is a float"),
+    (dict(proj_size=99, cell="lstm"), ValueError, r"proj_size=99, but hidden_size=\d+; expected less than that, or proj_size=None"),
     (dict(time_major="no"), TypeError, r"time_major='no' is a str; expected True or False"),
 ]  # fmt: skip
 
@@ -577,6 +582,12 @@ def shaped(name, *shape):
     return {**STATE_DICT, name: np.zeros(shape)}
 
 
+def projected(*shape):
+    """With a projection in every layer and direction that the rest does not fit."""
+    sides = [f"l{k}{side}" for k in range(3) for side in ("", "_reverse")]
+    return {**STATE_DICT, **{f"rnn.weight_hr_{side}": np.zeros(shape) for side in sides}}
+
+
 FROM_TORCH = [
     (without("rnn.weight_ih_l1"), ValueError, r"state_dict has 'rnn\.weight_ih_l2_reverse' but no 'rnn\.weight_ih_l1'; expected every"),
     (without("rnn.bias_hh_l0_reverse"), ValueError, r"but no 'rnn\.bias_hh_l0_reverse'"),
@@ -595,7 +606,12 @@ FROM_TORCH = [
     (shaped("readout.weight", 2, 6), ValueError, r"'readout\.weight'\] has shape \(2, 6\); expected \(2, 12\)"),
     (shaped("readout.weight", 2), ValueError, r"'readout\.weight'\] has shape \(2,\); expected a matrix"),
     (shaped("readout.bias", 3), ValueError, r"'readout\.bias'\] has shape \(3,\); expected \(2,\)"),
-    (shaped("rnn.weight_hr_l0", 2, 6), ValueError, r"'rnn\.weight_hr_l0', of an LSTM with proj_size, which is not in the library"),
+    (shaped("rnn.weight_hr_l0", 2, 6), ValueError, r"but no 'rnn\.weight_hr_l0_reverse'; expected every layer and direction"),
+    (projected(2, 6), ValueError, r"'rnn\.weight_hh_l0'\] has shape \(24, 6\); expected \(24, 2\), from the shapes of the first"),
+    (projected(6, 6), ValueError, r"proj_size=6, but hidden_size=6; expected less than that"),
+    (projected(2, 5), ValueError, r"'rnn\.weight_hh_l0'\] has shape \(24, 6\); expected \(G\*H, H\) with the G of"),
+    (projected(2, 8), ValueError, r"proj_size=2, but cell='gru': only cell='lstm' has a projection"),
+    (projected(2), ValueError, r"'rnn\.weight_hr_l0'\] has shape \(2,\); expected a matrix"),
     (shaped("rnn.weight_ih_l00", 24, 4), ValueError, r"'rnn\.weight_ih_l00', which is none of rnn\.weight_ih_l0 and the like"),
     (shaped("norm.weight", 6), ValueError, r"'norm\.weight', which is none of .*leave out those of other modules"),
     (shaped(0), TypeError, r"state_dict has the key 0, a int; expected strings"),

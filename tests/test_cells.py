@@ -244,6 +244,46 @@ def test_a_saved_network_needs_its_own_cell_to_be_read(update_gate, tmp_path):
         ba.RNN.load(path)
 
 
+@pytest.mark.parametrize("init", ["uniform", "orthogonal", "identity"])
+def test_the_state_of_a_projected_lstm_is_narrower_than_its_units(init, tmp_path):
+    E, L, T, N, I, H, P = 2, 3, 4, 5, 2, 8, 3  # noqa: E741
+    rnn = ba.RNN(
+        I, H, cell="lstm", proj_size=P, num_layers=L, bidirectional=True, members=E, init=init, dtype="float64"
+    )
+    assert {name: value.shape[2:] for name, value in rnn.params.items() if "l1" in name} == {
+        "l1.W_xh": (4 * H, 2 * P),
+        "l1.W_hh": (4 * H, P),
+        "l1.b_h": (4 * H,),
+        "l1.W_hr": (P, H),
+    }
+    if init != "uniform":
+        for W in rnn.params["l0.W_hh"].reshape(-1, H, P):
+            assert np.allclose(W.T @ W, np.eye(P), atol=1e-13)
+    x = np.random.default_rng(0).standard_normal((T, N, I))
+    y, state = rnn(x)
+    assert y.shape == (T, E, N, 2 * P)
+    assert (state.h.shape, state.c.shape) == ((L, 2, E, N, P), (L, 2, E, N, H))
+    with pytest.raises(
+        ValueError, match=r"state\.h has shape \(3, 2, 2, 5, 8\); expected \(L, D, E, N, P\) = \(3, 2, 2, 5, 3\)"
+    ):
+        rnn(x, ba.State(h=state.c, c=state.c))
+    with pytest.raises(
+        ValueError, match=r"state\.c has shape \(3, 2, 2, 5, 3\); expected \(L, D, E, N, H\) = \(3, 2, 2, 5, 8\)"
+    ):
+        rnn(x, ba.State(h=state.h, c=state.h))
+    rnn.save(tmp_path / "model.safetensors")
+    again = ba.RNN.load(tmp_path / "model.safetensors")
+    assert again.config == rnn.config == ba.RNN(**rnn.config).config
+    assert "proj_size=3" in repr(again)
+    assert np.array_equal(again(x)[0], y)
+
+
+def test_a_state_may_not_be_wider_than_the_units():
+    wide = type("Wide", (ba.equations.LSTM,), {"name": "wide", "state_size": 5})()
+    with pytest.raises(ValueError, match=r"<cell 'wide'> has state_size=5, but hidden_size=4; expected at most that"):
+        ba.RNN(3, 4, cell=wide)
+
+
 def test_a_cell_without_a_step_says_so():
     for half in ("forward_", "backward_"):
         unfinished = type("Unfinished", (ba.Cell,), {"slopes_": ba.Cell.slopes_})()

@@ -78,6 +78,7 @@ def pool():
         {"cell": "lstm", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3},
         {"cell": "gru", "members": 3, "recurrent_dropout": 0.3},
         {"cell": "gru_reset_before", "recurrent_dropout": 0.3},
+        {"cell": "lstm", "proj_size": 3, "num_layers": 2},
         {"cell": "lstm", "bidirectional": True},
     ],
     ids=lambda more: "-".join(map(str, more.values())),

@@ -71,6 +71,7 @@ SINGLE = [
     Case(segment=3),
     Case(cell="relu", segment=2),
     Case(cell="lstm", lengths=LENGTHS, weights=True),
+    Case(cell="gru_reset_before", lengths=LENGTHS),
     Case(cell="gru", tokens=True, output="softmax", loss="cross_entropy", target="classes"),
     Case(cell="update gate", lengths=LENGTHS),
 ]
@@ -126,6 +127,7 @@ def step_loss_of(case, rnn, arrays, n, t, h):
 DEEP = [
     Case(layers=3),
     Case(layers=2, cell="lstm", lengths=LENGTHS),
+    Case(layers=2, cell="lstm", proj_size=3, lengths=LENGTHS),
     Case(bidirectional=True, layers=2, lengths=LENGTHS, weights=True),
     Case(bidirectional=True, layers=2, cell="gru"),
     Case(bidirectional=True, layers=2, cell="lstm", readout="last", lengths=LENGTHS),
@@ -185,11 +187,15 @@ def naive(torch, case, params, arrays, n):
             c = torch.tensor(arrays["c_0"][k, d, n]) if case.has_c else torch.zeros(())
             hs = {}
             for t in reversed(range(end)) if d else range(end):
-                h, c = reference.step(lib, case.cell, W, below[t], h, c, 1.0, [])
-                states[k, d, t] = [torch.zeros(case.H, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+                unprojected = {name: value for name, value in W.items() if name != "W_hr"}
+                h, c = reference.step(lib, case.cell, unprojected, below[t], h, c, 1.0, [])
+                states[k, d, t] = [
+                    torch.zeros(size, dtype=torch.float64, requires_grad=True) for size in (case.h, case.H)
+                ]
                 if case.has_c:
                     o, c = h / torch.tanh(c), c + states[k, d, t][1]
                     h = o * torch.tanh(c)  # which goes with c
+                h = torch.mv(W["W_hr"], h) if "W_hr" in W else h
                 h = h + states[k, d, t][0]
                 hs[t] = h
             above.append(hs)
@@ -294,6 +300,8 @@ WITH_STATES = [
     Case(),
     Case(cell="relu"),
     Case(cell="lstm", lengths=LENGTHS),
+    Case(cell="lstm", proj_size=2, lengths=LENGTHS),
+    Case(cell="gru_reset_before"),
     Case(cell="gru", tokens=True),
     Case(cell="update gate"),
 ]
@@ -305,13 +313,14 @@ def test_a_jacobian_is_how_the_later_state_follows_the_earlier_one(case, t, k):
     rnn, arrays, keywords = built(case)
     state, names, h = keywords["state"], ("h", "c") if case.has_c else ("h",), 1e-6
     J = jacobian(rnn, arrays["x"], t, k, state=state, lengths=case.lengths)
-    assert J.shape == (case.N, *2 * (len(names) * case.H,))
+    widths = (case.h, case.H)[: len(names)]
+    assert J.shape == (case.N, *2 * (sum(widths),))
     for n in range(case.N):
         end = case.T if case.lengths is None else case.lengths[n]
         first, last = min(t, end), min(k, end)
 
         def later(vector, n=n, first=first, last=last):
-            parts = np.split(vector, len(names))
+            parts = np.split(vector, np.cumsum(widths)[:-1])
             given = ba.State(**{a: part.reshape(1, 1, 1, -1) for a, part in zip(names, parts, strict=True)})
             if last > first:
                 _, given = rnn(arrays["x"][first:last, n : n + 1], given)
@@ -343,6 +352,7 @@ EVERYWHERE = [
     Case(cell="gru", bidirectional=True, lengths=LENGTHS),
     Case(members=3, tokens=True),
     Case(cell="gru_reset_before", layers=2, lengths=LENGTHS),
+    Case(cell="lstm", proj_size=3, layers=2, bidirectional=True),
 ]
 
 
@@ -351,7 +361,7 @@ EVERYWHERE = [
 def test_jacobians_follow_the_chain_rule_and_are_the_identity_between_a_state_and_itself(case, layer, monkeypatch):
     rnn, arrays, keywords = built(case)
     more = {"state": keywords["state"], "lengths": case.lengths, "layer": layer}
-    S = case.H * (2 if case.has_c else 1)
+    S = case.h + (case.H if case.has_c else 0)
     whole = jacobian(rnn, arrays["x"], 1, 6, **more)
     lead = (*([case.members] if case.members else []), *([2] if case.bidirectional else []))
     assert whole.shape == (*lead, case.N, S, S)

@@ -12,6 +12,7 @@ from cases import (
     DROPPED,
     EMBEDDED,
     GATED,
+    PROJECTED,
     REVERSED,
     SCHEDULED,
     STACKED,
@@ -39,7 +40,7 @@ from hypothesis import given, settings
 
 import bptt_array as ba
 
-ALL = CASES + GATED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + REVERSED + SCHEDULED
+ALL = CASES + GATED + PROJECTED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + REVERSED + SCHEDULED
 
 
 @pytest.mark.parametrize("case", ALL + TRUNCATED, ids=str)
@@ -174,22 +175,23 @@ def test_backward_twice_and_after_an_update_gives_the_same_numbers(case):
     "options", [{}, {"members": 2}, {"bidirectional": True}, {"readout": "last"}, {"tokens": True}]
 )
 @pytest.mark.parametrize("lengths", [None, [5, 0, 3], [0, 0, 0]])
-@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru", "projected"])
 def test_a_backward_pass_does_not_see_what_is_written_to_arguments_after_forward(options, lengths, cell):
     """All but x, which is documented: the state, lengths, reset, the outputs and the final state."""
     options = dict(options)
     tokens = options.pop("tokens", False)
-    rnn = ba.RNN(4, 5, 2, cell=cell, num_layers=2, dtype="float64", **options)
+    options |= {"cell": "lstm", "proj_size": 2} if cell == "projected" else {"cell": cell}
+    rnn = ba.RNN(4, 5, 2, num_layers=2, dtype="float64", **options)
     rng = np.random.default_rng(0)
     x = rng.integers(0, 4, (5, 3)) if tokens else rng.standard_normal((5, 3, 4))
-    shape = rnn.architecture.states_shape(3)
+    shapes = rnn.architecture.states_shapes(3).values()
     results = []
     for write in (False, True):
-        state = ba.State(*(np.full(shape, 0.3) for _ in rnn.architecture.cell.states))
+        state = ba.State(*(np.full(shape, 0.3) for shape in shapes))
         reset = np.array([True, False, False])
         given = None if lengths is None else np.array(lengths)
         y, last, backward = rnn.forward(x, state, lengths=given, reset=reset)
-        dy, dstate = np.ones_like(y), ba.State(*(np.ones(shape) for _ in rnn.architecture.cell.states))
+        dy, dstate = np.ones_like(y), ba.State(*(np.ones(shape) for shape in shapes))
         if write:
             reset[...] = ~reset
             for array in (y, *filter(lambda a: a is not None, (given, state.h, state.c, last.h, last.c))):

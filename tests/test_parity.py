@@ -39,6 +39,7 @@ CHOSEN = [
     Case(cell="gru", bidirectional=True, layers=2, dropout=0.4, lengths=(7, 0, 4, 1), readout="last"),
     Case(cell="gru", members=2, tokens=True, output="softmax", loss="cross_entropy", target="classes", truncate=3),
     Case(cell="lstm", members=2, shared=False, bidirectional=True, recurrent_dropout=0.3, weights=True),
+    Case(cell="lstm", proj_size=3, layers=2, bidirectional=True, recurrent_dropout=0.3, lengths=(7, 0, 4, 1)),
     Case(T=20, N=2, segment=3, budget=0.1, lengths=(20, 9)),
     Case(T=20, N=2, segment=3, budget=0.2, cell="lstm", layers=2, truncate=9, dropout=0.4),
     Case(T=20, N=2, segment=100, backward="parallel", recurrent_dropout=0.3, members=2, lengths=(20, 9)),

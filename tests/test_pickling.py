@@ -23,6 +23,8 @@ NETWORKS = {
     "relu, members": {"cell": "relu", "members": 2, "init": "identity"},
     "lstm, two layers and directions": {"cell": "lstm", "num_layers": 2, "bidirectional": True, "dropout": 0.3},
     "gru, last": {"cell": "gru", "readout": "last", "output": "softmax", "time_major": False, "seed": 7},
+    "projected": {"cell": "lstm", "proj_size": 2, "num_layers": 2},
+    "gru_reset_before": {"cell": "gru_reset_before"},
     "no readout": {"output_size": None, "recurrent_dropout": 0.2},
 }
 

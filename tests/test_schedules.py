@@ -435,6 +435,8 @@ KINDS = [
     {"cell": "gru", "num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
     {"cell": "gru_reset_before", "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
     {"cell": "gru_reset_before", "members": 3, "lengths": True},
+    {"cell": "lstm", "proj_size": 3, "num_layers": 2, "recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
+    {"cell": "lstm", "proj_size": 16, "members": 2, "lengths": True},
     {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": "int64"},
     {"tokens": "int64", "embedding_size": 40},
     {"cell": "gru", "bias": False, "lengths": True},
@@ -592,14 +594,14 @@ TERMS = {
     "states": (
         (200, 50, 1, 50, 1),
         {"num_layers": 4},
-        "(len(self.cell.states) + self.cell.keeps) * self.row\n",
+        "(self.states + self.cell.keeps * self.row)\n",
         "self.cell.keeps * self.row\n",
     ),
     "what a cell keeps": (
         (200, 20, 1, 50, 1),
         {"num_layers": 4, "cell": "lstm"},
-        "(len(self.cell.states) + self.cell.keeps) * self.row\n",
-        "len(self.cell.states) * self.row\n",
+        "(self.states + self.cell.keeps * self.row)\n",
+        "self.states\n",
     ),
     "copy of x": (
         (200, 20, 200, 4, 1),
@@ -610,13 +612,13 @@ TERMS = {
     "inputs times masks": (
         (300, 50, 1, 50, 1),
         {"num_layers": 12, "dropout": 0.3, "call": {"dropout_seed": 1}},
-        "count += (self.layers - 1) * self.sides * self.row",
+        "count += (self.layers - 1) * self.sides * self.h",
         "pass",
     ),
     "masks": (
         (300, 50, 1, 50, 1),
         {"num_layers": 2, "dropout": 0.3, "call": {"dropout_seed": 1}},
-        "self.sides * self.row * (1 + self.of_bytes(17))",
+        "self.sides * self.h * (1 + self.of_bytes(17))",
         "0",
     ),
     "two directions": (
@@ -628,13 +630,13 @@ TERMS = {
     "outputs of two directions": (
         (200, 100, 1, 50, 1),
         {"num_layers": 4, "bidirectional": True},
-        " + (self.layers - 1) * 2 * self.row + self.row",
+        " + (self.layers - 1) * 2 * self.h + self.h",
         "",
     ),
     "rows turned": (
         (200, 200, 1, 50, 1),
         {"num_layers": 2, "bidirectional": True},
-        "return (self.sides - 1) * 4.0 * self.row",
+        "return (self.sides - 1) * 4.0 * self.h",
         "return 0",
     ),
     "dx of a segment": (
@@ -649,8 +651,8 @@ TERMS = {
         "self.sequences * (4 + 4 * weighted) + self.of_bytes(24 * self.sequences)",
         "0",
     ),
-    "slopes": ((200, 20, 1, 50, 1), {"cell": "gru"}, "+ self.slopes + self.gates", "+ self.gates"),
-    "dz": ((200, 20, 1, 50, 1), {"cell": "gru"}, "+ self.slopes + self.gates", "+ self.slopes"),
+    "slopes": ((200, 20, 1, 50, 1), {"cell": "gru"}, "(self.slopes + self.gates)", "(self.gates)"),
+    "dz": ((200, 20, 1, 50, 1), {"cell": "gru"}, "(self.slopes + self.gates)", "(self.slopes)"),
     "x in order": (
         (200, 20, 200, 4, 1),
         {"unordered": "transposed"},
@@ -661,13 +663,13 @@ TERMS = {
     "copies of stacked rows": (
         (300, 20, 1, 50, 1),
         {"cell": "gru", "members": 2},
-        "count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row +",
+        "count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.h +",
         "count +=",
     ),
     "masked states": (
         (200, 50, 1, 50, 1),
         {"recurrent_dropout": 0.3, "call": {"dropout_seed": 1}},
-        "            count += (1 + len(self.cell.of_state)) * self.row\n",
+        "            count += (1 + len(self.cell.of_state)) * self.h\n",
         "            pass\n",
     ),
     "outputs and their derivatives": ((200, 20, 1, 4, 200), {}, "else known.arrays", "else 0"),
@@ -724,7 +726,7 @@ SMALL_TERMS = {
     "copies of stacked outputs and states": (
         (200, 60, 1, 50, 100),
         {"members": 2},
-        "(self.outputs + self.row if self.stacked else 0)",
+        "(self.outputs + self.h if self.stacked else 0)",
         "0",
     ),
 }
@@ -761,13 +763,13 @@ ADDED = {
     "masks of the state": (
         *DEEP,
         {"recurrent_dropout": 0.3, "call": {"truncate": 1, "dropout_seed": 1}},
-        "(1 + masked) * self.layers * self.row",
+        "(1 + masked) * self.layers * self.h",
         "0",
     ),
     "last states of padding": (
         *DEEP,
         {"lengths": True, "call": {"truncate": 1}},
-        "2 * self.layers * len(self.cell.states) * self.row",
+        "2 * self.layers * self.states",
         "0",
     ),
     "places of tokens": (

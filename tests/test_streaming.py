@@ -45,6 +45,8 @@ NUMBERS = [
     Case(tokens=True, embedding=6, cell="gru"),
     *(Case(bias=False, cell=cell, layers=2) for cell in ("tanh", "lstm", "gru", "gru_reset_before")),
     Case(cell="gru_reset_before", members=2),
+    Case(cell="lstm", proj_size=3, layers=2, members=2),
+    Case(cell="lstm", proj_size=3, output_size=False),
     Case(tokens=True, embedding=6, cell="lstm", layers=2, members=2, shared=False),
     Case(dropout=0.5, recurrent_dropout=0.5, layers=2),  # which never act
 ]  # fmt: skip

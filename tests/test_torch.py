@@ -14,7 +14,7 @@ from conftest import needs_torch
 import bptt_array as ba
 
 pytestmark = needs_torch
-T, N, I, H, O = 9, 4, 3, 6, 5  # noqa: E741
+T, N, I, H, O, P = 9, 4, 3, 6, 5, 4  # noqa: E741
 LENGTHS = [9, 2, 5, 1]
 CELLS = ("tanh", "relu", "lstm", "gru")
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
@@ -40,12 +40,14 @@ def recurrent_module(cell, layers=1, bidirectional=False, dtype="float64", **mor
     return made(I, H, layers, bidirectional=bidirectional, dtype=getattr(torch, dtype), **more)
 
 
-def module(cell, layers=1, bidirectional=False, dtype="float64", bias=True, names=("rnn", "readout")):
+def module(cell, layers=1, bidirectional=False, dtype="float64", bias=True, names=("rnn", "readout"), **more):
     """A module in torch as from_torch_state_dict takes it."""
     import torch
 
-    recurrent = recurrent_module(cell, layers, bidirectional, dtype, bias=bias)
-    linear = torch.nn.Linear(H * (1 + bidirectional), O, bias=bias, dtype=getattr(torch, dtype))
+    recurrent = recurrent_module(cell, layers, bidirectional, dtype, bias=bias, **more)
+    linear = torch.nn.Linear(
+        (more.get("proj_size") or H) * (1 + bidirectional), O, bias=bias, dtype=getattr(torch, dtype)
+    )
     return torch.nn.ModuleDict(dict(zip(names, (recurrent, linear), strict=True)))
 
 
@@ -77,13 +79,14 @@ class Run:
             assert np.max(np.abs(value - other.arrays[name])) <= tolerance * np.max(np.abs(value)), name
 
 
-def inputs(cell, layers, bidirectional, dtype):
+def inputs(cell, layers, bidirectional, dtype, h=H):
     """x, initial states, and random gradients of the outputs and of the final states."""
     rng = np.random.default_rng(0)
     states = ("h", "c") if cell == "lstm" else ("h",)
     drawn = {"x": rng.standard_normal((T, N, I)), "dy": rng.standard_normal((T, N, O))}
     for name in states:
-        drawn[name], drawn["d" + name] = rng.standard_normal((2, layers, 1 + bidirectional, N, H))
+        width = h if name == "h" else H
+        drawn[name], drawn["d" + name] = rng.standard_normal((2, layers, 1 + bidirectional, N, width))
     return {name: value.astype(dtype) for name, value in drawn.items()}, states
 
 
@@ -101,7 +104,8 @@ def run_theirs(theirs, given, states, lengths):
     import torch
 
     x = torch.tensor(given["x"], requires_grad=True)
-    initial = [torch.tensor(given[name].reshape(-1, N, H), requires_grad=True) for name in states]
+    flat = {name: (-1, N, given[name.removeprefix("d")].shape[-1]) for name in (*states, *[f"d{s}" for s in states])}
+    initial = [torch.tensor(given[name].reshape(flat[name]), requires_grad=True) for name in states]
     valid = torch.ones((T, N), dtype=bool)
     packed = x
     if lengths is not None:
@@ -114,13 +118,14 @@ def run_theirs(theirs, given, states, lengths):
     y = theirs["readout"](hidden)
     loss = (y * torch.from_numpy(given["dy"]))[valid].sum()
     for name, value in zip(states, last, strict=True):
-        loss = loss + (value * torch.from_numpy(given["d" + name].reshape(-1, N, H))).sum()
+        loss = loss + (value * torch.from_numpy(given["d" + name].reshape(flat["d" + name]))).sum()
     loss.backward()
     arrays = {"y": (y * valid[..., None]).detach().numpy(), "dx": x.grad.numpy()}
     for name, first, value in zip(states, initial, last, strict=True):
         arrays |= {f"last {name}": value.detach().numpy(), f"d initial {name}": first.grad.numpy()}
     arrays = {
-        name: a.reshape(given["h"].shape) if "last" in name or "initial" in name else a for name, a in arrays.items()
+        name: a.reshape(given[name[-1]].shape) if "last" in name or "initial" in name else a
+        for name, a in arrays.items()
     }
     return Run(arrays | gradients_under_our_names(theirs))
 
@@ -135,6 +140,7 @@ def gradients_under_our_names(theirs):
             del parts["b_h"], parts["b_hn"]
         elif recurrent.mode != "GRU":
             del parts["b_hn"]
+        parts |= {"W_hr": "weight_hr"} if recurrent.proj_size else {}
         for ours, part in parts.items():
             both = np.stack([getattr(recurrent, f"{part}_{side}").grad.numpy() for side in sides])
             both = both[:, -H:] if ours == "b_hn" else both
@@ -154,6 +160,40 @@ def test_outputs_states_and_all_gradients_equal_torch(cell, layers, bidirectiona
     rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell)
     assert (rnn.cell, rnn.num_layers, rnn.bidirectional, rnn.dtype) == (cell, layers, bidirectional, dtype)
     run_theirs(theirs, given, states, lengths).assert_near(run_ours(rnn, given, states, lengths), tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # slower, no more
+@DTYPES
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_outputs_states_and_all_gradients_of_a_projected_lstm_equal_torch(
+    layers, bidirectional, lengths, dtype, tolerance
+):
+    theirs = module("lstm", layers, bidirectional, dtype, proj_size=P)
+    given, states = inputs("lstm", layers, bidirectional, dtype, P)
+    rnn = ba.RNN.from_torch_state_dict(theirs.state_dict())
+    assert (rnn.cell, rnn.hidden_size, rnn.proj_size, rnn.num_layers) == ("lstm", H, P, layers)
+    run_theirs(theirs, given, states, lengths).assert_near(run_ours(rnn, given, states, lengths), tolerance)
+    fresh = load(module("lstm", layers, bidirectional, dtype, proj_size=P), rnn.to_torch_state_dict())
+    for name, value in theirs.state_dict().items():
+        if "bias" not in name or "readout" in name:  # of which there the sum alone is kept
+            assert np.array_equal(fresh.state_dict()[name], value), name
+    again = ba.RNN.from_torch_state_dict(fresh.state_dict())
+    assert again.config == rnn.config
+    assert all(np.array_equal(again.params[name], value) for name, value in rnn.params.items())
+
+
+def test_members_of_a_projected_lstm_are_torch_modules():
+    ensemble = ba.RNN(I, H, O, cell="lstm", proj_size=P, members=2, num_layers=2, dtype="float64")
+    given, states = inputs("lstm", 2, False, "float64", P)
+    both = ba.State(**{name: np.stack([given[name]] * 2, axis=2) for name in states})
+    y, last = ensemble(given["x"], both)
+    for k in range(2):
+        theirs = load(module("lstm", 2, proj_size=P), ensemble.member(k).to_torch_state_dict())
+        expected = run_theirs(theirs, given, states, None).arrays
+        for name, found in {"y": y[:, k], "last h": last.h[:, :, k], "last c": last.c[:, :, k]}.items():
+            assert np.allclose(found, expected[name], rtol=1e-12, atol=1e-14), name
 
 
 @DTYPES

@@ -50,6 +50,12 @@ class Layer(NamedTuple):
 
     @property
     def hidden_size(self) -> int:
+        """H."""
+        return int(self.params["W_hh"].shape[-2]) // self.cell.gates_of_state
+
+    @property
+    def outputs(self) -> int:
+        """Numbers of h: H, or P where the cell projects it."""
         return int(self.params["W_hh"].shape[-1])
 
     def step_forward(self, backend: Backend, rows: tuple[int, ...], steps: int, mask: Array | None = None) -> Step:
@@ -155,9 +161,9 @@ class LayerForward:
         Axes of ``x`` in between may be 1, where members or directions share it. What the segment leaves is kept.
         """
         backend, (cell, params, _) = self.backend, self.layer
-        steps, row, dtype = stop - start, self.state[0].shape, params["W_hh"].dtype
+        steps, row, dtype = stop - start, (*self.state[0].shape[:-1], self.layer.hidden_size), params["W_hh"].dtype
         longest = self._rows.longest  # one shape for all, so that the next segment can have what one gives back
-        arrays = [self.arrays.empty((longest + 1, *row), dtype) for _ in cell.states]
+        arrays = [self.arrays.empty((longest + 1, *state.shape), dtype) for state in self.state]
         states = tuple([array[: steps + 1, ...] for array in arrays])
         kept = None
         if cell.keeps:
@@ -284,8 +290,8 @@ class LayerBackward:
 
     def _rows_of_states(self, steps: int) -> States:
         """Rows for the gradients of the states before and after the steps of a segment, ``(S+1, ..., N, H)``."""
-        h = self.forward.initial[0]
-        return tuple([self._rows(name, steps + 1, h.shape, h.dtype) for name in self._names])
+        pairs = zip(self._names, self.forward.initial, strict=True)
+        return tuple([self._rows(name, steps + 1, state.shape, state.dtype) for name, state in pairs])
 
     def direct(self, start: int, stop: int) -> Array:
         """(S, ..., N, H): where the direct part of ``dh_t`` (3.1) has to be written before :meth:`segment`."""
@@ -331,8 +337,8 @@ class LayerBackward:
         to do with it after the sum for ``W_hh``.
         """
         forward, steps, dstates = self.forward, stop - start, self._dstates
-        backend, (cell, params, _), row = forward.backend, forward.layer, forward.initial[0].shape
-        dz = self._dz(steps)
+        backend, (cell, params, _), dz = forward.backend, forward.layer, self._dz(steps)
+        row = (*forward.initial[0].shape[:-1], forward.layer.hidden_size)
         kernel = self._kernel
         if kernel is not None:
             extra = self._rows("extra", steps, (kernel.stored, *row), dz.dtype) if kernel.stored else None
@@ -437,8 +443,8 @@ class LayerBackward:
 
     def _dz(self, steps: int) -> Array:
         """(S, ..., N, G*H): where dz is, in the rows that z had forward."""
-        h, gates = self.forward.initial[0], self.forward.layer.cell.gates
-        return self._rows("z", steps, (*h.shape[:-1], gates * h.shape[-1]), h.dtype)
+        h, layer = self.forward.initial[0], self.forward.layer
+        return self._rows("z", steps, (*h.shape[:-1], layer.cell.gates * layer.hidden_size), h.dtype)
 
     def _add_last(self, start: int, stop: int, dstate: Array, d_last: Array) -> None:
         """Add the gradient of the last states to the rows after the last valid steps, where these are in a segment."""

@@ -20,7 +20,7 @@ class State:
     h : (L, D, N, H), of an ensemble (L, D, E, N, H)
         Hidden states of every layer and direction.
     c : of the same shape, or None
-        Cell states, of cells that have one (LSTM).
+        Cell states, of cells that have one (LSTM). With ``proj_size=P`` the last axis of h alone is P.
     """
 
     h: Array

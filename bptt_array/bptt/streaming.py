@@ -44,7 +44,7 @@ class LayerStream:
     """
 
     def __init__(self, backend: Backend, layer: Layer, initial: States) -> None:
-        cell, row, dtype = layer.cell, initial[0].shape, initial[0].dtype
+        cell, row, dtype = layer.cell, (*initial[0].shape[:-1], layer.hidden_size), initial[0].dtype
         self.states = tuple([backend.empty((2, *state.shape), dtype) for state in initial])
         self._step = layer.step_forward(backend, row[:-1], _ENDLESS)
         self._z: Array = None

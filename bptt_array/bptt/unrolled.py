@@ -40,8 +40,8 @@ class Stack(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Features of what it gives: H, with two directions 2H."""
-        return self.top.hidden_size * (1 + self.bidirectional)
+        """Features of what it gives: those of h, with two directions twice as many."""
+        return self.top.outputs * (1 + self.bidirectional)
 
 
 class DirectPart(Protocol):
@@ -88,7 +88,7 @@ class Unrolled:
         sides = (2,) if stack.bidirectional else ()
         self.layers = []
         for k, (layer, initial) in enumerate(zip(stack.layers, batch.initial, strict=True)):
-            mask = None if dropout is None else dropout.recurrent(k, sides, batch.N, layer.hidden_size)
+            mask = None if dropout is None else dropout.recurrent(k, sides, batch.N, layer.outputs)
             tokens = batch.tokens and k == 0 and W_emb is None
             forward = LayerForward(
                 backend, layer, initial, batch.T, batch.padding, arrays, self.rows, mask, tokens=tokens

@@ -252,7 +252,7 @@ def diagnose(
     """
     check_rnn(rnn)
     below, count = check_below(below), check_count("count", count)
-    check_exponents(count, rnn.hidden_size * len(rnn.architecture.cell.states))
+    check_exponents(count, sum(rnn.architecture.widths))
     check_activations(rnn)
     flow = gradient_flow(rnn, x, target, loss, state=state, lengths=lengths, weights=weights, at=at)
     with rnn.backend.active():

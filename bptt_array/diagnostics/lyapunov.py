@@ -83,7 +83,7 @@ def lyapunov_exponents(
     count, transient = check_count("count", count), check_count("transient", transient, least=0)
     seed = check_count("seed", seed, least=0, most=LARGEST_SEED)
     with rnn.backend.active(), rnn.calls.layout.in_errors():
-        check_exponents(count, rnn.hidden_size * len(rnn.architecture.cell.states))
+        check_exponents(count, sum(rnn.architecture.widths))
         network, batch, layer = checked(rnn, x, layer, state, lengths)
         if 2 * transient >= batch.T:
             raise ValueError(f"transient={transient} at both ends leaves nothing of T={batch.T} steps")

@@ -3,7 +3,7 @@
 A backward pass multiplies a gradient by the transposed Jacobian of one step after the other. Here it is given unit
 vectors, as sequences of their own, over the states that a forward pass left: so what is said here of a cell, the
 library's or your own, is what its ``backward_`` does. ``...`` are the axes [E,] of members and [2,] of directions, as
-far as there are any; Z is H, or 2H for a cell with c, whose state is h and then c.
+far as there are any; Z is H, or 2H for a cell with c, whose state is h and then c (with ``proj_size=P`` P + H).
 """
 
 from __future__ import annotations
@@ -57,7 +57,12 @@ class Trajectory(NamedTuple):
     @property
     def size(self) -> int:
         """Z."""
-        return len(self.tape.states) * self.layer.hidden_size
+        return sum(self._widths)
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Of h and c."""
+        return tuple([int(state.shape[-1]) for state in self.tape.states])
 
     @property
     def epsilon(self) -> float:
@@ -78,14 +83,17 @@ class Trajectory(NamedTuple):
         rows, H, dtype = (*vectors.shape[:-3], count * N), self.layer.hidden_size, params["W_hh"].dtype
         states = tuple(_repeated(backend, states[step : step + 2, ...], count) for states in tape.states)
         kept = None if tape.kept is None else _repeated(backend, tape.kept[step : step + 1, ...], count)
-        dstates = tuple(backend.zeros((2, *rows, H), dtype) for _ in states)
-        for dstate, part in zip(dstates, np.split(vectors, len(states), axis=-1), strict=True):
-            dstate[1, ...] = backend.from_host(part.reshape((*rows, H)).astype(dtype_name(params["W_hh"])))
+        dstates = tuple(backend.zeros((2, *rows, width), dtype) for width in self._widths)
+        ends = np.cumsum(self._widths)[:-1]
+        for dstate, part in zip(dstates, np.split(vectors, ends, axis=-1), strict=True):
+            dstate[1, ...] = backend.from_host(part.reshape(dstate[1, ...].shape).astype(dtype_name(params["W_hh"])))
         dz = backend.empty((1, *rows, cell.gates * H), dtype)
         slopes = backend.empty((1, cell.slopes, *rows, H), dtype) if cell.slopes else None
         step_ = self.layer.step_backward(backend, rows, 1)
         backward_(backend, cell, step_, Tape(states, kept, params), dstates, dz, slopes)
-        parts = [backend.to_host(d[0, ...]).astype(np.float64).reshape(*vectors.shape[:-1], H) for d in dstates]
+        parts = [
+            backend.to_host(d[0, ...]).astype(np.float64).reshape(*vectors.shape[:-1], d.shape[-1]) for d in dstates
+        ]
         before = np.concatenate(parts, axis=-1)
         if self.lengths is not None:
             before = np.where((step < self.lengths)[:, None], before, vectors)

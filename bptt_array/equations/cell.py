@@ -74,6 +74,9 @@ class Cell:
     recurrent_gates : int or None
         How many of them ``W_hh`` is for, the first R: it is (R*H, H) then. The others get to the state by a matrix of
         the cell's own. None: all.
+    state_size : int or None
+        P: how many numbers of h there are where they are not H, of a cell with c: ``W_hh`` is (R*H, P) and matrices
+        :attr:`of_state` are (M, P), what is kept, slopes and c stay (..., N, H). None: H.
     has_c : bool
         Whether a cell state c goes from step to step beside h.
     keeps : int
@@ -107,6 +110,7 @@ class Cell:
     name: str = "custom"
     gates: int = 1
     recurrent_gates: int | None = None
+    state_size: int | None = None
     has_c: bool = False
     keeps: int = 0
     slopes: int = 0
@@ -133,6 +137,11 @@ class Cell:
     def gates_of_state(self) -> int:
         """R: ``W_hh`` is (R*H, H)."""
         return self.gates if self.recurrent_gates is None else self.recurrent_gates
+
+    def widths(self, hidden_size: int) -> tuple[int, ...]:
+        """How many numbers h has, and c where there is one."""
+        h = hidden_size if self.state_size is None else self.state_size
+        return (h, hidden_size) if self.has_c else (h,)
 
     @property
     def changes_dz(self) -> bool:

@@ -57,8 +57,13 @@ class LSTM(Cell):
     def forward_rows(self, backend: Backend, z: Array, kept: Array) -> tuple[Array, ...]:
         return self.z_by_gate(backend, z), kept[:, :4, ...], *each(kept, 5)
 
+    def outputs(self, backend: Backend, slopes: Array, tape: Tape) -> Array:
+        """``o tanh(c_t)`` of every step."""
+        return tape.h
+
     def slopes_(self, backend: Backend, slopes: Array, dz: Array, tape: Tape) -> tuple[Array, ...]:
-        backend.over_segment(_lstm_slopes)(*each(tape.kept, 5), tape.h, tape.c_before, *each(slopes, 5))
+        out = self.outputs(backend, slopes, tape)
+        backend.over_segment(_lstm_slopes)(*each(tape.kept, 5), out, tape.c_before, *each(slopes, 5))
         by_gate = self.by_gate(backend, dz)
         dz_of_c, dz_of_h = by_gate[:, :3, ...], by_gate[:, 3, ...]
         return tape.kept[:, 1, ...], slopes[:, :3, ...], *each(slopes, 5)[3:], dz_of_c, dz_of_h
@@ -104,7 +109,7 @@ def _lstm_slopes(ops: Elementwise) -> Step:
         g: Array,
         o: Array,
         tanh_c: Array,
-        h: Array,
+        out: Array,
         c_before: Array,
         slope_i: Array,
         slope_f: Array,
@@ -122,8 +127,8 @@ def _lstm_slopes(ops: Elementwise) -> Step:
         slope_f *= f
         slope_f *= c_before  # f (1 - f) c_{t-1}
         ops.one_minus_(slope_o, o)
-        slope_o *= h  # o (1 - o) tanh(c_t), by h = o tanh(c_t)
-        ops.multiply_(slope_c, h, tanh_c)
+        slope_o *= out  # o (1 - o) tanh(c_t), by out = o tanh(c_t)
+        ops.multiply_(slope_c, out, tanh_c)
         ops.subtract_(slope_c, o, slope_c)  # (1 - tanh(c_t)^2) o
 
     return slopes_

@@ -16,7 +16,8 @@ from ..backend.arrays import check_dtype
 from ..checks import LARGEST_SEED, MOST, check_count, check_flag, check_number, check_option, said
 from ..equations.activations import OUTPUT_ACTIVATIONS
 from ..equations.cell import Cell
-from .cells import CELLS, check_cell
+from ..equations.projected_lstm import ProjectedLSTM
+from .cells import CELLS, check_cell, check_proj_size
 from .initializers import initial_parameters
 
 Shapes = dict[str, tuple[int, ...]]
@@ -44,6 +45,7 @@ class Architecture:
     reverse: bool = False
     dtype: str = "float32"
     seed: int = 0
+    proj_size: int | None = None
 
     @classmethod
     def checked(cls, **given: Any) -> Architecture:
@@ -99,6 +101,7 @@ class Architecture:
             reverse=bool(made.reverse),
             dtype=check_dtype(made.dtype),
             seed=check_count("seed", made.seed, least=0, most=LARGEST_SEED),
+            proj_size=check_proj_size(made.proj_size, made.hidden_size, cell),
         )
         checked._check_tied()
         return checked
@@ -137,8 +140,8 @@ class Architecture:
 
     @property
     def top_size(self) -> int:
-        """What the top layer gives: D*H."""
-        return self.directions * self.hidden_size
+        """What the top layer gives: D*H, or D*P of projected states."""
+        return self.directions * self.widths[0]
 
     @property
     def outputs(self) -> int:
@@ -150,6 +153,16 @@ class Architecture:
         """What the first layer reads: M of an embedding, or I."""
         return self.input_size if self.embedding_size is None else self.embedding_size
 
+    @cached_property
+    def step(self) -> Cell:
+        """What the layers run: the cell, with its projection if there is one."""
+        return self.cell if self.proj_size is None else ProjectedLSTM(self.proj_size)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many numbers h has, H or P, and c where there is one."""
+        return self.step.widths(self.hidden_size)
+
     @property
     def member_axis(self) -> tuple[int, ...]:
         """``(E,)``, or nothing: the axis before N in inputs, outputs and states, and the first one of parameters."""
@@ -160,13 +173,17 @@ class Architecture:
         """``([E,] [2,])``: the axes before those of a layer's weights, and before N in its states."""
         return (*self.member_axis, 2) if self.bidirectional else self.member_axis
 
-    def states_shape(self, N: int) -> tuple[int, ...]:
-        """Of :class:`State`: (L, D, [E,] N, H)."""
-        return (self.num_layers, self.directions, *self.member_axis, N, self.hidden_size)
+    def states_shapes(self, N: int) -> dict[str, tuple[int, ...]]:
+        """Of the arrays of :class:`State`, by name: (L, D, [E,] N, H), with a projection P for h."""
+        lead = (self.num_layers, self.directions, *self.member_axis, N)
+        return {name: (*lead, width) for name, width in zip(self.cell.states, self.widths, strict=True)}
+
+    def states_axes(self, name: str) -> str:
+        return f"(L, D, {self._lead}N, {self._h if name == 'h' else 'H'})"
 
     @property
-    def states_axes(self) -> str:
-        return f"(L, D, {self._lead}N, H)"
+    def _h(self) -> str:
+        return "H" if self.proj_size is None else "P"
 
     @property
     def _lead(self) -> str:
@@ -178,7 +195,7 @@ class Architecture:
 
     @property
     def outputs_axes(self) -> str:
-        O = "O" if self.output_size is not None else "2H" if self.bidirectional else "H"  # noqa: E741
+        O = "O" if self.output_size is not None else "2" * self.bidirectional + self._h  # noqa: E741
         return f"({self._lead}N, {O})" if self.readout == "last" else f"(T, {self._lead}N, {O})"
 
     def single(self, k: int) -> Architecture:
@@ -218,17 +235,17 @@ class Architecture:
 
     def _shapes_of_one(self) -> Shapes:
         """Of one member."""
-        H, D, rows = self.hidden_size, self.directions, self.cell.gates * self.hidden_size
+        H, D, rows, h = self.hidden_size, self.directions, self.cell.gates * self.hidden_size, self.widths[0]
         sides = (2,) if self.bidirectional else ()
         shapes: Shapes = {} if self.embedding_size is None else {"W_emb": (self.input_size, self.embedding_size)}
         for k in range(self.num_layers):
-            inputs = D * H if k else self.features
-            own = {"W_xh": (rows, inputs), "W_hh": (self.cell.gates_of_state * H, H), "b_h": (rows,)}
-            own |= self.cell.own_parameters(H)
+            inputs = D * h if k else self.features
+            own = {"W_xh": (rows, inputs), "W_hh": (self.cell.gates_of_state * H, h), "b_h": (rows,)}
+            own |= self.step.own_parameters(H)
             left_out = () if self.bias else self._biases
             shapes |= {f"l{k}.{name}": (*sides, *shape) for name, shape in own.items() if name not in left_out}
         if self.output_size is not None:
-            shapes |= {} if self.tied else {"W_hy": (self.output_size, D * H)}
+            shapes |= {} if self.tied else {"W_hy": (self.output_size, D * h)}
             shapes |= {"b_y": (self.output_size,)}
         return shapes
 
@@ -254,7 +271,7 @@ class Architecture:
         """
         self._check_fits()
         drawn = [
-            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size, self.cell.of_state)
+            initial_parameters(init, self.seed + k, self._shapes_of_one(), self.hidden_size, self.step.of_state)
             for k in range(self.members or 1)
         ]
         if self.bias and (gate := self.cell.forget_gate) is not None:

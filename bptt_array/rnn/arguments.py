@@ -114,8 +114,8 @@ def check_state(name: str, state: Any, architecture: Architecture, N: int, backe
         raise ValueError(f"{name}.c is given, but the cell {cell!r} has no cell state; expected State(h=…)")
     if state.c is None and "c" in names:
         raise ValueError(f"{name}.c is missing; the cell {cell!r} has a cell state: expected State(h=…, c=…)")
-    shape, axes = architecture.states_shape(N), architecture.states_axes
-    for field in names:
+    for field, shape in architecture.states_shapes(N).items():
+        axes = architecture.states_axes(field)
         check_floats(f"{name}.{field}", getattr(state, field), shape, axes, backend, architecture.dtype, host=host)
 
 

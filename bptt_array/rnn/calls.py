@@ -189,7 +189,7 @@ class Calls:
     def kernels(self, params: dict[str, Array], N: int) -> dict[str, str]:
         """How the time of every layer runs, in words."""
         with self.backend.active():
-            row = (*self.architecture.lead, N, self.architecture.hidden_size)
+            row = (*self.architecture.lead, N, self.architecture.widths[0])
             found = {}
             for k, layer in enumerate(self.network(params).stack.layers):
                 for way, words in how_time_runs(self.backend, layer.cell, layer.params, row).items():
@@ -229,7 +229,7 @@ class Calls:
         architecture = self.architecture
         zeros, without_bias = self._zeros, frozenset(self._zeros)
         layers = (
-            Layer(architecture.cell, architecture.of_layer(k, params) | zeros, without_bias)
+            Layer(architecture.step, architecture.of_layer(k, params) | zeros, without_bias)
             for k in range(architecture.num_layers)
         )
         g = OUTPUT_ACTIVATIONS[architecture.output]
@@ -290,8 +290,8 @@ def as_initial(backend: Backend, architecture: Architecture, state: State | None
     dtype, xp = backend.dtype(architecture.dtype), backend.xp
     names, layers = architecture.cell.states, range(architecture.num_layers)
     if state is None:
-        shape = (*architecture.lead, N, architecture.hidden_size)
-        return [tuple([backend.zeros(shape, dtype) for _ in names]) for _ in layers]
+        lead, widths = (*architecture.lead, N), architecture.widths
+        return [tuple([backend.zeros((*lead, width), dtype) for width in widths]) for _ in layers]
     given = []
     for name in names:
         array = getattr(state, name)

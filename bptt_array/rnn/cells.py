@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
-from ..checks import check_option
+from ..checks import check_count, check_option, said
 from ..equations.activations import CELL_ACTIVATIONS
 from ..equations.cell import Cell
 from ..equations.elman import Elman
@@ -51,7 +51,7 @@ def check_cell(cell: Any) -> Cell:
         raise ValueError(f"{cell!r} has own parameters of shapes {wrong}; expected vectors (M,) or matrices (M, K)")
     for name in cell.of_state:
         shape = own.get(name, ())
-        if len(shape) != 2 or shape[0] % H or shape[1] != H:
+        if len(shape) != 2 or shape[0] % H or shape[1] != cell.widths(H)[0]:
             raise ValueError(
                 f"{cell!r} has of_state={tuple(cell.of_state)}, but own_parameters({H}) says {own}; expected matrices "
                 "(M, H) with a multiple of H for M"
@@ -62,3 +62,25 @@ def check_cell(cell: Any) -> Cell:
             "or None for all"
         )
     return cell
+
+
+def check_proj_size(proj_size: Any, hidden_size: int, cell: Cell) -> int | None:
+    """P, of an LSTM whose state is a projection of its H units; None where it is not."""
+    if cell.state_size is not None and cell.state_size > hidden_size:
+        raise ValueError(
+            f"{cell!r} has state_size={cell.state_size}, but hidden_size={hidden_size}; expected at most that"
+        )
+    if proj_size is None:
+        return None
+    P = check_count("proj_size", proj_size)
+    if cell.name != "lstm":
+        raise ValueError(
+            f"proj_size={said(P)}, but cell={cell.name!r}: only cell='lstm' has a projection; give that, or "
+            "proj_size=None"
+        )
+    if hidden_size <= P:
+        raise ValueError(
+            f"proj_size={said(P)}, but hidden_size={said(hidden_size)}; expected less than that, or proj_size=None for "
+            "a state of all units"
+        )
+    return P

@@ -17,7 +17,7 @@ def uniform(rng: np.random.Generator, shape: tuple[int, ...], hidden_size: int) 
 
 
 def orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
-    """``(..., H, H)`` float64, each matrix uniform among the orthogonal ones.
+    """``(..., H, P)`` float64, each matrix uniform among those with orthonormal columns, P of them at most H.
 
     All singular values are 1: the product (3.3) neither explodes nor vanishes by itself (Saxe et al., 2014).
     """
@@ -29,8 +29,8 @@ def orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
 
 
 def identity(rng: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
-    """``(..., H, H)`` float64, each the identity: for ReLU cells (Le, Jaitly & Hinton, 2015)."""
-    return np.broadcast_to(np.eye(shape[-1]), shape)
+    """``(..., H, P)`` float64, each the identity: for ReLU cells (Le, Jaitly & Hinton, 2015)."""
+    return np.broadcast_to(np.eye(shape[-2], shape[-1]), shape)
 
 
 #: Of ``W_hh``, and of what else multiplies the state, where it is not uniform; the biases are then zero and the other
@@ -56,7 +56,7 @@ def initial_parameters(
             params[name] = uniform(rng, shape, hidden_size)
         elif kind == "W_hh" or kind in of_state:  # (..., G*H, H): each gate a matrix of its own
             gates = shape[-2] // hidden_size
-            params[name] = RECURRENT[init](rng, (*shape[:-2], gates, hidden_size, hidden_size)).reshape(shape)
+            params[name] = RECURRENT[init](rng, (*shape[:-2], gates, hidden_size, shape[-1])).reshape(shape)
         elif kind.startswith("b_"):
             params[name] = np.zeros(shape)
         else:

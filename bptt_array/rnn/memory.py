@@ -86,7 +86,7 @@ def costs(
     """
     itemsize = 4 if network.dtype == "float32" else 8
     one = _OfAStep(network, work, itemsize, persistent=persistent, by_token=by_token, parts=parts)
-    states = network.num_layers * len(network.cell.states) * one.row
+    states = network.num_layers * one.states
     results = one.results() if temporaries else 0
     waiting, at_most = one.waiting() if columns else (0, 0)
     work_step = one.scratch() + max(one.forward(), one.loss(), one.backward() + waiting) + results
@@ -111,7 +111,7 @@ def plan_for(
     """The plan of one call of ``loss_and_grad``; of a batch without sequences, that of one."""
     work = replace(work, N=max(1, work.N))
     itemsize = 4 if network.dtype == "float32" else 8
-    row = (*network.lead, work.N, network.hidden_size)
+    row = (*network.lead, work.N, network.widths[0])
     two = network.bidirectional
     parts = 1
     if memory is None and backward == "sequential" and isinstance(work.loss, Loss):  # see bptt/passes.py
@@ -159,9 +159,13 @@ class _OfAStep:
         if network.reverse:  # what the caller has is read from the end
             work = replace(work, copied=True)
         self.network, self.work, self.itemsize = network, work, itemsize
-        self.layers, self.cell, self.gates = network.num_layers, network.cell, network.cell.gates
+        self.layers, self.cell, self.gates = network.num_layers, network.step, network.cell.gates
         self.sequences = members * work.N
-        self.row = self.sides * self.sequences * network.hidden_size
+        rows = self.sides * self.sequences
+        #: Numbers of a gate, of h, and of h and c.
+        self.row, self.h, self.states = (
+            rows * n for n in (network.hidden_size, network.widths[0], sum(network.widths))
+        )
         #: Tokens or rows of features that the caller has, and numbers that the first layer reads.
         self.given = (1 if work.shared else members) * work.N
         self.embedded = network.embedding_size is not None
@@ -226,30 +230,30 @@ class _OfAStep:
         count: float = self.layers * (2 * self.gates + 1 + self.cell.keeps + own) * self.row
         if self.network.recurrent_dropout and self.work.dropout:
             masked = 2 + len(self.cell.of_state)  # the mask, and a state times it
-            count += (1 + masked) * self.layers * self.row  # and how a mask is made
+            count += (1 + masked) * self.layers * self.h  # and how a mask is made
         if self.work.padded:
-            count += 2 * self.layers * len(self.cell.states) * self.row
+            count += 2 * self.layers * self.states
         if self.work.input_grad:
             dx = self.work.T * self.sequences * self.network.input_size
             as_it_is = self.network.time_major and not self.network.reverse
             count += dx if as_it_is else 2 * dx  # and turned for the caller
         if self.network.readout == "last":
-            count += self._of_loss() + 2 * self.row
+            count += self._of_loss() + 2 * self.h
         return count
 
     # ---- what grows with a segment --------------------------------------------------------------------
 
     def kept(self) -> float:
         """States and what the cell keeps of every layer, and inputs where they are copies."""
-        count: float = self.layers * (len(self.cell.states) + self.cell.keeps) * self.row
+        count: float = self.layers * (self.states + self.cell.keeps * self.row)
         if self.work.copied or self.work.padded:
             count += self._copy_of_x()
         if self.embedded:  # its vectors, and their places in the matrices of all members
             count += self.inputs + self.of_bytes(8 * self.sequences)
         if self.network.dropout and self.work.dropout:
-            count += (self.layers - 1) * self.sides * self.row
+            count += (self.layers - 1) * self.sides * self.h
         if self.sides == 2:  # what each direction reads, and the outputs side by side
-            count += 2 * self._first_input() + (self.layers - 1) * 2 * self.row + self.row
+            count += 2 * self._first_input() + (self.layers - 1) * 2 * self.h + self.h
         return count
 
     # ---- what is there once for each of them, in bytes ------------------------------------------------
@@ -269,7 +273,7 @@ class _OfAStep:
 
     def scratch(self) -> float:
         """Gradients of the states, slopes, and z or dz; the gradient of an embedding's vectors."""
-        return (len(self.cell.states) + self.slopes + self.gates) * self.row + self.embedded * self.inputs
+        return self.states + (self.slopes + self.gates) * self.row + self.embedded * self.inputs
 
     def results(self) -> float:
         """Of operations without ``out=``: of two, as large as z; and which token each of the tokens is, as bools."""
@@ -304,10 +308,10 @@ class _OfAStep:
         rows = self.gates * self.row
         if self.stacked:
             inputs = 0 if self.by_token and self.columns else self.inputs * self.sides
-            count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.row + inputs
+            count += (2 if self.cell.changes_dz else 1) * rows + 2 * self.h + inputs
         count += self.own * self.row * (2 if self.stacked else 1)
         if self.network.recurrent_dropout and self.work.dropout:
-            count += (1 + len(self.cell.of_state)) * self.row
+            count += (1 + len(self.cell.of_state)) * self.h
         if self.by_token:
             count += self.of_bytes(16 * self.sides * self.sequences)
         elif self.columns:
@@ -351,11 +355,11 @@ class _OfAStep:
         """A mask between layers and what makes it: 32-bit numbers."""
         if not (self.network.dropout and self.work.dropout):
             return 0
-        return self.sides * self.row * (1 + self.of_bytes(17))
+        return self.sides * self.h * (1 + self.of_bytes(17))
 
     def _turned(self) -> float:
         """Two directions: rows turned, merged and split."""
-        return (self.sides - 1) * 4.0 * self.row
+        return (self.sides - 1) * 4.0 * self.h
 
     def _of_loss(self) -> float:
         """Of one output of every sequence."""
@@ -368,4 +372,4 @@ class _OfAStep:
         of_losses = self.sequences * (4 + 4 * weighted) + self.of_bytes(24 * self.sequences)
         while_computed = arrays * self.outputs + of_losses
         # Then dv is left, and the sums for W_hy read copies of it and of the states where that is stacked.
-        return max(while_computed, self.outputs + (self.outputs + self.row if self.stacked else 0))
+        return max(while_computed, self.outputs + (self.outputs + self.h if self.stacked else 0))

@@ -111,6 +111,9 @@ class RNN:
         ``"cpu"`` (NumPy), ``"cuda"``, ``"cuda:1"`` (CuPy), ``"auto"``, or a :class:`Backend`.
     seed : int
         Of the initial weights, the same model on every device; also goes into the masks of dropout.
+    proj_size : int, optional
+        P, less than H: the states h of ``cell="lstm"`` are P numbers, projections ``h_t = W_hr (o tanh(c_t))`` of its
+        units (Sak et al., 2014), and so is what the layer above and the readout are given; c stays H. As in PyTorch.
 
     Attributes
     ----------
@@ -180,6 +183,7 @@ class RNN:
         dtype: str = "float32",
         device: str | Backend = "cpu",
         seed: int = 0,
+        proj_size: int | None = None,
     ) -> None:
         architecture = Architecture.checked(
             input_size=input_size,
@@ -200,6 +204,7 @@ class RNN:
             reverse=reverse,
             dtype=dtype,
             seed=seed,
+            proj_size=proj_size,
         )
         self._be(architecture, resolve(device))
         check_option("init", init, INITIALIZERS)
@@ -255,6 +260,7 @@ class RNN:
     tied = property(lambda self: self.architecture.tied)
     bias = property(lambda self: self.architecture.bias)
     members = property(lambda self: self.architecture.members)
+    proj_size = property(lambda self: self.architecture.proj_size)
     dtype = property(lambda self: self.architecture.dtype)
     dropout = option("dropout")
     recurrent_dropout = option("recurrent_dropout")

@@ -10,7 +10,7 @@ from .calls import Calls
 #: Options that no parameter depends on.
 _OPTIONS = ("dropout", "recurrent_dropout", "output", "readout", "reverse", "time_major", "seed")
 _AS_BUILT = (
-    *("input_size", "hidden_size", "output_size", "num_layers", "bidirectional", "members"),
+    *("input_size", "hidden_size", "output_size", "num_layers", "bidirectional", "members", "proj_size"),
     *("embedding_size", "tied", "bias"),
     *("init", "forget_bias"),
 )

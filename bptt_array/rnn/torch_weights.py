@@ -26,14 +26,13 @@ CELLS_BY_GATES = {1: ("tanh", "relu"), 4: ("lstm",), 3: ("gru",)}
 #: What the weight of the Embedding is called here, which has the same name as that of the Linear.
 _EMBEDDING = "embedding.weight"
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(0|[1-9][0-9]{0,17})(_reverse)?")
+_NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l(0|[1-9][0-9]{0,17})(_reverse)?")
 #: Of a torch.nn.RNNCell, GRUCell or LSTMCell, which has one layer and no number for it.
 _OF_A_CELL = re.compile(r"(?P<where>(.*\.)?)(weight|bias)_(ih|hh)")
 #: Of weights that a module computes from others: by a parametrization, or by what came before those.
 _COMPUTED = re.compile(
     r"(?P<where>(.*\.)?)(parametrizations\.(?P<new>[^.]+)\..+|(?P<old>(weight|bias)(_(ih|hh)_l\d+(_reverse)?)?)_(g|v|u|orig|mask))"
 )
-_PROJECTION = re.compile(r"weight_hr_l[0-9]+(_reverse)?")
 
 
 class Prefixes(NamedTuple):
@@ -89,6 +88,8 @@ def to_state_dict(
                 values += [of["b_h"], bias_hh]
             for part, value in zip(_PARTS, values, strict=False):
                 state[prefixes.recurrent + _name(part, k, side)] = value
+            if "W_hr" in of:
+                state[prefixes.recurrent + _name("weight_hr", k, side)] = of["W_hr"]
     if architecture.output_size is not None:
         W_hy = params["W_emb" if architecture.tied else "W_hy"]
         state |= {f"{prefixes.readout}weight": W_hy, f"{prefixes.readout}bias": params["b_y"]}
@@ -107,7 +108,7 @@ def from_state_dict(
     _check_plain_layers(arrays)
     given = _sorted_out(arrays, prefixes)
     num_layers, directions = given.check_complete()
-    input_size, hidden_size = given.sizes("weight_ih_l0")[1], given.sizes("weight_hh_l0")[1]
+    input_size, (proj_size, hidden_size) = given.sizes("weight_ih_l0")[1], given.sizes_of_state()
     if tied:
         given.check_tied(prefixes)
     embedding_size = None
@@ -125,6 +126,7 @@ def from_state_dict(
         tied=tied,
         bias=given.has_biases,
         dtype=given.arrays["weight_hh_l0"].dtype.name,
+        proj_size=proj_size,
         **options,
     )
     params: dict[str, HostArray] = {}
@@ -160,6 +162,8 @@ class _Given:
         places = {(int(m[2]), m[3] is not None, m[1]) for m in map(_NAME.fullmatch, self.arrays) if m}
         layers, directions = 1 + max(k for k, _, _ in places), 1 + max(side for _, side, _ in places)
         parts = _PARTS if self.has_biases else _PARTS[:2]
+        projected = any(part == "weight_hr" for _, _, part in places)  # in modules made with proj_size
+        parts = (*(_PARTS if self.has_biases else _PARTS[:2]), *(("weight_hr",) if projected else ()))
         # One by one: the first that is missing ends it, however large a number is in a name.
         for k, side, part in ((k, side, part) for k in range(layers) for side in range(directions) for part in parts):
             if (k, bool(side), part) not in places:
@@ -187,6 +191,12 @@ class _Given:
         if len(shape) != 2:
             raise ValueError(f"state_dict[{self.names[name]!r}] has shape {shape}; expected a matrix")
         return int(shape[0]), int(shape[1])
+
+    def sizes_of_state(self) -> tuple[int | None, int]:
+        """P, where the state is a projection, and H."""
+        if "weight_hr_l0" in self.arrays:
+            return self.sizes("weight_hr_l0")
+        return None, self.sizes("weight_hh_l0")[1]
 
     def take(self, name: str, shape: tuple[int, ...]) -> HostArray:
         """The array of this name; zeros where it is a bias that the module was made without."""
@@ -220,14 +230,16 @@ def _of_layer(given: _Given, k: int, side: int, architecture: Architecture) -> d
     if "b_hn" in shapes:
         own["b_h"][-H:] = bias_ih[-H:]
         own["b_hn"] = bias_hh[-H:]
+    if "W_hr" in shapes:
+        own["W_hr"] = given.take(_name("weight_hr", k, side), shapes["W_hr"][lead:])
     return own
 
 
 def _cell(given: _Given, cell: str | None) -> str:
     """The cell by its number of gates, or the one asked for if it has as many."""
-    rows, H = given.sizes("weight_hh_l0")
+    (rows, columns), (_, H) = given.sizes("weight_hh_l0"), given.sizes_of_state()
     names = CELLS_BY_GATES.get(rows // H if H and rows % H == 0 else 0)
-    of_this_shape = f"state_dict[{given.names['weight_hh_l0']!r}] has shape {(rows, H)}"
+    of_this_shape = f"state_dict[{given.names['weight_hh_l0']!r}] has shape {(rows, columns)}"
     if names is None:
         raise ValueError(f"{of_this_shape}; expected (G*H, H) with the G of an RNN (1), a GRU (3) or an LSTM (4)")
     if cell is None:
@@ -317,8 +329,6 @@ def _sorted_out(arrays: Mapping[str, HostArray], prefixes: Prefixes) -> _Given:
             continue
         in_recurrent = name.removeprefix(recurrent_prefix) if name.startswith(recurrent_prefix) else ""
         in_readout = name.removeprefix(readout_prefix) if name.startswith(readout_prefix) else ""
-        if _PROJECTION.fullmatch(in_recurrent):
-            raise ValueError(f"state_dict has {name!r}, of an LSTM with proj_size, which is not in the library")
         known = in_recurrent if _NAME.fullmatch(in_recurrent) else in_readout
         if known is in_readout and known not in ("weight", "bias"):
             raise ValueError(

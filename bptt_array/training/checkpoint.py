@@ -163,7 +163,7 @@ def check_fits(checkpoint: Checkpoint, architecture: Architecture, options: Opti
         expected |= {f"kept[{name!r}]": [shape] * slots for name, shape in shapes.items() if step}
         expected |= {f"updates[{name!r}]": [] for name in shapes if step}
     if step:
-        expected |= {f"state.{name}": [architecture.states_shape(options.batch)] for name in architecture.cell.states}
+        expected |= {f"state.{name}": [shape] for name, shape in architecture.states_shapes(options.batch).items()}
     found = {f"params[{name!r}]": [value] for name, value in checkpoint.params.items()}
     found |= {f"kept[{name!r}]": arrays for name, arrays in checkpoint.kept.items()}
     found |= {f"updates[{name!r}]": [] for name in checkpoint.updates}
