@@ -419,6 +419,21 @@ def test_batches_are_data_and_any_order_of_validation_is_the_same(members):
     np.testing.assert_allclose(history.validation[-1], whole, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("make", "dtype"), backends_and_dtypes())
+def test_batches_go_where_the_network_is(make, dtype):
+    x, target = regression(N=11)
+    data, found = ba.batches(x, target, size=4, lengths=[9, 4, 2, 9, 9, 1, 0, 3, 5, 6, 7]), []
+    for backend in (make(), "cpu"):
+        rnn = network(dtype=dtype, device=backend)
+        found.append(ba.fit(rnn, data, validation=data, optimizer=ba.SGD(0.1), epochs=2, **QUIET))
+    tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    np.testing.assert_allclose(found[0].loss, found[1].loss, rtol=tolerance)
+    np.testing.assert_allclose(found[0].validation, found[1].validation, rtol=tolerance)
+    other = ba.batches(x.swapaxes(0, 1), target.swapaxes(0, 1), time_major=False)
+    with pytest.raises(ValueError, match=r"validation: rnn has time_major=True, and these batches False; expected"):
+        ba.fit(rnn, data, validation=other, **QUIET)
+
+
 def test_a_history_is_drawn():
     pytest.importorskip("matplotlib")
     for more in ({}, {"validation": GOOD}, {"epochs": 1}):
