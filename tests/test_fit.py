@@ -23,6 +23,7 @@ from test_mutants import mutate as mutate
 
 import bptt_array as ba
 from bptt_array.runs import checkpoints
+from bptt_array.runs.held import FolderLostError
 from bptt_array.training import fitting
 from bptt_array.training.divergence import DivergenceError
 
@@ -784,6 +785,20 @@ def test_a_checkpoint_that_means_harm_changes_nothing(field, change, message, tm
         ba.fit(rnn, Shuffled(minibatches()), **given, **QUIET)
     assert_same(params_of(rnn), before)
     assert given["optimizer"].state_dict()["updates"] == {}
+
+
+def test_a_folder_that_is_moved_ends_the_run_and_what_has_its_name_is_left_alone(tmp_path):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move(end):
+        if end.epoch == 3:
+            folder.rename(moved)
+            folder.mkdir()
+
+    with pytest.raises(FolderLostError, match="was moved or removed meanwhile, and another folder has its name now"):
+        run("plain", folder=folder, callbacks=[move])
+    assert list(folder.iterdir()) == []
+    assert_same_end(run("plain", folder=moved), run("plain"))
 
 
 PROGRAM = """
