@@ -23,7 +23,7 @@ def sunspots(series, end, length, horizon, weights):
     data = ba.batches(x[:, :first], target[:first])
     optimizer = ba.AdamW(lr=3e-3)
     ba.fit(rnn, data, optimizer=optimizer, epochs=100, validation=held_out, patience=20, clip=1.0, progress=False)
-    return np.moveaxis(scaling.inverse(rnn(rnn.asarray(x[:, end - length :]))[0]), 1, 0)
+    return scaling.inverse(rnn(rnn.asarray(x[:, end - length :]))[0])
 
 
 def vowels(sequences, labels, tested, weights):

@@ -7,6 +7,7 @@ CrossEntropy(ignore_index=-100, label_smoothing=0.1)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -77,7 +78,7 @@ class CrossEntropy(_Options):
     1.66667
     """
 
-    class_weights: tuple[float, ...] | None = None
+    class_weights: Sequence[float] | np.ndarray[Any, Any] | None = None  # kept as a tuple
     ignore_index: int | None = None
     label_smoothing: float = 0.0
 

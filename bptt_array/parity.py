@@ -12,6 +12,7 @@ from .backend.devices import resolve
 from .backend.portable import Backend
 from .bptt.state import State
 from .checks import said
+from .losses import CrossEntropy, Huber
 from .rnn.rnn import RNN
 
 T, N, I, H, O = 40, 6, 5, 32, 7  # noqa: E741
@@ -48,6 +49,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         False,
     ),
     "tokens, cross-entropy": ({"output": "softmax"}, {"loss": "cross_entropy"}, True),
+    "tokens, classes that are ignored or weigh": (
+        {"output": "softmax"},
+        {"loss": CrossEntropy(range(O), ignore_index=0, label_smoothing=0.1), "lengths": True},
+        True,
+    ),
+    "weighted mean, Huber's loss": ({}, {"loss": Huber(0.5), "weights": True, "reduction": "weighted_mean"}, False),
     "lengths, binary cross-entropy": ({"output": "sigmoid"}, {"loss": "binary_cross_entropy", "lengths": True}, False),
     "truncated, mse of softmax": ({"output": "softmax"}, {"loss": "mse", "truncate": 18}, False),
     "lengths, last step, mse of sigmoid": (
@@ -155,12 +162,14 @@ def _run(case: str, backend: Backend, dtype: str, rounded_to: str) -> dict[str, 
 
     state, y_shape = draw_state(), architecture.outputs_shape(T, N)
     dy, dstate = draw(*y_shape), draw_state()
-    if options["loss"] == "cross_entropy":
+    if options["loss"] == "cross_entropy" or isinstance(options["loss"], CrossEntropy):
         target = rnn.asarray(rng.integers(0, O, y_shape[:-1]))
     else:
         target = rnn.asarray(rng.random(y_shape).astype(rounded_to))
     if options.pop("lengths", False):
         options["lengths"] = [T, 0, 1, T // 2, T - 1, 3]
+    if options.pop("weights", False):
+        options["weights"] = rnn.asarray(rng.random(y_shape[:-1]).astype(rounded_to))
     given_to_both = {name: options[name] for name in ("lengths", "dropout_seed") if name in options}
 
     loss, grads, final = rnn.loss_and_grad(x, target, state=state, input_grad=not tokens, **options)

@@ -36,6 +36,7 @@ class Case:
     embedding: int | None = None  # of tokens, in front of the first layer
     tied: bool = False
     bias: bool = True
+    reverse: bool = False
     lengths: tuple[int, ...] | None = None
     weights: bool = False
     reduction: str = "mean"
@@ -71,17 +72,8 @@ class Case:
 
     @property
     def network(self):
-        names = (
-            "bidirectional",
-            "members",
-            "dropout",
-            "recurrent_dropout",
-            "output",
-            "readout",
-            "init",
-            "tied",
-            "bias",
-        )
+        names = ("bidirectional", "reverse", "bias", "members", "dropout", "recurrent_dropout")
+        names += ("output", "readout", "init", "tied")
         return {name: getattr(self, name) for name in names} | {
             "cell": CUSTOM_CELLS.get(self.cell, self.cell),
             "input_size": self.I,
@@ -98,7 +90,7 @@ class Case:
 
     @property
     def reference_options(self):
-        names = ("cell", "layers", "bidirectional", "output", "readout", "lengths", "truncate")
+        names = ("cell", "layers", "bidirectional", "reverse", "output", "readout", "lengths", "truncate")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -116,7 +108,8 @@ class Case:
         """The weights of classes, one of them 0."""
         if not self.class_weights:
             return None
-        return tuple(np.random.default_rng(self.seed + 1).permutation(np.arange(self.outputs) / 2))
+        rng = np.random.default_rng(self.seed + 1)
+        return tuple((rng.random(self.outputs) + 0.5) * (rng.permutation(self.outputs) > 0))
 
     @property
     def loss_options(self):
@@ -167,6 +160,9 @@ CASES = [
     Case(**SOFTMAX, smoothing=0.3, class_weights=True, weights=True, reduction="weighted_mean"),
     Case(**SOFTMAX | {"target": "probabilities"}, smoothing=0.2, class_weights=True),
     Case(weights=True, reduction="weighted_mean"),
+    Case(weights=True, reduction="weighted_mean", parts=2),
+    Case(**SOFTMAX, ignored=-100, class_weights=True, lengths=LENGTHS, parts=3),
+    Case(reduction="weighted_mean", truncate=3),
     Case(weights=True, reduction="weighted_mean", lengths=LENGTHS, readout="last", loss="cubic"),
     Case(weights=True, reduction="weighted_mean", lengths=(0, 0, 0, 0)),
     Case(reduction="sum"),
@@ -300,6 +296,21 @@ WITHOUT_BIAS = [
     Case(bias=False, tokens=True, embedding=5, tied=True, I=4, cell="relu"),
     Case(bias=False, cell="gru", T=30, budget=0.3, output_size=False),
 ]
+REVERSED = [
+    Case(reverse=True),
+    Case(reverse=True, segment=100, state=False),
+    Case(reverse=True, cell="lstm", layers=2, lengths=LENGTHS, weights=True),
+    Case(reverse=True, cell="gru", readout="last", lengths=LENGTHS, output="softmax"),
+    Case(reverse=True, layers=2, dropout=0.4, recurrent_dropout=0.3, lengths=LENGTHS),
+    Case(
+        reverse=True, members=2, lengths=LENGTHS, output="softmax", loss="cross_entropy", target="classes", tokens=True
+    ),
+    Case(reverse=True, members=2, shared=False, cell="lstm", lengths=LENGTHS, parts=2),
+    Case(reverse=True, tokens=True, embedding=4, bias=False, lengths=LENGTHS, loss="cubic", output="tanh"),
+    Case(reverse=True, T=30, budget=0.1, cell="gru", layers=2, lengths=(30, 0, 4, 21)),
+    Case(reverse=True, T=30, budget=0.0, weights=True, parts=3),
+    Case(reverse=True, T=45, segment=30, backward="parallel", lengths=(45, 0, 4, 31)),
+]
 TRUNCATED = [
     Case(truncate=3),
     Case(truncate=1),
@@ -362,7 +373,8 @@ def any_case(draw_):
         lengths=draw_(lengths),
         weights=draw_(st.booleans()),
         reduction=draw_(st.sampled_from(["mean", "sum", "weighted_mean"])),
-        truncate=None if bidirectional else draw_(st.none() | st.integers(1, T + 1)),
+        reverse=(reverse := not bidirectional and draw_(st.booleans())),
+        truncate=None if bidirectional or reverse else draw_(st.none() | st.integers(1, T + 1)),
         budget=draw_(st.none() | st.floats(0, 1.1)),
         state=draw_(st.booleans()),
         segment=draw_(st.integers(1, T)),

@@ -11,7 +11,20 @@ import traceback
 from pathlib import Path
 
 import numpy as np
-from cases import CASES, DROPPED, EMBEDDED, GATED, LENGTHS, SCHEDULED, SOFTMAX, STACKED, TRUNCATED, WITHOUT_BIAS, Case
+from cases import (
+    CASES,
+    DROPPED,
+    EMBEDDED,
+    GATED,
+    LENGTHS,
+    REVERSED,
+    SCHEDULED,
+    SOFTMAX,
+    STACKED,
+    TRUNCATED,
+    WITHOUT_BIAS,
+    Case,
+)
 from communication import Counting
 from shares import assert_near, assert_rows, bound, whole_and_parts
 
@@ -77,6 +90,7 @@ def cases(ranks):
         *DROPPED,
         *EMBEDDED,
         *WITHOUT_BIAS,
+        *REVERSED,
         *TRUNCATED,
         *SCHEDULED[:4],
         SCHEDULED[5],

@@ -81,6 +81,7 @@ def forward(
     cell="tanh",
     layers=1,
     bidirectional=False,
+    reverse=False,
     output="identity",
     readout="every",
     lengths=None,
@@ -104,14 +105,14 @@ def forward(
         ends = []
         for k in range(layers):
             if masks and masks["between"][k] is not None:
-                below = [a * masks["between"][k][t, n] for t, a in enumerate(below)]
+                below = [a * masks["between"][k][valid - 1 - t if reverse else t, n] for t, a in enumerate(below)]
             above = []
             for d in range(1 + bidirectional):
                 names = [name for name in params if name.startswith(f"l{k}.")]
                 W = {name.partition(".")[2]: params[name][d] if bidirectional else params[name] for name in names}
                 mask = masks["recurrent"][k][d, n] if masks and masks["recurrent"][k] is not None else 1.0
                 h, c, hs = h_0[k, d, n], c_0[k, d, n], {}
-                for t in reversed(range(valid)) if d else range(valid):
+                for t in reversed(range(valid)) if d or reverse else range(valid):
                     if truncate is not None and t and t % truncate == 0:
                         h, c = (stop_gradient(h), stop_gradient(c)) if frozen is None else frozen[n, k, t]
                         starts[n, k, t] = h, c

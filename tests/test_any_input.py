@@ -472,6 +472,7 @@ NETWORKS = [
     {"cell": "relu", "members": 2, "dtype": "float64", "time_major": False},
     {"cell": "lstm", "bidirectional": True, "readout": "last"},
     {"embedding_size": 3, "output": "softmax", "bias": False},
+    {"reverse": True, "time_major": False},
     {"device": "strict"},
     {"output": "softmax", "members": 2, "time_major": False, "device": "strict"},
     {"cell": "lstm", "readout": "last", "output": "sigmoid", "device": "strict"},
@@ -765,6 +766,15 @@ memories = one_of(
 backwards = one_of("sequential", "auto", "parallel", "fast", "")
 
 
+#: Losses with options, which may not go with the output, the number of classes or the target.
+OPTIONS = [
+    ba.losses.Huber(0.5),
+    ba.losses.CrossEntropy(ignore_index=-1, label_smoothing=0.1),
+    ba.losses.CrossEntropy([1.0, 2.0]),
+    ba.losses.CrossEntropy,
+]
+
+
 @st.composite
 def loss_calls(draw):
     """``loss_and_grad`` and ``loss``."""
@@ -783,7 +793,7 @@ def loss_calls(draw):
     }
     wrong |= {
         "target": arrays_like(target, rnn),
-        "loss": one_of("mse", "cross_entropy", "binary_cross_entropy", "MSE", *LOSSES.values()).filter(is_ours),
+        "loss": one_of("mse", "mae", "cross_entropy", "MSE", *OPTIONS, *LOSSES.values()).filter(is_ours),
         "weights": arrays_like(right.weights(), rnn) | st.just(there(rnn, right.weights())),
         "reduction": one_of("mean", "sum", "max"),
     }
@@ -827,6 +837,7 @@ def constructions(draw):
         "embedding_size": sizes | st.none(),
         "tied": flags,
         "bias": flags,
+        "reverse": flags,
         "dropout": reals,
         "recurrent_dropout": reals,
         "output": one_of("identity", "softmax", "sigmoid", "tanh", "relu"),

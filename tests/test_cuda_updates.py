@@ -146,6 +146,28 @@ def test_each_dtype_is_a_launch_and_so_is_each_age_of_adam(device, make):
     close(here(ours), joined, "float32")
 
 
+@needs_counters
+@on_cuda
+@each_dtype
+def test_what_does_not_decay_is_a_launch_of_its_own(device, dtype):
+    host, (same, optimizer) = arrays_of(SHAPES, dtype), (ba.AdamW(1e-2, weight_decay=0.5) for _ in range(2))
+    same.no_decay = optimizer.no_decay = ("p1", "p3", "p4")
+    ours, grads = there(device, host), arrays_of(SHAPES, dtype, 1)
+    theirs, schedule = there(device, grads), ba.lr_schedules.warm_up(3)
+    steps = iter(range(3))
+
+    def update():
+        optimizer.lr = 1e-2 * schedule(next(steps))
+        optimizer.update(ours, theirs)
+
+    launches, _ = counted(update)
+    assert launches == 2
+    for step in range(3):
+        same.lr = 1e-2 * schedule(step)
+        same.update(host, grads)
+    close(here(ours), host, dtype)
+
+
 @on_cuda
 @each_dtype
 @each_optimizer

@@ -14,7 +14,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import backends_and_dtypes, needs_torch
+from conftest import backends_and_dtypes, cuda, needs_torch
 
 import bptt_array as ba
 from bptt_array.backend import NumpyBackend
@@ -487,6 +487,17 @@ def test_a_configuration_is_plain_and_comes_back_to_the_bit(values, one):
     assert other != scaling
 
 
+@pytest.mark.parametrize("device", cuda)
+def test_on_cuda_the_host_does_not_wait_for_a_standardization(device):
+    gpuemu = pytest.importorskip("gpuemu", reason="counts on the emulated device only")
+    x = ba.RNN(3, 4, device=device).asarray(np.ones((5, 2, 3)))
+    scaling = ba.Standardization([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    scaling.inverse(scaling(x, [5, 2]))
+    with gpuemu.count() as c:
+        scaling.inverse(scaling(x, [5, 2]))
+    assert c.syncs == c.implicit_syncs == c.d2h == 0
+
+
 def test_it_goes_along_with_a_model(tmp_path):
     scaling = ba.Standardization.of(np.random.default_rng(0).standard_normal((50, 3)) * 7 + 1)
     ba.RNN(3, 4).save(tmp_path / "model", {"scaling": scaling.config})
@@ -587,6 +598,9 @@ def slow():
 def test_a_thread_is_one_batch_ahead_and_ends_with_the_epoch(slow):
     data = a_classification().to(ba.RNN(3, 4, 2, device=slow))
     uploads = slow.uploads
+    on_the_cpu = a_classification().to(ba.RNN(3, 4)).epoch(0)
+    next(on_the_cpu)
+    assert not readers()
     epoch = data.epoch(0)
     assert not uploads.threads  # until the first is asked for
     for k, (batch, expected) in enumerate(zip(epoch, a_classification().epoch(0), strict=True)):
@@ -613,6 +627,24 @@ def test_an_abandoned_epoch_leaves_no_thread(slow, how):
     del epoch
     assert not readers()
     assert slow.uploads.calls == ([] if how == "never begun" else ["begin", "begin", "end", "abandon"])
+
+
+def test_of_an_array_a_number_that_is_too_large_is_found_too():
+    x = np.ones((4, 6, 2))
+    x[3, 5, 1], x[3, 0] = 1e300, 1e300  # of which one is past the end
+    data = ba.batches(x, lengths=[3, 4, 4, 4, 4, 4], size=3)
+    with pytest.raises(ValueError, match=r"x\[:, 5\]\[3, 1\]=1e\+300 does not fit in float32"):
+        list(data)
+    assert len(list(ba.batches(x, dtype="float64"))) == 1
+
+
+def test_batches_stay_as_they_were_made():
+    data = a_classification()
+    for name in ("size", "options", "N", "_next"):
+        with pytest.raises(AttributeError, match=r"make others with ba\.batches\(\.\.\.\)"):
+            setattr(data, name, 3)
+    next(iter(data))
+    assert np.array_equal(next(iter(data.shared_by(OneProcess()))).x, next(data.epoch(0)).x)  # from the first epoch on
 
 
 def test_an_error_while_a_batch_is_read_reaches_who_asks_for_it(slow):

@@ -17,6 +17,7 @@ from cases import (
     EMBEDDED,
     GATED,
     LENGTHS,
+    REVERSED,
     SCHEDULED,
     STACKED,
     TRUNCATED,
@@ -39,7 +40,7 @@ PROGRAM = mpi.TESTS / "on_ranks.py"
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES, *GATED, *STACKED, *DROPPED, *EMBEDDED, *WITHOUT_BIAS, *TRUNCATED, *SCHEDULED], ids=str
+    "case", [*CASES, *GATED, *STACKED, *DROPPED, *EMBEDDED, *WITHOUT_BIAS, *REVERSED, *TRUNCATED, *SCHEDULED], ids=str
 )
 def test_the_gradient_of_a_batch_is_the_weighted_sum_of_those_of_its_parts(case):
     check_parts(ba, case)

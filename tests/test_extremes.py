@@ -123,6 +123,19 @@ def test_zero_times_the_logarithm_of_zero_is_zero(make_backend, dtype, loss):
 
 
 @EVERYWHERE
+def test_a_class_that_cannot_be_and_weighs_nothing_costs_nothing(make_backend, dtype):
+    """0 log 0 = 0 for class weights too, also where a class has its part by smoothing."""
+    rnn = ba.RNN(1, 2, 3, output="softmax", device=make_backend(), dtype=dtype)
+    rnn.params["b_y"] = rnn.asarray([-np.inf, 0, 1])
+    x, loss = rnn.asarray(np.full((3, 2, 1), 0.5)), ba.losses.CrossEntropy([0, 1, 2], label_smoothing=0.3)
+    for target in (np.array([[0, 1], [2, 1], [0, 2]]), rnn.asarray(np.full((3, 2, 3), 1 / 3))):
+        found, grads, _ = rnn.loss_and_grad(x, target, loss)
+        for array in (found, *grads.params.values()):
+            assert np.isfinite(rnn.backend.to_host(array)).all()
+    assert float(rnn.loss(x, target, ba.losses.CrossEntropy(label_smoothing=0.3))[0]) == np.inf
+
+
+@EVERYWHERE
 def test_a_sure_and_right_output_has_the_small_loss_that_is_its(make_backend, dtype):
     """Nothing cancels: log(1 + exp(-v)), where softplus(v) - v would be 0."""
     rnn = ba.RNN(1, 1, 1, output="sigmoid", device=make_backend(), dtype=dtype)

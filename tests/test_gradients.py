@@ -12,6 +12,7 @@ from cases import (
     DROPPED,
     EMBEDDED,
     GATED,
+    REVERSED,
     SCHEDULED,
     STACKED,
     TRUNCATED,
@@ -38,7 +39,7 @@ from hypothesis import given, settings
 
 import bptt_array as ba
 
-ALL = CASES + GATED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + SCHEDULED
+ALL = CASES + GATED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + REVERSED + SCHEDULED
 
 
 @pytest.mark.parametrize("case", ALL + TRUNCATED, ids=str)

@@ -25,6 +25,7 @@ from bptt_array.equations.losses import LOSSES
 from bptt_array.equations.objective import LossOfRows
 from bptt_array.kernels.layouts import Device, Work, best, microseconds
 from bptt_array.kernels.segments import Kernels
+from bptt_array.losses import CrossEntropy
 from bptt_array.rnn.cells import CELLS
 
 OF_USERS = {"update gate": cell_of_the_page()(), "peephole": Peephole()}
@@ -158,11 +159,21 @@ def other_texts(real):
         optimizer = make()
         numbers = optimizer._numbers("", ba.backend.NumpyBackend(), np.dtype(dtype), 1)
         yield "over", cuda_updates.kernel_text(optimizer._equation(), real, 2 + optimizer.slots, len(numbers))
-    rows = (("mse", "identity", 1), ("cross_entropy", "softmax", 32), ("binary_cross_entropy", "sigmoid", 128))
+    rows = (
+        ("mse", "identity", 1),
+        ("cross_entropy", "softmax", 32),
+        ("binary_cross_entropy", "sigmoid", 128),
+        ("mae", "tanh", 4),
+        ("huber", "identity", 8),
+    )
     for loss, output, lanes in rows:
         kinds = ["entry", "entry", "class" if LOSSES[loss].takes_classes else "entry", "row", "number"]
         function = LossOfRows(LOSSES[loss], OUTPUT_ACTIVATIONS[output], 0.5)
         yield "bptt_rows", cuda_rows.source(function, kinds, 3, real, lanes)[0]
+    loss, g = CrossEntropy([1, 2], None, 0.1).equation(2), OUTPUT_ACTIVATIONS["softmax"]
+    for kind, lanes in (("class", 32), ("entry", 128)):
+        kinds = ["entry", "entry", kind, "row", "number", "entry"]
+        yield "bptt_rows", cuda_rows.source(LossOfRows(loss, g, 0.5, True), kinds, 3, real, lanes)[0]
 
 
 @needs_nvrtc

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import CASES, DROPPED, EMBEDDED, GATED, STACKED, WITHOUT_BIAS, Case, any_case, draw, make
+from cases import CASES, DROPPED, EMBEDDED, GATED, REVERSED, STACKED, WITHOUT_BIAS, Case, any_case, draw, make
 from gradients import check_explosion_in_the_padding, check_padding, check_weights_of_zero
 from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt_array as ba
 
-PADDED = [case for case in CASES + GATED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS if case.lengths]
+PADDED = [case for case in CASES + GATED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + REVERSED if case.lengths]
 
 
 @pytest.mark.parametrize("case", PADDED, ids=str)

@@ -163,14 +163,14 @@ DOCUMENTED = (
     *("diagnostics.jacobian", "diagnostics.jacobian_norms", "diagnostics.singular_values"),
     *("diagnostics.lyapunov_exponents", "diagnostics.saturation", "parity.compare_devices"),
     *("distributed.communicator", "distributed.Communicator", "distributed.OneProcess", "distributed.Reduced"),
-    *("distributed.RanksError", "cli.main"),
+    *("distributed.RanksError", "cli.main", "data.Batches"),
 )
 
 
 def test_every_documented_name_is_there_and_what_is_rarely_used_is_not_imported_before():
     code = (
         "import sys, operator, bptt_array as ba\n"
-        "names = ('diagnostics', 'distributed', 'parity', 'plots', 'training', 'runs', 'serialization')\n"
+        "names = ('data', 'diagnostics', 'distributed', 'parity', 'plots', 'training', 'runs', 'serialization')\n"
         "loaded = {'cupy', 'matplotlib', *(f'bptt_array.{name}' for name in names)} & {*sys.modules}\n"
         "assert not loaded, loaded\n"
         "for name in (*dir(ba), *sys.argv[1:]):\n"

@@ -11,7 +11,18 @@ from math import comb
 
 import numpy as np
 import pytest
-from cases import Case, any_case, backward_options, draw, flat_gradients, make, options, plan_options, smallest_budget
+from cases import (
+    SOFTMAX,
+    Case,
+    any_case,
+    backward_options,
+    draw,
+    flat_gradients,
+    make,
+    options,
+    plan_options,
+    smallest_budget,
+)
 from cells_of_users import CELLS_OF_USERS
 from conftest import backends_and_dtypes, examples
 from gradients import check_two_periods
@@ -349,6 +360,8 @@ BUDGETED = [
     Case(T=40, cell="relu", weights=True, lengths=(40, 0, 17, 3)),
     Case(T=40, cell="lstm", layers=2, dropout=0.3, recurrent_dropout=0.3, lengths=(40, 0, 17, 3)),
     Case(T=40, cell="gru", tokens=True, output="softmax", loss="cross_entropy", target="classes"),
+    Case(T=40, **SOFTMAX, ignored=-100, class_weights=True, smoothing=0.2, lengths=(40, 0, 17, 3)),
+    Case(T=40, weights=True, reduction="weighted_mean", cell="gru"),
     Case(T=40, readout="last", lengths=(40, 0, 17, 3)),
     Case(T=40, members=2, layers=2),
     Case(T=40, truncate=13),
@@ -411,6 +424,7 @@ def test_a_budget_gives_the_same_bits_in_the_same_segments(dtype):
     assert all(np.array_equal(found.params[name], expected.params[name]) for name in expected.params)
 
 
+SMOOTHED = ba.losses.CrossEntropy(range(24), label_smoothing=0.1)
 KINDS = [
     {},
     {"cell": "relu", "call": {"input_grad": True}},
@@ -424,9 +438,15 @@ KINDS = [
     {"output": "softmax", "call": {"loss": "cross_entropy"}, "tokens": "int64"},
     {"tokens": "int64", "embedding_size": 40},
     {"cell": "gru", "bias": False, "lengths": True},
+    {"reverse": True, "cell": "lstm", "lengths": True},
+    {"reverse": True, "call": {"input_grad": True}, "unordered": "transposed", "weights": True},
     {"tokens": "int64", "embedding_size": 64, "members": 3, "cell": "gru", "lengths": True},
     {"tokens": "int64", "embedding_size": 48, "tied": True, "cell": "lstm", "num_layers": 2},
     {"output": "sigmoid", "call": {"loss": "binary_cross_entropy"}, "weights": True},
+    {"output": "softmax", "call": {"loss": ba.losses.CrossEntropy(ignore_index=-1)}, "classes": True},
+    {"output": "softmax", "call": {"loss": SMOOTHED}, "weights": True},
+    {"call": {"loss": "huber", "reduction": "weighted_mean"}, "weights": True},
+    {"call": {"loss": "mae"}, "lengths": True},
     {"readout": "last", "lengths": True},
     {"call": {"truncate": 100}},
     {"call": {"truncate": (50, 120)}},
@@ -441,6 +461,7 @@ KINDS = [
 def call_of(kind, T, N, I, H, O):  # noqa: E741
     """A network, a step of it, ``(**more) -> None``, and a function from a budget to its plan."""
     kind = dict(kind)
+    classes = kind.pop("classes", False)
     call, tokens, unordered = kind.pop("call", {}), kind.pop("tokens", False), kind.pop("unordered", None)
     with_lengths, with_weights = kind.pop("lengths", False), kind.pop("weights", False)
     O = I if kind.get("tied") else O  # noqa: E741
@@ -452,7 +473,7 @@ def call_of(kind, T, N, I, H, O):  # noqa: E741
     elif unordered:
         x = x.astype(x.dtype.newbyteorder())
     lead_y = lead if rnn.readout == "every" else (N,)
-    target = rng.random((*lead_y, O)).astype("float32")
+    target = rng.integers(-1, O, lead_y) if classes else rng.random((*lead_y, O)).astype("float32")
     call = call | {
         "lengths": rng.integers(0, T + 1, N) if with_lengths else None,
         "weights": rng.random(lead_y).astype("float32") if with_weights else None,
@@ -483,7 +504,8 @@ def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
             tracemalloc.stop()
         assert max(peaks) <= 1.05 * memory
         arrays = plan.peak - counting.OBJECTS_BYTES  # Python's own are there before, in a process that has done much
-        assert peaks[0] >= 0.6 * arrays  # or the figure means nothing
+        # Or the figure means nothing. Counted are targets that are probabilities, which take more than classes.
+        assert peaks[0] >= (0.5 if kind.get("classes") else 0.6) * arrays
 
 
 WIDE = (60, 2, 5000, 64, 1), {"cell": "lstm", "call": {"truncate": 1}}
@@ -549,6 +571,12 @@ TERMS = {
         "0",
     ),
     "dx": ((1000, 8, 100, 4, 1), {"call": {"input_grad": True, "truncate": 10}}, "count += dx if", "count += 0 if"),
+    "x from the end": (
+        (200, 20, 200, 4, 1),
+        {"reverse": True},
+        "work = replace(work, copied=True)",
+        "pass",
+    ),
     "dx turned": (
         (1000, 8, 100, 4, 1),
         {"time_major": False, "call": {"input_grad": True, "truncate": 10}},
@@ -644,7 +672,7 @@ TERMS = {
     ),
     "outputs and their derivatives": ((200, 20, 1, 4, 200), {}, "else known.arrays", "else 0"),
     "g and g'": ((200, 20, 1, 4, 200), {"output": "tanh"}, "arrays += 3 * (", "arrays += 0 * ("),
-    "weights": ((200, 20, 1, 4, 200), {"weights": True}, "arrays += 2 * weighted", "pass"),
+    "weights": ((200, 20, 1, 4, 200), {"weights": True}, "arrays += weighted", "pass"),
     "weights of padding": (
         (200, 20, 1, 4, 200),
         {"lengths": True},
@@ -828,7 +856,7 @@ def test_any_call_within_a_budget_keeps_to_it(case, data):
         I=data.draw(st.sampled_from([1, 30])),
         segment=data.draw(st.sampled_from([1, 10, 100])),
         lengths=data.draw(lengths),
-        truncate=None if case.bidirectional else data.draw(periods),
+        truncate=None if case.bidirectional or case.reverse else data.draw(periods),
         budget=data.draw(st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])),
     )
     case = replace(case, O=case.I, embedding=case.H * case.directions) if case.tied else case

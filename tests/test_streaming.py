@@ -310,6 +310,7 @@ def test_tensors_of_autograd_and_of_other_devices_are_refused_in_every_step():
     ("more", "arguments", "kind", "message"),
     [
         ({"bidirectional": True}, {}, ValueError, r"bidirectional=True, but a stream has no end to read from; call rnn\(x\)"),
+        ({"reverse": True}, {}, ValueError, r"reverse=True, but a stream has no end to read from; call rnn\(x\)"),
         ({}, {"N": 0}, ValueError, "N=0 is too small; expected a whole number of at least 1"),
         ({}, {"N": 2.0}, TypeError, r"N=2\.0 is a float"),
         ({}, {"state": normal(1, 1, 4, 8)}, TypeError, r"state is a ndarray; expected bptt_array\.State\(h=…\)"),

@@ -187,13 +187,20 @@ def test_one_is_taken_from_the_entry_of_each_class(shape):
         assert np.array_equal(found, p - np.eye(7)[classes])
 
 
-def test_no_array_of_a_loss_has_the_size_of_one_hot_classes():
+@pytest.mark.parametrize(
+    "loss",
+    ["cross_entropy", ba.losses.CrossEntropy(ignore_index=-100), ba.losses.CrossEntropy(range(5000), -100, 0.1)],
+    ids=str,
+)
+def test_no_array_of_a_loss_has_the_size_of_one_hot_classes(loss):
     T, N, O = 20, 10, 5000  # noqa: E741
     rng, rnn = np.random.default_rng(0), ba.RNN(3, 4, O, output="softmax")
     x, classes = rng.standard_normal((T, N, 3)).astype("float32"), rng.integers(0, O, (T, N))
-    rnn.loss_and_grad(x, classes, "cross_entropy")
+    if loss != "cross_entropy":
+        classes[5:, 2] = -100
+    rnn.loss_and_grad(x, classes, loss)
     tracemalloc.start()
-    rnn.loss_and_grad(x, classes, "cross_entropy")
+    rnn.loss_and_grad(x, classes, loss)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2.5 * 4 * T * N * O  # v, and what becomes dL/dv

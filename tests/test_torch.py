@@ -592,6 +592,7 @@ NETWORKS = [
     {"cell": "gru", "members": 2},
     {"cell": "lstm", "num_layers": 2, "bidirectional": True, "members": 2, "dropout": 0.5, "recurrent_dropout": 0.5},
     {"embedding_size": 4},
+    {"cell": "lstm", "reverse": True, "members": 2},
     {"cell": "gru", "bias": False, "bidirectional": True},
     {"embedding_size": 2 * H, "tied": True, "bidirectional": True, "members": 2},
 ]
@@ -614,7 +615,7 @@ def test_a_whole_training_step_runs_on_the_meta_device(network, readout, tokens,
     x = np.zeros(lead, dtype="int64") if tokens else np.zeros((*lead, I), dtype="float32")
     target = np.zeros(lead if readout == "every" else 3, dtype="int64")
     optimizer, state = ba.Adam(), None
-    truncate = None if rnn.bidirectional else 3
+    truncate = None if rnn.bidirectional or rnn.reverse else 3
     for step in range(2):
         loss, grads, state = rnn.loss_and_grad(
             x,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.portable import Array, Backend
-from .padding import Padding
+from .padding import Feed, Padding
 from .state import State
 
 States = tuple[Array, ...]
@@ -29,6 +29,9 @@ class Batch:
         None where every sequence has T steps.
     reset : (N,) bool on the device, or None
         Sequences that begin anew: their initial states are zero whatever the caller's are.
+    reverse : bool
+        Sequences are read from their ends. The steps of a pass are those of reading: what the caller has in the order
+        of time comes in by :meth:`feed`, and goes out by :func:`bptt_array.bptt.directions.in_time`.
     """
 
     backend: Backend
@@ -41,6 +44,11 @@ class Batch:
     initial: list[States]
     padding: Padding | None
     reset: Array | None = None
+    reverse: bool = False
+
+    def feed(self, array: Array, *, features: bool) -> Feed:
+        """A time-major array of the caller, ``(T, ..., N, F)`` or without F, in the order in which steps are read."""
+        return Feed(self.backend, array, self.padding, features=features, reverse=self.reverse)
 
     @property
     def lengths(self) -> np.ndarray[Any, Any] | None:

@@ -39,13 +39,12 @@ class LossAtEveryStep(_SumOfLosses):
 
     def __init__(self, objective: Objective, target: Array, weights: Array | None, batch: Batch, grads: Sums) -> None:
         super().__init__(batch, grads)
-        backend, padding = objective.readout.backend, batch.padding
         self.objective = objective
         self.batch = batch
         # classes: as many axes as the weights, and no features
         features = target.ndim > 2 + (batch.members is not None)
-        self.target = Feed(backend, target, padding, features=features)
-        self.weights = None if weights is None else Feed(backend, weights, padding, features=False)
+        self.target = batch.feed(target, features=features)
+        self.weights = None if weights is None else batch.feed(weights, features=False)
         self.grads = grads
 
     def add_loss(self, start: int, stop: int, h: Array, last: Array) -> Array:

@@ -1,4 +1,7 @@
-"""Two directions in one loop: the second reads every sequence from its end.
+"""Reading from the end: one direction alone, or the second of two in one loop.
+
+A network whose one direction reads from the end is fed that way, and so is what its outputs are compared with
+(:meth:`Batch.feed`): its steps are those of reading. What comes out of it is turned around in the end.
 
 A layer with two directions is one stacked layer, with an axis of 2 before N. Its second half is fed the valid part of
 every sequence back to front, padding stays behind it, and what it gives is turned around again: the same gather
@@ -7,24 +10,19 @@ each way, since turning twice changes nothing, and backward too, since a gather 
 
 from __future__ import annotations
 
-import math
-
 from ..backend.portable import Array, Backend
 from .padding import Padding
 
 
 def reverse(backend: Backend, a: Array, padding: Padding | None) -> Array:
     """``a (T, ..., N, F)`` with the valid part of every sequence back to front."""
-    xp = backend.xp
-    if padding is None:
-        return xp.flip(a, axis=0)
-    T, *lead, N, F = a.shape
-    between = xp.reshape(backend.arange(math.prod(lead)), (*lead, 1))  # which row of N, ...
-    index = xp.reshape(padding.reversed_steps(T), (T, *(1,) * len(lead), N)) * math.prod(lead) + between
-    index = index * N + backend.arange(N)  # ... and which of its sequences
-    turned = backend.empty(a.shape, a.dtype)
-    backend.take_rows_(turned, xp.reshape(a, (-1, F)), index)
-    return turned
+    return backend.xp.flip(a, axis=0) if padding is None else padding.turned(a, 0, a.shape[0])
+
+
+def in_time(backend: Backend, a: Array, padding: Padding | None) -> Array:
+    """What a network that reads from the end has of every step it reads, ``(T, ..., N, F)``, in the order of time."""
+    turned = reverse(backend, a, padding)
+    return backend.copy(turned) if padding is None else turned
 
 
 def both(backend: Backend, x: Array, padding: Padding | None) -> Array:

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_numpy_array
 
 from ..backend.arrays import is_integer
 from ..backend.portable import Array, Backend
@@ -97,11 +98,33 @@ class Padding:
         nonempty = xp.reshape(self._lengths > 0, (-1, 1) if features else (-1,))
         return xp.where(nonempty, a, self.backend.zeros((1,) * a.ndim, a.dtype))
 
-    def reversed_steps(self, T: int) -> Array:
-        """(T, N) integers: the step that comes t-th when the valid part of a sequence is read back to front."""
-        steps = self.backend.arange(T)[:, None]
+    def reversed_steps(self, start: int, stop: int) -> Array:
+        """(S, N) integers: the steps that come from ``start`` to ``stop`` when the valid part of a sequence is read
+        back to front; past its end they stay where they are.
+        """
+        steps = self.backend.arange(stop - start)[:, None] + start
         turned = self._lengths[None, :] - 1 - steps
         return self.backend.xp.where(turned >= 0, turned, steps)
+
+    def turned(self, a: Array, start: int, stop: int) -> Array:
+        """Those steps of ``a (T, ..., N, F)``, as a new array."""
+        xp, backend, (_, *lead, N, F) = self.backend.xp, self.backend, a.shape
+        steps, between = self.reversed_steps(start, stop), backend.arange(math.prod(lead))
+        index = xp.reshape(steps, (stop - start, *(1,) * len(lead), N)) * math.prod(lead)
+        index = index + xp.reshape(between, (*lead, 1))  # which row of N, ...
+        index = index * N + backend.arange(N)  # ... and which of its sequences
+        result = backend.empty((stop - start, *lead, N, F), a.dtype)
+        backend.take_rows_(result, xp.reshape(a, (-1, F)), index)
+        return result
+
+    def turned_on_host(self, a: np.ndarray[Any, Any], start: int, stop: int) -> np.ndarray[Any, Any]:
+        """The same of a NumPy array, in whatever order its axes are: nothing else of it is copied."""
+        steps = np.arange(start, stop)[:, None]
+        turned = self.lengths - 1 - steps
+        _, *lead, N, _ = a.shape
+        there = np.where(turned >= 0, turned, steps).reshape(stop - start, *(1,) * len(lead), N)
+        result: np.ndarray[Any, Any] = a[there, *np.ix_(*map(np.arange, (*lead, N)))]
+        return result
 
 
 class Feed:
@@ -113,19 +136,35 @@ class Feed:
     Parameters
     ----------
     array : (T, ..., N, F); without ``features`` (T, ..., N)
+    reverse : bool
+        Steps are counted from the end of every sequence.
     """
 
-    def __init__(self, backend: Backend, array: Array, padding: Padding | None, *, features: bool) -> None:
+    def __init__(
+        self, backend: Backend, array: Array, padding: Padding | None, *, features: bool, reverse: bool = False
+    ) -> None:
         self.backend = backend
         self.array = array
         self.padding = padding
         self.features = features
+        self.reverse = reverse
         self.integral = is_integer(array)
 
     def __call__(self, start: int, stop: int) -> Array:
-        part = self.array[start:stop, ...]
+        part = self._from_the_end(start, stop) if self.reverse else self.array[start:stop, ...]
         if not self.backend.owns(part):
             part = self.backend.from_host(part)
         if self.integral:
             part = self.backend.xp.astype(part, self.backend.integer, copy=False)
         return part if self.padding is None else self.padding.zeroed(part, start, stop, features=self.features)
+
+    def _from_the_end(self, start: int, stop: int) -> Array:
+        """A copy, in one piece."""
+        a, padding, T = self.array, self.padding, self.array.shape[0]
+        if padding is None:
+            part = a[T - stop : T - start, ...]
+            return self.backend.copy(self.backend.xp.flip(part, axis=0)) if self.backend.owns(a) else part[::-1, ...]
+        a = a if self.features else a[..., None]
+        turned = padding.turned_on_host if is_numpy_array(a) else padding.turned
+        part = turned(a, start, stop)
+        return part if self.features else part[..., 0]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..backend.portable import Array, Backend
 from ..equations.token_sums import total_of
 from .batch import Batch
+from .directions import in_time
 from .dropout import Dropout
 from .padding import Padding
 from .state import Gradients, State
@@ -94,7 +95,10 @@ def joined(backend: Backend, states: Sequence[State]) -> State:
     return State(*[None if arrays[0] is None else backend.xp.concat(arrays, axis=-2) for arrays in pairs])
 
 
-def added(backend: Backend, parts: Sequence[Gradients], dx: Array | None) -> Gradients:
+def added(whole: Batch, parts: Sequence[Gradients], dx: Array | None) -> Gradients:
     """The gradients of a whole batch; those of the first part are used up."""
+    backend = whole.backend
+    if dx is not None and whole.reverse:
+        dx = in_time(backend, dx, whole.padding)
     params = {name: total_of([part.params[name] for part in parts]) for name in parts[0].params}
     return replace(parts[0], params=params, state=joined(backend, [part.state for part in parts]), x=dx)

@@ -29,8 +29,8 @@ from ..schedules.instructions import (
 from ..schedules.plans import Plan
 from .batch import Batch, States, as_state, without
 from .direct import GivenAtEveryStep, last_state_gradient, loss_head, nothing_direct
+from .directions import in_time
 from .dropout import Dropout
-from .padding import Feed
 from .parts import Part, Targets, added, cut, joined, of_rows, rows_of_parts
 from .state import Gradients, State
 from .unrolled import BackwardPass, DirectPart, Stack, Unrolled, Watch
@@ -118,6 +118,8 @@ def run_forward(
     ys, unrolled = zip(*network.run(Part(batch, None, dropout, y), one, in_parts=True), strict=True)
     if mode == "last":
         y = ys[0] if len(ys) == 1 else backend.xp.concat(ys, axis=-2)
+    elif batch.reverse:
+        y = in_time(backend, y, batch.padding)
     return y, joined(backend, [network.as_state(of_part.last) for of_part in unrolled]), list(unrolled)
 
 
@@ -160,7 +162,7 @@ def run_backward(
     count = len(unrolled)
     if count == 1:
         grads = network.in_one_piece(whole, partial(one, unrolled[0], dy, d_last, dx))
-        return added(network.backend, [grads], dx)
+        return added(whole, [grads], dx)
     parts = [
         partial(
             one,
@@ -172,7 +174,7 @@ def run_backward(
         )
         for k, rows in enumerate(rows_of_parts(whole.N, count))
     ]
-    return added(network.backend, network.backend.run_parts(parts), dx)
+    return added(whole, network.backend.run_parts(parts), dx)
 
 
 def _backward(
@@ -192,7 +194,7 @@ def _backward(
     readout_grads = Sums(waiting)
     direct: DirectPart = nothing_direct
     if dy is not None and mode == "every":
-        direct = GivenAtEveryStep(readout, Feed(backend, dy, batch.padding, features=True), readout_grads)
+        direct = GivenAtEveryStep(readout, batch.feed(dy, features=True), readout_grads)
     elif dy is not None:
         last = unrolled.last_outputs
         d_outputs = last_state_gradient(backend, readout, last, dy, batch.padding, readout_grads)
@@ -250,7 +252,7 @@ def run_loss_and_grad(
     in_parts = not callable(objective.loss) and plan.memory is None and backward == "sequential" and watch is None
     losses, grads, states = zip(*network.run(whole, one, in_parts=in_parts), strict=True)
     loss = sum(losses[1:], start=losses[0])
-    return loss, added(network.backend, grads, whole.rows), joined(network.backend, states)
+    return loss, added(batch, grads, whole.rows), joined(network.backend, states)
 
 
 def _loss_and_grad(

@@ -20,7 +20,6 @@ from .direct import nothing_direct
 from .dropout import Dropout
 from .embedding import Embedding, EmbeddingBackward
 from .layer import Layer, LayerBackward, LayerForward, States
-from .padding import Feed
 from .workspace import Loan, Scratch
 
 #: Called with layer, start, stop and the total gradients of the states after these steps, ``(S, ..., N, H)`` each: rows
@@ -82,7 +81,7 @@ class Unrolled:
         self.arrays = arrays
         self.rows = Scratch(arrays, longest)
         self._remembered: dict[int, list[States]] = {}
-        self._x = Feed(backend, batch.x, batch.padding, features=not batch.tokens)
+        self._x = batch.feed(batch.x, features=not batch.tokens)
         self._outputs: dict[int, Array] = {}  # of two directions, merged
         W_emb = stack.W_emb
         self.embedding = None if W_emb is None else Embedding(backend, W_emb, batch, arrays, self.rows)

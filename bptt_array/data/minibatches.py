@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..backend.arrays import check_dtype
 from ..backend.portable import Array, Backend
-from ..checks import LARGEST_SEED, check_count, check_flag
+from ..checks import LARGEST_SEED, check_count, check_flag, only_settings
 from ..rnn.arguments import check_lengths
 from ..rnn.conversions import HostArray
 from ..rnn.rnn import RNN
@@ -46,6 +47,18 @@ class Ranks(Protocol):
     def part(self, count: int) -> slice: ...
 
 
+class Options(NamedTuple):
+    """How a data set is cut into batches."""
+
+    size: int
+    seed: int
+    shuffle: bool
+    by_length: bool
+    time_major: bool
+    dtype: str
+
+
+@only_settings({}, "batches stay as they were made; make others with ba.batches(...)", {})
 class Batches:
     """Batches of a data set, again and again: made by :func:`bptt_array.batches`, which says what they are.
 
@@ -58,49 +71,47 @@ class Batches:
         How many sequences there are.
     lengths : (N,) int64 or None
         None where all have as many steps.
+    options : Options
     """
 
     N: int
     lengths: HostArray | None
-    _size: int
+    options: Options
+    _columns: tuple[Column | None, ...]
+    _T: int
+    _backend: Backend | None
+    _ranks: Ranks | None
+    _epochs: Iterator[int]
 
     def __init__(
         self,
-        x: Column,
-        target: Column | None,
-        weights: Column | None,
+        columns: tuple[Column, Column | None, Column | None],
         lengths: HostArray | None,
         T: int,
-        options: dict[str, Any],
+        options: Options,
+        backend: Backend | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._columns = x, target, weights
-        self.lengths = lengths
-        self.N, self._T = len(x), T
-        self._size, self._seed = options["size"], options["seed"]
-        self._shuffle, self._by_length = options["shuffle"], options["by_length"]
-        self._time_major, self._dtype = options["time_major"], options["dtype"]
-        self._backend: Backend | None = None
-        self._ranks: Ranks | None = None
-        self._next = 0
+        self.N, self.lengths, self.options = len(columns[0]), lengths, options
+        self._columns, self._T, self._backend, self._ranks = columns, T, backend, ranks
+        self._epochs = itertools.count()
 
     def __len__(self) -> int:
-        return math.ceil(self.N / self._size)
+        return math.ceil(self.N / self.options.size)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} batches of up to {self._size} of {self.N} sequences>"
+        return f"<{len(self)} batches of up to {self.options.size} of {self.N} sequences>"
 
     def __iter__(self) -> Iterator[Minibatch]:
         """The batches of the first epoch, of the second one when this is called again, and so on."""
-        self._next += 1
-        return self.epoch(self._next - 1)
+        return self.epoch(next(self._epochs))
 
     def rows(self, k: int) -> list[HostArray]:
         """Which sequences are in which batch of epoch ``k``, those of all ranks: a function of the seed and ``k``."""
         k = check_count("k", k, least=0)
-        lengths = self.lengths if self._by_length else None
-        if not self._shuffle:
-            return order.in_order(self.N, self._size, lengths)
-        return order.shuffled(self.N, self._size, self._seed, k, lengths)
+        size, seed, shuffle, by_length, *_ = self.options
+        lengths = self.lengths if by_length else None
+        return order.shuffled(self.N, size, seed, k, lengths) if shuffle else order.in_order(self.N, size, lengths)
 
     def epoch(self, k: int) -> Iterator[Minibatch]:
         """The batches of epoch ``k``, counted from 0, whatever was read before."""
@@ -117,22 +128,25 @@ class Batches:
         """
         if not isinstance(rnn, RNN):
             raise TypeError(f"rnn is a {type(rnn).__name__}; expected a bptt_array.RNN")
-        if rnn.time_major != self._time_major:
+        if rnn.time_major != self.options.time_major:
             raise ValueError(
-                f"rnn has time_major={rnn.time_major}, and these batches {self._time_major}; expected the same: use "
-                f"ba.batches(..., time_major={rnn.time_major})"
+                f"rnn has time_major={rnn.time_major}, and these batches {self.options.time_major}; expected the same: "
+                f"use ba.batches(..., time_major={rnn.time_major})"
             )
-        other = copy.copy(self)
-        other._backend, other._dtype = rnn.backend, rnn.dtype
-        return other
+        return self._but(options=self.options._replace(dtype=rnn.dtype), _backend=rnn.backend)
 
     def shared_by(self, ranks: Ranks) -> Batches:
         """The same batches for the ranks of a job: of each batch only what is this rank's, ``ranks.part(n)`` of n.
 
-        That may be nothing. All ranks have as many batches.
+        That may be nothing. All ranks have as many batches. Where these are in the whole batch, which masks of dropout
+        depend on, is ``dropout_rows=(ranks.part(n).start, n)``, with the n of ``rows(k)``.
         """
+        return self._but(_ranks=ranks)
+
+    def _but(self, **changes: Any) -> Batches:
+        """The same batches with something else, from the first epoch on."""
         other = copy.copy(self)
-        other._ranks = ranks
+        vars(other).update(changes, _epochs=itertools.count())
         return other
 
     def _there(self, rows: list[HostArray], backend: Backend) -> Iterator[Minibatch]:
@@ -161,8 +175,9 @@ class Batches:
         lengths = None if self.lengths is None else self.lengths[rows]
         T = self._T if lengths is None else max(1, int(lengths.max(initial=0)))
         each = np.full(len(rows), T) if lengths is None else lengths
+        dtype, time_major = self.options.dtype, self.options.time_major
         x, target, weights = (
-            None if column is None else column.filled(rows, each, T, self._dtype, time_major=self._time_major)
+            None if column is None else column.filled(rows, each, T, dtype, time_major=time_major)
             for column in self._columns
         )
         return Minibatch(x, target, lengths, weights)
@@ -245,17 +260,16 @@ def batches(
     ...     for x, target, lengths, _ in data:
     ...         loss, grads, _ = rnn.loss_and_grad(x, target, "cross_entropy", lengths=lengths)
     """
-    dtype = check_dtype(dtype)
     for name, flag in {"shuffle": shuffle, "by_length": by_length, "time_major": time_major}.items():
         check_flag(name, flag)
-    options = {
-        "size": check_count("size", size),
-        "seed": check_count("seed", seed, least=0, most=LARGEST_SEED),
-        "shuffle": bool(shuffle),
-        "by_length": bool(by_length),
-        "time_major": bool(time_major),
-        "dtype": dtype,
-    }
+    options = Options(
+        check_count("size", size),
+        check_count("seed", seed, least=0, most=LARGEST_SEED),
+        bool(shuffle),
+        bool(by_length),
+        bool(time_major),
+        check_dtype(dtype),
+    )
     if is_list(x):
         column = of_list("x", x)
         if lengths is not None:
@@ -275,7 +289,7 @@ def batches(
     about = None if target is None else data.target(target, per_step)
     timed = per_step if about is None else about.timed
     of_weights = None if weights is None else data.weights(weights, timed)
-    return Batches(column, about, of_weights, known, T, options)
+    return Batches((column, about, of_weights), known, T, options)
 
 
 def _of_array(x: Any, time_major: bool) -> tuple[Column, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ Indices = np.ndarray[Any, Any]
 def in_order(N: int, size: int, lengths: Indices | None = None) -> list[Indices]:
     """The numbers of N sequences, ``size`` of them in a batch, the rest in the last one; the shortest first."""
     order = np.arange(N) if lengths is None else np.argsort(lengths, kind="stable")
-    return np.split(order, range(size, N, size))
+    return _cut(order, np.arange(size, N, size))
 
 
 def shuffled(N: int, size: int, seed: int, epoch: int, lengths: Indices | None = None) -> list[Indices]:
@@ -32,12 +33,17 @@ def shuffled(N: int, size: int, seed: int, epoch: int, lengths: Indices | None =
     order = permutation(N)
     ends = np.arange(size, N, size)
     if lengths is None:
-        return np.split(order, ends)
+        return _cut(order, ends)
     order = order[np.argsort(lengths[order], kind="stable")]
     moved = np.arange(N) + size * ((bits.random_raw(N) >> np.uint64(11)) * 2.0**-53)
     order = order[np.argsort(moved, kind="stable")]
     count = len(ends) + 1
     smaller = bits.random_raw() % count
     ends[smaller:] -= size * count - N
-    batches = np.split(order, ends)
+    batches = _cut(order, ends)
     return [batches[k] for k in permutation(count)]
+
+
+def _cut(order: Indices, ends: Indices) -> list[Indices]:
+    """Views of all up to each end, and of the rest."""
+    return [order[start:end] for start, end in pairwise([0, *ends.tolist(), len(order)])]

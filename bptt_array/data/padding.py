@@ -65,7 +65,7 @@ def pad(
             f"[one[:{int(length)}] for one in sequences]"
         )
     T = T if length is None else int(length)
-    return column.filled(range(len(column)), lengths, T, dtype, value=check_value(value, column.whole)), lengths
+    return column.filled(range(len(column)), lengths, T, dtype, value=check_value(value, column.whole, dtype)), lengths
 
 
 def unpad(x: Any, lengths: Any) -> list[Any]:

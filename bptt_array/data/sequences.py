@@ -63,8 +63,10 @@ class Column:
                     else:
                         each[k] = self.items[row]
         except FloatingPointError:  # say where
-            for row in rows:
-                as_floats(f"{self.name}[{row}]", self.items[row], dtype)
+            at = "[:, {}]" if isinstance(self.items, np.ndarray) and self.timed and time_major else "[{}]"
+            for k, row in enumerate(rows):
+                one = self.items[row]
+                as_floats(self.name + at.format(row), one[: lengths[k]] if self.timed else one, dtype)
             raise
         return out
 
@@ -151,10 +153,12 @@ def _check_alike(name: str, n: int, array: HostArray, first: int, like: HostArra
         )
 
 
-def check_value(value: Any, whole: bool) -> float:
-    """What stands past the end: any real number, of tokens a whole one."""
+def check_value(value: Any, whole: bool, dtype: str) -> float:
+    """What stands past the end: any real number of ``dtype``, of tokens a whole one."""
     if not (is_whole(value) or isinstance(value, (float, np.floating))):
         raise TypeError(f"value={said(value)} is a {type(value).__name__}; expected a real number")
-    if whole and not (float(value).is_integer() and abs(value) < 2**63):
+    if is_whole(value) and abs(int(value)) >= 2**63:
+        raise ValueError(f"value={said(value)} is too large; expected a number such as 0")
+    if whole and not float(value).is_integer():
         raise ValueError(f"value={said(value)}, but the sequences hold tokens; expected a whole number, such as 0")
-    return int(value) if whole else float(value)
+    return int(value) if whole else float(as_floats("value", np.asarray(value, "float64"), dtype))

@@ -263,7 +263,7 @@ def diagnose(
         if all(_multiply_adds(one) <= _MULTIPLY_ADDS for one in ran):
             of_layers = [of_product(one, 0, one.steps) for one in ran]
             values = _by_layer(of_layers, rnn.bidirectional, axis=-3)
-        saturated = saturation_of(ran, below, bidirectional=rnn.bidirectional)
+        saturated = saturation_of(ran, below, bidirectional=rnn.bidirectional, reverse=rnn.reverse)
     return Diagnosis(flow, saturated, exponents, values)
 
 

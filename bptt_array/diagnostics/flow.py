@@ -36,9 +36,9 @@ _BLOCK_BYTES = 1 << 26
 class GradientFlow:
     """Euclidean norms of gradients of the states, of every layer, direction, step and sequence.
 
-    Index t is the step of ``x`` at which a state was computed, also in the direction that reads from the end; in the
-    first direction that is the state ``h_{t+1}`` if the initial one is ``h_0``. All norms are float64 on the host and
-    zero past the end of a sequence.
+    Index t is the step of ``x`` at which a state was computed, also in a direction that reads from the end; in one that
+    reads from the beginning that is the state ``h_{t+1}`` if the initial one is ``h_0``. All norms are float64 on the
+    host and zero past the end of a sequence.
 
     Attributes
     ----------
@@ -177,6 +177,8 @@ def _run(network: BoundNetwork, batch: Batch, objective: Objective, targets: Tar
     norms = _Norms(network, batch)
     plan = plans.plan(batch.T, longest=network.segment_length(batch), truncate=None)
     value, _, _ = run_loss_and_grad(network, batch, objective, targets, None, plan, input_grad=False, watch=norms)
+    if batch.reverse:
+        norms.of_states = [in_time(found, batch.lengths, axis=2) for found in norms.of_states]
     if norms.two:
         for found in norms.of_states:
             found[:, 1] = in_time(found[:, 1], batch.lengths, axis=1)
@@ -184,7 +186,7 @@ def _run(network: BoundNetwork, batch: Batch, objective: Objective, targets: Tar
 
 
 def in_time(a: HostArray, lengths: HostArray | None, axis: int) -> HostArray:
-    """What the second direction has step by step, ``(..., T, [E,] N)`` with T at ``axis``, in the order of time."""
+    """What a direction from the end has step by step, ``(..., T, [E,] N)`` with T at ``axis``, in the order of time."""
     if lengths is None:
         return np.flip(a, axis)
     T = a.shape[axis]

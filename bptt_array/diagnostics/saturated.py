@@ -66,7 +66,7 @@ def saturation(
         batch = rnn.calls.batch(x, state, lengths, None, False, host=True)
         check_activations(rnn)
         ran = trajectories(rnn.calls.network(rnn.params), batch)
-        return saturation_of(ran, below, bidirectional=rnn.bidirectional)
+        return saturation_of(ran, below, bidirectional=rnn.bidirectional, reverse=rnn.reverse)
 
 
 def check_below(below: Any) -> float:
@@ -86,15 +86,17 @@ def check_activations(rnn: RNN) -> None:
             )
 
 
-def saturation_of(ran: list[Trajectory], below: float, *, bidirectional: bool) -> dict[str, HostArray]:
+def saturation_of(ran: list[Trajectory], below: float, *, bidirectional: bool, reverse: bool) -> dict[str, HostArray]:
     names = ran[0].layer.cell.activations
     return {
-        name: np.stack([_of_layer(one, function, index, below, bidirectional) for one in ran])
+        name: np.stack([_of_layer(one, function, index, below, bidirectional, reverse) for one in ran])
         for name, (function, index) in names.items()
     }
 
 
-def _of_layer(ran: Trajectory, function: str, index: int | None, below: float, bidirectional: bool) -> HostArray:
+def _of_layer(
+    ran: Trajectory, function: str, index: int | None, below: float, bidirectional: bool, reverse: bool
+) -> HostArray:
     """``(D, T, [E])``"""
     backend, tape, N = ran.backend, ran.tape, ran.rows[-1]
     values = tape.h if index is None else tape.kept[:, index, ...]
@@ -108,6 +110,8 @@ def _of_layer(ran: Trajectory, function: str, index: int | None, below: float, b
             xp.sum(xp.astype(units, backend.integer), axis=-1, dtype=backend.integer)
         )  # (T, [E,] [2,] N)
         by_side = np.moveaxis(counts, -2, 0) if bidirectional else counts[None]
+        if reverse:
+            by_side = in_time(by_side, ran.lengths, axis=1)
         if bidirectional:
             by_side = np.stack([by_side[0], in_time(by_side[1], ran.lengths, axis=0)])
         there = valid.reshape(1, ran.steps, *(1,) * (by_side.ndim - 3), N)

@@ -39,7 +39,8 @@ def absolute_error(backend: Backend, y: Array, target: Array, factor: Factor = 1
     xp, dy = backend.xp, y - target
     loss = xp.abs(dy)
     loss *= _of_entries(factor)
-    return xp.sum(loss, axis=-1), xp.sign(dy)
+    loss = xp.sum(loss, axis=-1)
+    return loss, xp.sign(dy)
 
 
 def huber(backend: Backend, y: Array, target: Array, factor: Factor = 1.0, delta: float = 1.0) -> tuple[Array, Array]:
@@ -84,15 +85,19 @@ def cross_entropy(
     if target.ndim < v.ndim:  # no array of q is made
         there: Factor = 1.0 - smoothing  # what q has of the class, beside of_each
         mass: Factor = 1.0
+        of_class = xp.take_along_axis(v, target[..., None], axis=-1)[..., 0]
         if class_weights is not None:
             there = there * backend.take_entries(class_weights, target)
             mass = there + of_each * xp.sum(class_weights, axis=-1)
             p *= mass[..., None]
-        loss = mass * log_Z[..., 0] - there * xp.take_along_axis(v, target[..., None], axis=-1)[..., 0]
+            of_class = xp.where(there == 0, xp.zeros_like(of_class), of_class)
+        elif smoothing == 1:
+            of_class = xp.zeros_like(of_class)
+        loss = mass * log_Z[..., 0] - there * of_class
         if smoothing:
             p -= of_each if class_weights is None else of_each * class_weights
             if class_weights is not None:
-                v = xp.where(class_weights == 0, xp.zeros_like(Z), v)
+                backend.zero_unless_(v, class_weights != 0)
                 v *= class_weights
             loss -= of_each * xp.sum(v, axis=-1)
         backend.minus_one_hot_(p, target, there)

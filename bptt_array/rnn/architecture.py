@@ -41,6 +41,7 @@ class Architecture:
     embedding_size: int | None = None
     tied: bool = False
     bias: bool = True
+    reverse: bool = False
     dtype: str = "float32"
     seed: int = 0
 
@@ -67,6 +68,12 @@ class Architecture:
         embedding_size = None if made.embedding_size is None else check_count("embedding_size", made.embedding_size)
         check_flag("tied", made.tied)
         check_flag("bias", made.bias)
+        check_flag("reverse", made.reverse)
+        if made.reverse and made.bidirectional:
+            raise ValueError(
+                "reverse=True, but bidirectional=True, which reads every sequence from both ends; leave reverse=False, "
+                "or bidirectional=False"
+            )
         num_layers, dropout = check_count("num_layers", made.num_layers), check_number("dropout", made.dropout, below=1)
         if dropout and num_layers == 1:
             raise ValueError(
@@ -89,6 +96,7 @@ class Architecture:
             embedding_size=embedding_size,
             tied=bool(made.tied),
             bias=bool(made.bias),
+            reverse=bool(made.reverse),
             dtype=check_dtype(made.dtype),
             seed=check_count("seed", made.seed, least=0, most=LARGEST_SEED),
         )

@@ -28,6 +28,7 @@ from ..equations.activations import OUTPUT_ACTIVATIONS
 from ..equations.objective import Objective
 from ..equations.readout import Readout
 from ..losses import CrossEntropy, equation_of
+from ..schedules.instructions import check_truncate
 from .architecture import Architecture
 from .arguments import (
     check_dropout_rows,
@@ -195,6 +196,11 @@ class Calls:
                     found[f"l{k} {way}"] = words
             return found
 
+    def check_truncate(self, truncate: Any) -> int | tuple[int, int] | None:
+        """Periods of truncation, if this network may have any."""
+        architecture = self.architecture
+        return check_truncate(truncate, bidirectional=architecture.bidirectional, reverse=architecture.reverse)
+
     def check_params(self, params: Mapping[str, Array]) -> None:
         """Parameters may be replaced by the caller: what does not fit must not compute, or be saved."""
         backend, shapes, dtype = self.backend, self.architecture.shapes, self.architecture.dtype
@@ -276,7 +282,7 @@ def make_batch(
     if reset is not None and state is not None:
         initial = without(backend, initial, reset)
     padding = None if known is None else Padding(backend, known)
-    return Batch(backend, backend.dtype(dtype), T, N, members, x, tokens, initial, padding, reset)
+    return Batch(backend, backend.dtype(dtype), T, N, members, x, tokens, initial, padding, reset, architecture.reverse)
 
 
 def as_initial(backend: Backend, architecture: Architecture, state: State | None, N: int) -> list[States]:

@@ -156,6 +156,8 @@ class _OfAStep:
         parts: int = 1,
     ) -> None:
         members, self.sides = network.members or 1, network.directions
+        if network.reverse:  # what the caller has is read from the end
+            work = replace(work, copied=True)
         self.network, self.work, self.itemsize = network, work, itemsize
         self.layers, self.cell, self.gates = network.num_layers, network.cell, network.cell.gates
         self.sequences = members * work.N
@@ -229,7 +231,8 @@ class _OfAStep:
             count += 2 * self.layers * len(self.cell.states) * self.row
         if self.work.input_grad:
             dx = self.work.T * self.sequences * self.network.input_size
-            count += dx if self.network.time_major else 2 * dx  # and turned for the caller
+            turned = self.network.reverse or not self.network.time_major
+            count += 2 * dx if turned else dx  # and turned for the caller
         if self.network.readout == "last":
             count += self._of_loss() + 2 * self.row
         return count
@@ -281,6 +284,8 @@ class _OfAStep:
             count += self.of_bytes(48 * self.work.N)
         if self.work.padded:
             count += max(1, self.cell.keeps) * self.row + self.of_bytes(17 * self.work.N)
+            if self.network.reverse:  # what is read, before it is zeroed, and which steps those are
+                count += self._copy_of_x() + self.of_bytes(32 * self.work.N)
         if self.work.unordered or not self.network.time_major:
             count += 2 * self._copy_of_x()  # in order, and in this machine's bytes
         return count + self._mask() + self._turned()
@@ -359,7 +364,7 @@ class _OfAStep:
         arrays += 3 * (self.network.output != "identity" and (known is None or known.output is None))  # g and g'
         arrays += self.work.copied or self.work.padded
         weighted = self.work.weights or self.work.padded  # padding has the weight 0
-        arrays += 2 * weighted
+        arrays += weighted
         of_losses = self.sequences * (4 + 4 * weighted) + self.of_bytes(24 * self.sequences)
         while_computed = arrays * self.outputs + of_losses
         # Then dv is left, and the sums for W_hy read copies of it and of the states where that is stacked.

@@ -23,7 +23,6 @@ from ..checks import check_count, check_flag, check_number, check_option, check_
 from ..equations.cell import Cell
 from ..losses import AnyLoss, equation_of, selects
 from ..schedules import plans
-from ..schedules.instructions import check_truncate
 from ..schedules.plans import Plan
 from .architecture import Architecture
 from .arguments import (
@@ -68,6 +67,11 @@ class RNN:
         L; each layer reads the hidden states of the one below.
     bidirectional : bool
         Every layer also reads every sequence from its end (D = 2), in the same loop.
+    reverse : bool
+        Every layer reads every sequence from its end, and in that direction alone: the state at step t is one of steps
+        t, t+1, … . Inputs, outputs, targets and gradients are in the order of time all the same; ``state`` is the one
+        before the last step of every sequence is read, and the one that comes out that after step 0, which is what
+        ``readout="last"`` reads out. Not together with ``bidirectional``, nor with ``truncate``.
     embedding_size : int, optional
         M: inputs are tokens, each of which is read as a vector of its own, the row of ``W_emb`` that is learnt with
         all else: ``x_t = W_emb[token_t]``. Initially standard normal, as of torch.nn.Embedding. Without it the first
@@ -117,7 +121,7 @@ class RNN:
         two, and all have one of E, before it, in an ensemble. With an embedding ``"W_emb" (V, M)`` comes first, and
         ``"l0.W_xh"`` is (G*H, M); where it is ``tied`` there is no ``"W_hy"``.
 
-    dropout, recurrent_dropout, output, readout, time_major, seed
+    dropout, recurrent_dropout, output, readout, reverse, time_major, seed
         The options, which may be set: calls from then on go by them. Setting another one is an error, since parameters
         were made for it, and so is any other name.
     calls : Calls
@@ -161,6 +165,7 @@ class RNN:
         cell: str | Cell = "tanh",
         num_layers: int = 1,
         bidirectional: bool = False,
+        reverse: bool = False,
         embedding_size: int | None = None,
         tied: bool = False,
         bias: bool = True,
@@ -192,6 +197,7 @@ class RNN:
             embedding_size=embedding_size,
             tied=tied,
             bias=bias,
+            reverse=reverse,
             dtype=dtype,
             seed=seed,
         )
@@ -254,6 +260,7 @@ class RNN:
     recurrent_dropout = option("recurrent_dropout")
     output = option("output")
     readout = option("readout")
+    reverse = option("reverse")
     time_major = option("time_major")
     seed = option("seed")
 
@@ -473,7 +480,7 @@ class RNN:
         Raises
         ------
         ValueError
-            For a cell that PyTorch has not, and for an ensemble: use :meth:`member`.
+            For a cell that PyTorch has not, for ``reverse=True``, and for an ensemble: use :meth:`member`.
 
         Examples
         --------
@@ -502,6 +509,7 @@ class RNN:
         recurrent_dropout: float = 0.0,
         output: str = "identity",
         readout: str = "every",
+        reverse: bool = False,
         time_major: bool = True,
         device: str | Backend = "cpu",
         seed: int = 0,
@@ -521,7 +529,7 @@ class RNN:
             Follows from the shapes for an LSTM and a GRU; of a plain one only you know: ``"tanh"`` if left out.
         tied : bool
             The ``Linear`` has the weight of the ``Embedding``, which a state_dict holds twice.
-        dropout, recurrent_dropout, output, readout, time_major, device, seed
+        dropout, recurrent_dropout, output, readout, reverse, time_major, device, seed
             As for :class:`RNN`; the weights do not say them.
 
         Raises
@@ -535,6 +543,7 @@ class RNN:
             "recurrent_dropout": recurrent_dropout,
             "output": output,
             "readout": readout,
+            "reverse": reverse,
             "time_major": time_major,
             "seed": seed,
         }
@@ -692,7 +701,7 @@ class RNN:
             are ignored (``losses.CrossEntropy``) a step counts for as much as its class.
         truncate : int or (int, int), optional
             Truncated BPTT: the gradient is cut every k steps, the state carried on. ``(k1, k2)``: every k1 steps, back
-            through k2, k1 <= k2; each loss is propagated once. Not with two directions.
+            through k2, k1 <= k2; each loss is propagated once. Only of networks that read from the beginning.
         memory : int or str, optional
             Bytes, or a string such as ``"64MiB"``: the most that this call may take beside what it is given. The
             gradients are the same; segments run forward again where not all of them can be kept, see :meth:`plan`.
@@ -718,7 +727,7 @@ class RNN:
             network = calls.network(self.params)
             objective, targets = calls.objective(network, batch, target, loss, weights, reduction, validate)
             check_input_grad(input_grad, x)
-            truncate = check_truncate(truncate, bidirectional=calls.architecture.bidirectional)
+            truncate = calls.check_truncate(truncate)
             check_backward(backward, calls.architecture.cell)
             dropout = calls.dropout(dropout_seed, dropout_rows, batch.N, needed=True)
             if memory is None:
@@ -823,7 +832,7 @@ class RNN:
             dropout=dropout,
             loss=equation,
         )
-        return self._plan(work, memory, check_truncate(truncate, bidirectional=self.bidirectional), backward)
+        return self._plan(work, memory, self.calls.check_truncate(truncate), backward)
 
     def streamer(self, N: int, state: State | None = None) -> Streamer:
         """A function ``y = step(x_t)`` for N sequences whose steps come in one by one, as from sensors.

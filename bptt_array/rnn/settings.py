@@ -8,7 +8,7 @@ from ..checks import only_settings
 from .calls import Calls
 
 #: Options that no parameter depends on.
-_OPTIONS = ("dropout", "recurrent_dropout", "output", "readout", "time_major", "seed")
+_OPTIONS = ("dropout", "recurrent_dropout", "output", "readout", "reverse", "time_major", "seed")
 _AS_BUILT = (
     *("input_size", "hidden_size", "output_size", "num_layers", "bidirectional", "members"),
     *("embedding_size", "tied", "bias"),

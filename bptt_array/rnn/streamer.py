@@ -47,11 +47,12 @@ class Streamer:
     def __init__(self, architecture: Architecture, network: BoundNetwork, N: int, state: State | None) -> None:
         backend = network.backend
         check_count("N", N)
-        if architecture.bidirectional:
-            raise ValueError(
-                "bidirectional=True, but a stream has no end to read from; call rnn(x) with whole sequences, or build "
-                "the RNN with bidirectional=False"
-            )
+        for option in ("bidirectional", "reverse"):
+            if getattr(architecture, option):
+                raise ValueError(
+                    f"{option}=True, but a stream has no end to read from; call rnn(x) with whole sequences, or build "
+                    f"the RNN with {option}=False"
+                )
         if state is not None:
             check_state("state", state, architecture, N, backend, host=False)
         self._architecture, self._backend, self._N = architecture, backend, int(N)

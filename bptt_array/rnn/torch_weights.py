@@ -66,6 +66,11 @@ def to_state_dict(
         raise ValueError(
             f"cell={architecture.cell.name!r} has no module in PyTorch; expected one of {', '.join(map(repr, known))}"
         )
+    if architecture.reverse:
+        raise ValueError(
+            "this RNN has reverse=True, which PyTorch's modules have not: set rnn.reverse = False for the weights of "
+            "one that is given x.flip(0)"
+        )
     if architecture.members is not None:
         raise ValueError(
             f"this RNN has members={architecture.members}, which PyTorch's modules have not: use "

@@ -233,7 +233,7 @@ def load(run: str | Path, device: Any = "cpu") -> tuple[RNN, Vocabulary]:
     characters = characters if isinstance(characters, str) else ""
     vocabulary = Vocabulary(characters)
     fits = characters == vocabulary.characters and len(vocabulary) == rnn.input_size == rnn.output_size
-    forward = rnn.readout == "every" and not rnn.bidirectional and rnn.architecture.time_major
+    forward = rnn.readout == "every" and not (rnn.bidirectional or rnn.reverse) and rnn.architecture.time_major
     if not fits or not forward or rnn.output != "softmax":
         raise ValueError(f"{path} is no character model: expected a softmax over the characters that its header lists")
     return rnn, vocabulary

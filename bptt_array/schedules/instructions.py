@@ -136,7 +136,7 @@ def full(T: int, length: int) -> Iterator[Instruction]:
     return truncated(T, T, length)
 
 
-def check_truncate(truncate: Any, *, bidirectional: bool) -> int | tuple[int, int] | None:
+def check_truncate(truncate: Any, *, bidirectional: bool, reverse: bool = False) -> int | tuple[int, int] | None:
     """None, a number of steps, or two of them, k1 <= k2."""
     if truncate is None:
         return None
@@ -144,6 +144,11 @@ def check_truncate(truncate: Any, *, bidirectional: bool) -> int | tuple[int, in
         raise ValueError(
             f"truncate={said(truncate)}, but bidirectional=True: the second direction begins at the end, so there is "
             "no step up to which the past alone counts; leave truncate=None"
+        )
+    if reverse:
+        raise ValueError(
+            f"truncate={said(truncate)}, but reverse=True: it begins at the end, so there is no step up to which the "
+            "past alone counts; leave truncate=None"
         )
     if not isinstance(truncate, (tuple, list)):
         return check_count("truncate", truncate)

@@ -79,7 +79,7 @@ def _check_model(rnn: Any, vocabulary: Any) -> None:
         raise TypeError(f"vocabulary is a {type(vocabulary).__name__}; expected a bptt_array.training.text.Vocabulary")
     if not len(vocabulary):
         raise ValueError("vocabulary is empty; expected that of the text which the network has learnt")
-    sizes, forward = {len(vocabulary), rnn.input_size, rnn.output_size}, not rnn.bidirectional
+    sizes, forward = {len(vocabulary), rnn.input_size, rnn.output_size}, not (rnn.bidirectional or rnn.reverse)
     if (
         len(sizes) > 1
         or rnn.output != "softmax"
