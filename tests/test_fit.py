@@ -23,6 +23,7 @@ from test_mutants import mutate as mutate
 
 import bptt_array as ba
 from bptt_array.runs import checkpoints
+from bptt_array.runs.held import FolderLostError
 from bptt_array.training import fitting
 from bptt_array.training.divergence import DivergenceError
 
@@ -419,6 +420,21 @@ def test_batches_are_data_and_any_order_of_validation_is_the_same(members):
     np.testing.assert_allclose(history.validation[-1], whole, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("make", "dtype"), backends_and_dtypes())
+def test_batches_go_where_the_network_is(make, dtype):
+    x, target = regression(N=11)
+    data, found = ba.batches(x, target, size=4, lengths=[9, 4, 2, 9, 9, 1, 0, 3, 5, 6, 7]), []
+    for backend in (make(), "cpu"):
+        rnn = network(dtype=dtype, device=backend)
+        found.append(ba.fit(rnn, data, validation=data, optimizer=ba.SGD(0.1), epochs=2, **QUIET))
+    tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    np.testing.assert_allclose(found[0].loss, found[1].loss, rtol=tolerance)
+    np.testing.assert_allclose(found[0].validation, found[1].validation, rtol=tolerance)
+    other = ba.batches(x.swapaxes(0, 1), target.swapaxes(0, 1), time_major=False)
+    with pytest.raises(ValueError, match=r"validation: rnn has time_major=True, and these batches False; expected"):
+        ba.fit(rnn, data, validation=other, **QUIET)
+
+
 def test_a_history_is_drawn():
     pytest.importorskip("matplotlib")
     for more in ({}, {"validation": GOOD}, {"epochs": 1}):
@@ -769,6 +785,20 @@ def test_a_checkpoint_that_means_harm_changes_nothing(field, change, message, tm
         ba.fit(rnn, Shuffled(minibatches()), **given, **QUIET)
     assert_same(params_of(rnn), before)
     assert given["optimizer"].state_dict()["updates"] == {}
+
+
+def test_a_folder_that_is_moved_ends_the_run_and_what_has_its_name_is_left_alone(tmp_path):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move(end):
+        if end.epoch == 3:
+            folder.rename(moved)
+            folder.mkdir()
+
+    with pytest.raises(FolderLostError, match="was moved or removed meanwhile, and another folder has its name now"):
+        run("plain", folder=folder, callbacks=[move])
+    assert list(folder.iterdir()) == []
+    assert_same_end(run("plain", folder=moved), run("plain"))
 
 
 PROGRAM = """

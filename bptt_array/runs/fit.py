@@ -202,7 +202,7 @@ def fit(
             _go_on(fitting, path, held, ranks)
         stop = stack.enter_context(_stopping())
         shown = stack.enter_context(_shown(fitting, len(feed))) if progress and ranks.rank == 0 else None
-        fitting.run(_FitListener(stop, path if ranks.rank == 0 else None, held, shown))
+        fitting.run(_FitListener(stop, path, held, shown, first=ranks.rank == 0))
         fitting.history.stopped = fitting.ended_by
         fitting.take_best()
     return fitting.history
@@ -337,8 +337,10 @@ def _go_on(fitting: Fitting, path: Path, held: Held | None, ranks: OneProcess) -
 class _FitListener(Listener):
     """Writes checkpoints, shows what there is to show, and hears Ctrl-C."""
 
-    def __init__(self, stop: Stop | None, path: Path | None, held: Held | None, shown: _Shown | None) -> None:
-        self._stop, self._path, self._held, self._shown = stop, path, held, shown
+    def __init__(
+        self, stop: Stop | None, path: Path | None, held: Held | None, shown: _Shown | None, *, first: bool
+    ) -> None:
+        self._stop, self._path, self._held, self._shown, self._first = stop, path, held, shown, first
 
     def stop(self) -> bool:
         return self._stop is not None and self._stop.requested
@@ -355,7 +357,7 @@ class _FitListener(Listener):
             self._shown.epoch(history)
 
     def checkpoint(self, checkpoint: FitCheckpoint) -> None:
-        if self._path is None or self._held is None:
+        if self._path is None or self._held is None:  # which rank 0 alone has
             return
         with contextlib.nullcontext() if self._stop is None else self._stop.held():
             self._held.check()
@@ -364,7 +366,8 @@ class _FitListener(Listener):
             remove_earlier(self._path, checkpoint.step, KEPT)
 
     def went_back(self, error: Any, step: int, lr: float) -> None:
-        warnings.warn(f"{error}; going back to step {step} and on with lr={lr:g}", stacklevel=2)
+        if self._first:
+            warnings.warn(f"{error}; going back to step {step} and on with lr={lr:g}", stacklevel=2)
 
 
 # ---- Ctrl-C, and progress ---------------------------------------------------------------------------------

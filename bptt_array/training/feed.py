@@ -14,6 +14,7 @@ import numpy as np
 from ..backend.arrays import is_array, is_integer
 from ..backend.portable import Array
 from ..checks import said
+from ..data.minibatches import Batches
 from ..distributed.ranks import OneProcess
 from ..losses import AnyLoss
 from ..rnn.conversions import as_floats, real_numbers
@@ -61,6 +62,9 @@ class Feed:
     def __init__(self, name: str, given: Any, rnn: RNN, ranks: OneProcess, loss: AnyLoss, reduction: str) -> None:
         self._name, self._rnn, self._ranks, self._loss, self._reduction = name, rnn, ranks, loss, reduction
         self._one = _is_minibatch(given)
+        if isinstance(given, Batches):
+            with self._named(None):
+                given = given.to(rnn)
         self._given = [given] if self._one else given
         self._minibatches = _epochs(name, self._given)
         if isinstance(self._given, (list, tuple)):  # converted and checked once for all epochs
@@ -99,10 +103,10 @@ class Feed:
             )
 
     def _shares(self, k: int) -> Iterator[Share]:
-        given: Any = self._given
+        given = self._given
         if self._ranks.size == 1:
             yield from (self._taken(n, item) for n, item in enumerate(self._minibatches(k)))
-        elif hasattr(given, "shared_by"):  # nobody reads what is another's
+        elif isinstance(given, Batches):  # nobody reads what is another's
             for n, (rows, item) in enumerate(zip(given.rows(k), given.shared_by(self._ranks).epoch(k), strict=True)):
                 mine = self._ranks.part(len(rows))
                 yield self._taken(n, item)._replace(rows=(mine.start, len(rows)))
@@ -177,12 +181,12 @@ class Feed:
         )
 
     @contextlib.contextmanager
-    def _named(self, n: int) -> Iterator[None]:
-        """Errors say of which minibatch they are."""
+    def _named(self, n: int | None) -> Iterator[None]:
+        """Errors say of which minibatch they are, or of all."""
         try:
             yield
         except (TypeError, ValueError) as error:
-            which = "" if self._one else f"minibatch {n} of "
+            which = "" if self._one or n is None else f"minibatch {n} of "
             error.args = (f"{which}{self._name}: {error}",)
             raise
 
