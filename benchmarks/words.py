@@ -4,11 +4,11 @@
 
 Tokens in, classes out with cross-entropy: forward, readout, loss and every gradient, in one process, taking turns;
 gradients are compared first. The tokens are drawn as words of a text are, the k-th most frequent one in proportion to
-1/k. torch is torch.nn.Embedding(V, H), whose gradient is dense, as its optimizers want it, and feeds a torch.nn.RNN (or
-LSTM) of H inputs and H units; autograd sums up the gradients of both. Ours reads columns of one matrix W_xh (G*H, V),
-which holds the product of these two: of an LSTM, with G = 4, that is four times the numbers, and so is its gradient.
-I is V, the vocabulary. Prints tables and writes results/words-DTYPE.json, into runs/benchmarks unless --out says
-otherwise.
+1/k. Both have an embedding (V, H), whose gradient is dense, as optimizers want it, in front of a layer of H inputs and H
+units: embedding_size=H, and torch.nn.Embedding. Beside them the same network without an embedding, which reads columns
+of one matrix W_xh (G*H, V), the product of the two: of an LSTM, with G = 4, that is four times the numbers, and so is
+its gradient. I is V, the vocabulary. Prints tables and writes results/words-DTYPE.json, into runs/benchmarks unless
+--out says otherwise.
 """
 
 from functools import cached_property
@@ -50,28 +50,40 @@ class Words(Problem):
     @cached_property
     def network(self):
         _, _, V, H, O = self.shape  # noqa: E741
-        return ba.RNN(V, H, O, cell=self.cell, output="softmax", dtype=self.dtype, seed=2)
+        return ba.RNN(V, H, O, cell=self.cell, embedding_size=H, output="softmax", dtype=self.dtype, seed=2)
 
     @cached_property
     def params(self):
-        return {**super().params, "l0.W_xh": self.projection @ self.embedding.T}
+        return {**super().params, "W_emb": self.embedding, "l0.W_xh": self.projection}
 
 
 class Ours:
     """``bptt_array`` on the CPU."""
 
     def __init__(self, problem):
-        self.problem, self.rnn = problem, problem.network
-        self.rnn.params["l0.W_xh"][...] = problem.params["l0.W_xh"]
-        del problem.params["l0.W_xh"]
+        self.problem, self.rnn = problem, problem.network.load_params(problem.params)
 
     def run(self):
         return self.rnn.loss_and_grad(self.problem.x, self.problem.target, "cross_entropy")
 
     def gradients(self):
+        return self.run()[1].params
+
+
+class Columns(Ours):
+    """The same without an embedding."""
+
+    def __init__(self, problem):
+        _, _, V, H, O = problem.shape  # noqa: E741
+        self.problem = problem
+        self.rnn = ba.RNN(V, H, O, cell=problem.cell, output="softmax", dtype=problem.dtype)
+        params = {name: value for name, value in problem.params.items() if name != "W_emb"}
+        self.rnn.load_params(params | {"l0.W_xh": problem.projection @ problem.embedding.T})
+
+    def gradients(self):
         grads = self.run()[1].params
-        dW_xh = grads.pop("l0.W_xh")  # of the product of the two matrices that torch has
-        return grads | {"embedding": dW_xh.T @ self.problem.projection, "projection": dW_xh @ self.problem.embedding}
+        dW_xh = grads.pop("l0.W_xh")  # of the product of the two matrices that the others have
+        return grads | {"W_emb": dW_xh.T @ self.problem.projection, "l0.W_xh": dW_xh @ self.problem.embedding}
 
 
 class Embedded:
@@ -87,14 +99,14 @@ class Embedded:
         self.linear = torch.nn.Linear(H, O, **like)
         self.layer.bias_hh_l0.requires_grad_(False).zero_()
         self.parameters = {
-            "embedding": self.embedding.weight,
-            "projection": self.layer.weight_ih_l0,
+            "W_emb": self.embedding.weight,
+            "l0.W_xh": self.layer.weight_ih_l0,
             "l0.W_hh": self.layer.weight_hh_l0,
             "l0.b_h": self.layer.bias_ih_l0,
             "W_hy": self.linear.weight,
             "b_y": self.linear.bias,
         }
-        values = {**problem.network.params, "embedding": problem.embedding, "projection": problem.projection}
+        values = problem.params
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(torch.from_numpy(values[name]))
@@ -113,7 +125,11 @@ class Embedded:
 
 
 #: Name, class and what has to be installed.
-PEERS = {"bptt_array": (Ours, None), "torch": (Embedded, "torch")}
+PEERS = {
+    "bptt_array": (Ours, None),
+    "without an embedding": (Columns, None),
+    "torch": (Embedded, "torch"),
+}
 
 
 def tables(result):
