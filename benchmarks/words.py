@@ -4,11 +4,11 @@
 
 Tokens in, classes out with cross-entropy: forward, readout, loss and every gradient, in one process, taking turns;
 gradients are compared first. The tokens are drawn as words of a text are, the k-th most frequent one in proportion to
-1/k. Both have an embedding (V, H), whose gradient is dense, as optimizers want it, in front of a layer of H inputs and H
-units: embedding_size=H, and torch.nn.Embedding. Beside them the same network without an embedding, which reads columns
-of one matrix W_xh (G*H, V), the product of the two: of an LSTM, with G = 4, that is four times the numbers, and so is
-its gradient. I is V, the vocabulary. Prints tables and writes results/words-DTYPE.json, into runs/benchmarks unless
---out says otherwise.
+1/k. Both have an embedding (V, H), whose gradient is dense, as optimizers want it, in front of a layer of H inputs and
+H units: embedding_size=H, and torch.nn.Embedding. Beside them the same network without an embedding, which reads
+columns of one matrix W_xh (G*H, V), the product of the two: of an LSTM, with G = 4, that is four times the numbers, and
+so is its gradient. I is V, the vocabulary. Prints tables and writes results/words-DTYPE.json, into runs/benchmarks
+unless --out says otherwise.
 """
 
 from functools import cached_property

@@ -471,12 +471,11 @@ NETWORKS = [
     {"output": "sigmoid", "recurrent_dropout": 0.3, "time_major": False},
     {"cell": "relu", "members": 2, "dtype": "float64", "time_major": False},
     {"cell": "lstm", "bidirectional": True, "readout": "last"},
-    {"embedding_size": 3, "output": "softmax", "bias": False},
-    {"reverse": True, "time_major": False},
     {"device": "strict"},
     {"output": "softmax", "members": 2, "time_major": False, "device": "strict"},
     {"cell": "lstm", "readout": "last", "output": "sigmoid", "device": "strict"},
     {"cell": "lstm", "proj_size": 2, "num_layers": 2, "members": 2},
+    {"cell": "gru", "reverse": True, "bias": False, "time_major": False},
 ]
 
 
@@ -1179,7 +1178,7 @@ def state_dicts(draw):
         prefixes = one_of("rnn.", "", "a.b.", "rnn", "\ud800.", ".")
         arguments = draw(nearly({}, {"recurrent_prefix": prefixes, "readout_prefix": prefixes}))
         rnn = draw(networks)
-        also = ("members", "cell")
+        also = ("members", "cell", "reverse")
         return Call(
             rnn.to_torch_state_dict,
             arguments,
