@@ -18,7 +18,7 @@ the peak of the process. Needs statsmodels, aeon and torch. Prints a table and w
 images/practice.png, into runs/benchmarks unless --out says otherwise.
 """
 
-import importlib
+import importlib.util
 import inspect
 import io
 import multiprocessing
@@ -132,6 +132,7 @@ def row(task, arguments):
     """What both reach, and what it takes."""
     print(f"{task} …", flush=True)
     given, weights, peers = arguments_of(task, arguments.quick), networks(task, arguments.seeds), {}
+    forecasts = None
     for peer in PEERS:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             result, seconds, bytes_ = pool.submit(_run, peer, task, given, weights, arguments.threads).result()
@@ -143,23 +144,35 @@ def row(task, arguments):
         }
         if task == "words":
             peers[peer]["nats"] = [nats for nats, _ in result]
-        if task == "sunspots":
-            peers[peer]["forecasts"] = np.asarray(result).tolist()
-    return {"task": task, "peers": peers}
+        forecasts = result if peer == "bptt_array" else forecasts
+    entry = {"task": task, "peers": peers}
+    if task == "sunspots":
+        entry |= {"forecasts": np.asarray(forecasts).tolist(), "ensemble": of_the_ensemble(given[0], forecasts)}
+    return entry
 
 
 UNITS = {"sunspots": "variance explained", "vowels": "speakers right", "words": "words foretold"}
+
+
+def apart(entry):
+    """Our accuracy less torch's, in points, in the mean over seeds."""
+    ours, theirs = (np.mean(entry["peers"][peer]["accuracy"]) for peer in PEERS)
+    return float(ours - theirs)
+
+
+ENSEMBLE = (
+    "The mean of the members explains {mean:.1f} % (of the next year alone {next_year:.1f} %), the 11 years before, "
+    "repeated, {years_before:.1f} %. {covered:.0f} % of what came was within the 90 % interval."
+)
 
 
 def tables(result):
     """The result as Markdown."""
     lines = []
     for entry in result["rows"]:
-        ours, theirs = (np.array(entry["peers"][peer]["accuracy"]) for peer in PEERS)
-        apart = ours.mean() - theirs.mean()
-        said = f"{apart:+.2f} points from torch's, of {len(ours)} seeds"
+        seeds = len(entry["peers"]["torch"]["accuracy"])
         lines += [
-            f"**{entry['task'].capitalize()}**: {said}",
+            f"**{entry['task'].capitalize()}**: {apart(entry):+.2f} points from torch's, of {seeds} seeds",
             "",
             *measure.table(
                 ["", f"{UNITS[entry['task']]}, %", "worst and best seed", "lines", "seconds", "peak MiB"],
@@ -178,7 +191,7 @@ def tables(result):
             "",
         ]
         if entry["task"] == "sunspots":
-            lines += [_about_the_interval(entry), ""]
+            lines += [ENSEMBLE.format(**entry["ensemble"]), ""]
     return lines
 
 
@@ -208,22 +221,21 @@ def covered(forecasts, series):
     return 100 * np.mean((came >= lower) & (came <= upper))
 
 
-def _about_the_interval(entry):
-    """What else there is to say of the forecasts of the whole ensemble."""
-    series, forecasts = practice_data.sunspots()[1], np.array(entry["peers"]["bptt_array"]["forecasts"])
-    middle = forecasts.mean(axis=0, keepdims=True)
-    before = np.lib.stride_tricks.sliding_window_view(series[:-HORIZON], HORIZON)[END - HORIZON :]
-    next_year = 100 * (1 - np.mean((middle[0] - came_after(series))[:, 0] ** 2) / came_after(series)[:, 0].var())
-    return (
-        f"The mean of the members explains {explained(middle, series)[0]:.1f} % (of the next year alone "
-        f"{next_year:.1f} %), the 11 years before, repeated, {explained(before[None], series)[0]:.1f} %. "
-        f"{covered(forecasts, series):.0f} % of what came was within the 90 % interval."
-    )
+def of_the_ensemble(series, forecasts):
+    """What there is to say of the forecasts (seeds, W, horizon) of all members together, in percent."""
+    came, middle = came_after(series), forecasts.mean(axis=0)
+    years_before = np.lib.stride_tricks.sliding_window_view(series[:-HORIZON], HORIZON)[END - HORIZON :]
+    return {
+        "mean": float(explained(middle[None], series)[0]),
+        "next_year": float(100 * (1 - np.mean((middle - came)[:, 0] ** 2) / came[:, 0].var())),
+        "years_before": float(explained(years_before[None], series)[0]),
+        "covered": float(covered(forecasts, series)),
+    }
 
 
 def plot(result, out):
     """A forecast every 11 years with its interval, and the accuracy of every seed."""
-    rows = {entry["task"]: entry["peers"] for entry in result["rows"]}
+    rows = {entry["task"]: entry for entry in result["rows"]}
     if "sunspots" not in rows:
         return None
     import matplotlib
@@ -232,7 +244,7 @@ def plot(result, out):
     from matplotlib import pyplot as plt
 
     years, series = practice_data.sunspots()
-    forecasts = np.array(rows["sunspots"]["bptt_array"]["forecasts"])
+    forecasts = np.array(rows["sunspots"]["forecasts"])
     lower, upper = intervals(forecasts, series)
     figure, (axes, beside) = plt.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 1), constrained_layout=True)
     axes.plot(years[END - 30 :], series[END - 30 :], "k.-", lw=0.8, ms=3, label="observed")
@@ -246,8 +258,8 @@ def plot(result, out):
     axes.fill_between([], [], [], color="C0", alpha=0.2, label="90 % interval")
     axes.set(xlabel="year", ylabel="sunspots", ylim=(0, None), title="The next 11 years, foretold every 11 years")
     axes.legend(loc="upper left", fontsize=8)
-    for k, peers in enumerate(rows.values()):
-        for shift, (peer, of), mark in zip((-0.12, 0.12), peers.items(), "os", strict=True):
+    for k, entry in enumerate(rows.values()):
+        for shift, (peer, of), mark in zip((-0.12, 0.12), entry["peers"].items(), "os", strict=True):
             values = of["accuracy"]
             where = k + np.linspace(-0.05, 0.05, len(values)) + shift
             beside.plot(where, values, mark, ms=4, color=f"C{'os'.index(mark)}", label=peer if not k else None)
@@ -263,6 +275,9 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.seeds = min(arguments.seeds, 2)
+    for package in ("statsmodels", "aeon", "torch"):
+        if not importlib.util.find_spec(package):
+            raise SystemExit(f"needs {package}: pip install {package}")
     busy, rows = [], []
     for task in arguments.tasks:
         busy.append(measure.busy())

@@ -27,6 +27,7 @@ import memory
 import parallel
 import parts
 import peers
+import practice
 import scaling
 import streaming
 import tasks
@@ -64,6 +65,7 @@ REPORTS = {
     "updates-float32": (["updates.py"], updates.tables),
     "distributed": (["distributed.py"], distributed.tables),
     "tasks": (["tasks.py"], tasks.tables),
+    "practice": (["practice.py"], practice.tables),
     "vanishing": (["vanishing.py"], vanishing.tables),
     "gpu-float32": (["gpu.py"], gpu.tables),
     "gpu-float32-tf32": (["gpu.py", "--tf32"], gpu.tables),
@@ -131,6 +133,12 @@ def of_streams(files):
     return {streaming.label(entry): streaming.over_bare(entry) for entry in rows}
 
 
+def of_practice(files):
+    """How many points the accuracy of each data set is below torch's, in the mean over seeds."""
+    rows = files.get("practice", {"rows": []})["rows"]
+    return {entry["task"]: -practice.apart(entry) for entry in rows}
+
+
 def verdict(goal, values, limit):
     """A line of the table of goals: in how many rows ``values`` keep below ``limit(shape)``, and where they do not."""
     missed = [f"{value:.3f} at {shape}" for shape, value in values.items() if not value <= limit(shape)]
@@ -179,6 +187,8 @@ def goals(results):
         verdict("20,000 tokens: time / torch at most 1.0", of_words(files, "median_ms"), lambda row: 1.0),
         verdict("20,000 tokens: memory / torch at most 0.7", of_words(files, "peak_bytes"), lambda row: 0.7),
         verdict("one step of a stream: time / bare NumPy at most 1.5", of_streams(files), lambda row: 1.5),
+        verdict("three data sets: accuracy at most 0.5 points below torch's", of_practice(files),
+                lambda task: practice.POINTS),
         verdict("peak memory / torch's at most 0.5 where T = 1000", memory, lambda shape: 0.5),
     ]  # fmt: skip
     return measure.table(["goal", "reached", "where not"], rows)

@@ -28,6 +28,8 @@ import numpy as np
 import parallel
 import parts
 import peers
+import practice
+import practice_data
 import pytest
 import report
 import scaling
@@ -302,20 +304,21 @@ def test_streaming_prints_and_writes_what_it_measured(tmp_path, capsys):
 @pytest.mark.parametrize("cell", words.CELLS)
 def test_an_embedding_has_the_gradients_of_the_columns_that_stand_for_it(cell):
     problem = words.Words(Shape(5, 3, 400, 6, 2), "float64", cell)
-    ours, theirs = (peers.make(name, problem, words.PEERS).gradients() for name in words.PEERS)
-    assert peers.gradient_difference(theirs, ours) < 1e-13
+    ours, *others = (peers.make(name, problem, words.PEERS).gradients() for name in words.PEERS)
+    for theirs in others:
+        assert peers.gradient_difference(theirs, ours) < 1e-13
 
 
 @needs_torch
 def test_words_prints_and_writes_what_it_measured(tmp_path, capsys, forked):
     result = words.main([*QUICK, "--shape", "4", "2", "300", "5", "2", "--out", str(tmp_path)])
-    assert result["names"] == ["bptt_array", "torch"]
+    assert result["names"] == ["bptt_array", "without an embedding", "torch"]
     printed = capsys.readouterr().out
     for row, name in zip(result["rows"], ["", "lstm "], strict=True):
         found = row["peers"]
         assert found["torch"]["gradient_difference"] < 1e-5
-        ratio = found["bptt_array"]["median_ms"] / found["torch"]["median_ms"]
-        assert re.search(rf"{re.escape(name)}\(4, 2, 300, 5, 2\) +\| +{ratio:.2f} \|", printed)
+        columns, ratio = (found["bptt_array"]["median_ms"] / found[peer]["median_ms"] for peer in result["names"][1:])
+        assert re.search(rf"{re.escape(name)}\(4, 2, 300, 5, 2\) +\| +{columns:.2f} \| +{ratio:.2f} \|", printed)
         assert f"{found['torch']['peak_bytes'] / 2**20:.1f} |" in printed
     assert json.loads((tmp_path / "results" / "words-float32.json").read_text()) == json.loads(json.dumps(result))
 
@@ -793,6 +796,7 @@ def test_a_first_look_does_not_touch_the_results_that_are_kept():
         memory,
         longest,
         parallel,
+        practice,
         gpu,
         parts,
         char_rnn,
@@ -899,6 +903,67 @@ def test_goals_of_updates_and_words_are_ratios_to_torch():
     assert report.of_words(files, "median_ms") == {"lstm (1, 1, 1, 2, 1)": 0.25}
     assert report.of_words(files, "peak_bytes") == {"lstm (1, 1, 1, 2, 1)": 2}
     assert report.of_updates({}) == report.of_words({}, "median_ms") == {}
+
+
+def test_intervals_hold_what_they_say_of_errors_that_stay_the_same():
+    rng = np.random.default_rng(0)
+    series = 100 + 10 * rng.standard_normal(practice.END + 600)
+    forecasts = 100 + rng.standard_normal((5, len(practice.came_after(series)), practice.HORIZON))
+    assert 87 < practice.covered(forecasts, series) < 93
+    lower, upper = practice.intervals(forecasts, series)
+    assert np.isnan(lower[practice.KNOWN + practice.HORIZON - 2]).all()
+    later = series.copy()
+    later[practice.END + 300 :] += 1000  # nothing that is known only later is in an interval
+    assert np.array_equal(practice.intervals(forecasts, later)[:, :300], [lower[:300], upper[:300]], equal_nan=True)
+    assert practice.explained(practice.came_after(series)[None], series) == [100]
+
+
+def test_lines_of_a_program_are_those_that_do_something():
+    def program(x):
+        """A docstring.
+
+        Of several lines.
+        """
+        # a comment
+        text = """two
+        lines"""
+
+        return (
+            x
+            + len(text)
+        )  # fmt: skip
+
+    assert practice._lines(program) == 7
+    assert practice.lines_of("bptt_array", "vowels") < practice.lines_of("torch", "vowels")
+
+
+@needs_torch
+def test_practice_prints_and_writes_what_it_measured(tmp_path, capsys, monkeypatch, forked):
+    rng = np.random.default_rng(0)
+
+    def utterances(count):
+        speakers = rng.integers(0, 9, count)
+        return [rng.standard_normal((5, 12)) + np.eye(12)[k] * 3 for k in speakers], speakers
+
+    made = [utterances(32), utterances(40)]
+    monkeypatch.setattr(practice_data, "japanese_vowels", lambda: made)
+    monkeypatch.setattr(
+        practice_data, "sunspots", lambda: (np.arange(1700, 2009), 50 + 50 * np.sin(np.arange(309) / 2))
+    )
+    monkeypatch.setattr(practice.importlib.util, "find_spec", lambda name: name)
+    result = practice.main(["--tasks", "vowels", "sunspots", "--seeds", "1", "--threads", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    vowels, sunspots = result["rows"]
+    for entry in (vowels, sunspots):
+        ours, theirs = (entry["peers"][peer] for peer in practice.PEERS)
+        assert min(ours["accuracy"] + theirs["accuracy"]) > 60
+        assert f"{practice.apart(entry):+.2f} points from torch's" in printed
+        assert re.search(rf"bptt_array +\| +{np.mean(ours['accuracy']):.2f} \|", printed)
+        assert 0 < ours["lines"] < theirs["lines"]
+    assert set(report.of_practice({"practice": result})) == {"vowels", "sunspots"}
+    assert f"{sunspots['ensemble']['mean']:.1f} %" in printed
+    assert json.loads((tmp_path / "results" / "practice.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "images" / "practice.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_busy_loops_end_with_what_they_are_beside(monkeypatch):
