@@ -126,8 +126,8 @@ def fit(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, before anything is done; of a minibatch that is no list's and not the first one when it is
-        its turn.
+        Naming the argument, before anything is done; of a minibatch that is no list's and not the first one, and of a
+        schedule that comes to no number, when it is their turn.
     DivergenceError, a FloatingPointError
         See ``on_divergence``.
 
@@ -152,7 +152,8 @@ def fit(
         raise TypeError(f"rnn is a {type(rnn).__name__}; expected a ba.RNN")
     optimizer = Adam() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected an optimizer, such as ba.Adam(lr=1e-3)")
+        what = f"class {optimizer.__name__}" if isinstance(optimizer, type) else type(optimizer).__name__
+        raise TypeError(f"optimizer is a {what}; expected an optimizer, such as ba.Adam(lr=1e-3)")
     ranks = OneProcess() if ranks is None else ranks
     if not isinstance(ranks, OneProcess):
         raise TypeError(f"ranks is a {type(ranks).__name__}; expected ba.distributed.communicator()")
@@ -234,7 +235,10 @@ def _functions(callbacks: Any) -> list[Callback]:
     found = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
     for k, callback in enumerate(found):
         if not callable(callback):
-            raise TypeError(f"callbacks[{k}] is a {type(callback).__name__}; expected a function of what an epoch left")
+            which = f"[{k}]" if isinstance(callbacks, Iterable) else ""
+            raise TypeError(
+                f"callbacks{which} is a {type(callback).__name__}; expected a function of what an epoch left, or ()"
+            )
     return found
 
 
@@ -302,6 +306,8 @@ def _claimed(path: Path, stack: contextlib.ExitStack) -> Held:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ValueError(f"folder={str(path)!r} is a file; expected a folder, or the name of a new one") from None
+    except NotADirectoryError:
+        raise ValueError(f"folder={str(path)!r} is below a file; expected a folder, or the name of a new one") from None
     flush_folder(path.parent)
     held = stack.enter_context(alone_in(path))
     for each in (path, path / CHECKPOINTS):

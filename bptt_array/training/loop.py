@@ -17,6 +17,7 @@ import numpy as np
 
 from ..backend.portable import Array
 from ..bptt.state import State
+from ..checks import check_number
 from ..distributed.ranks import OneProcess
 from ..losses import AnyLoss
 from ..optimizers.lr_schedules import Schedule
@@ -192,7 +193,7 @@ class Loop(ABC):
 
     def rate(self, step: int) -> float:
         """The learning rate of update number ``step``."""
-        return self.lr * self.schedule(step - 1)
+        return self.lr * check_number(f"schedule({step - 1})", self.schedule(step - 1))
 
     def read(self) -> None:
         """Bring the losses since the last time to the host: the only place where updates are waited for."""
