@@ -742,6 +742,42 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
     ba.fit(network(), Again(data), **given | {"optimizer": ba.Adam(0.05), "patience": 3}, **QUIET)
 
 
+def test_of_another_network_or_optimizer_the_settings_that_differ_are_said(tmp_path):
+    ba.fit(network(), GOOD, optimizer=ba.AdamW(0.1), epochs=1, folder=tmp_path, **QUIET)
+    for other, says in (
+        (
+            {"optimizer": ba.AdamW(0.1, weight_decay=0.5)},
+            "{'weight_decay': '0.01'} there, {'weight_decay': '0.5'} here",
+        ),
+        ({"optimizer": ba.RMSprop(0.1)}, "AdamW"),
+        ({"rnn": network(seed=7)}, "{'seed': 0} there, {'seed': 7} here"),
+    ):
+        given = {"rnn": network(), "optimizer": ba.AdamW(0.1), "epochs": 1, "folder": tmp_path, **QUIET}
+        with pytest.raises(ValueError, match=re.escape(says)):
+            ba.fit(**{"data": GOOD, **given, **other})
+
+
+def test_data_in_another_order_each_time_cannot_go_on_and_that_is_said_at_the_beginning(tmp_path):
+    class Shuffling(Again):
+        def __iter__(self):
+            self.items = self.items[1:] + self.items[:1]
+            return super().__iter__()
+
+    data = Shuffling(minibatches(4))
+    with pytest.raises(
+        ValueError, match=r"^data has other minibatches when it is gone through again.*: use ba\.batches"
+    ):
+        ba.fit(network(), data, folder=tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+    ba.fit(network(), list(data), folder=tmp_path / "run", epochs=1, **QUIET)  # or list(…)
+    ba.fit(network(), data, epochs=1, **QUIET)  # or no folder
+
+
+def test_what_is_wrong_with_the_optimizer_is_not_said_of_the_data():
+    with pytest.raises(ValueError, match=r"^no_decay has 'b_z'"):
+        ba.fit(network(), GOOD, optimizer=ba.AdamW(0.1, no_decay=("b_z",)), **QUIET)
+
+
 def test_a_folder_in_use_and_a_damaged_checkpoint_are_said_to_be_so(tmp_path):
     from bptt_array.runs import claims
 

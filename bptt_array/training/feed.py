@@ -120,16 +120,33 @@ class Feed:
         return self._count(n, share)[1]
 
     def digest(self) -> str:
-        """SHA-256 of the first epoch, of all ranks."""
+        """SHA-256 of the first epoch, of all ranks.
+
+        Raises
+        ------
+        ValueError
+            If its first minibatch is another one than it was before.
+        """
         found = hashlib.sha256()
         for n, item in enumerate(self._minibatches(0)):
-            for part in self._taken(n, item)[:4]:
-                if part is None:
-                    found.update(b"none")
-                    continue
-                array = part if isinstance(part, np.ndarray) else self._rnn.backend.to_host(part)
-                found.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+            share = self._taken(n, item)
+            self._add(found, share)
+            if n == 0 and found.digest() != self._add(hashlib.sha256(), self.first).digest():
+                raise ValueError(
+                    f"{self._name} has other minibatches when it is gone through again, so that a run with folder=… "
+                    "could not go on from there; expected the same: use ba.batches(…), whose order follows from "
+                    "a seed, or list(…), or no folder"
+                )
         return found.hexdigest()
+
+    def _add(self, found: Any, share: Share) -> Any:
+        for part in share[:4]:
+            if part is None:
+                found.update(b"none")
+                continue
+            array = part if isinstance(part, np.ndarray) else self._rnn.backend.to_host(part)
+            found.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+        return found
 
     def not_finite(self, n: int, share: Share) -> str:
         """In words, which number of minibatch ``n`` is none, of those within their sequences; or nothing."""

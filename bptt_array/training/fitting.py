@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -148,9 +149,10 @@ class Fitting(Loop):
 
     def update(self, share: Share, step: int, stop: Callable[[], bool] = lambda: False) -> Any:
         """Update number ``step``, with what this rank has of a minibatch; see :meth:`apply`."""
-        self.rate(step)  # what is wrong with that is not of the minibatch
-        with self.data.named(self.done - 1):
-            return self.apply(step, stop, share.x, share.target, dropout_rows=share.rows, **share.given)
+        return self.apply(step, stop, share.x, share.target, dropout_rows=share.rows, **share.given)
+
+    def named(self) -> AbstractContextManager[None]:
+        return self.data.named(self.done - 1)
 
     def _end_epoch(self, listener: Listener) -> None:
         """What is due when all minibatches of an epoch are done."""
