@@ -96,7 +96,8 @@ def fit(
         Gradients of a larger global norm are scaled down to it.
     callbacks : functions
         Each is called after every epoch with its :class:`~bptt_array.training.history.EpochEnd`: ``epoch``, ``step``,
-        ``history`` and ``rnn``. Where one returns True, it was the last.
+        ``history`` and ``rnn``. Where one returns True, it was the last. The learning rate is a matter of ``schedule``:
+        what a callback sets ``optimizer.lr`` to has no effect.
     progress : bool
         A bar on standard error with tqdm (``pip install tqdm``) and a terminal, otherwise a line there for an epoch, at
         most one a second. False: nothing.

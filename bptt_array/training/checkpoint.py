@@ -187,7 +187,7 @@ def _different(then: Any, now: Any) -> tuple[Any, Any]:
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if kind != like or not names:
         return then, now
-    return tuple({name: each[name] for name in names if name in each} for each in (old, new))
+    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
 
 
 def check_run(checkpoint: FitCheckpoint, run: dict[str, str], architecture: Architecture, slots: int) -> None:
