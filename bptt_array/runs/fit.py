@@ -109,7 +109,8 @@ def fit(
         Where checkpoints are kept, the last three. Called again with the same arguments, in another process too, the
         run goes on from the last one, on a CPU to the same bits as if it had never been stopped. ``epochs``,
         ``patience``, ``callbacks``, ``progress``, ``checkpoint_every``, ``on_divergence`` and ``ranks`` may be others.
-        An epoch has to have the same minibatches each time; the first one is read once more to see that.
+        An epoch has to have the same minibatches each time, so that a loader which shuffles will not do; the first one
+        is read once more to see that.
     checkpoint_every : int, optional
         Updates from a checkpoint to the next; left out, there is one after an epoch, if there were ten updates or more
         since the last one. Where training diverges it goes back to the last one, also without a folder.
