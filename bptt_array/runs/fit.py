@@ -91,7 +91,7 @@ def fit(
     schedule : (int) -> float, optional
         Of the number of updates done before: what ``optimizer.lr`` is multiplied with, see
         :mod:`bptt_array.optimizers.lr_schedules`. One with ``observe(value)`` is told the validation loss after every
-        epoch (of an ensemble the mean over its members).
+        epoch (of an ensemble the mean over its members), and knows it afterwards: a new training wants a new one.
     clip : float, optional
         Gradients of a larger global norm are scaled down to it.
     callbacks : functions
