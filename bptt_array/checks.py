@@ -16,9 +16,9 @@ import numpy as np
 
 
 def said(value: Any, longest: int = 500) -> str:
-    """Its repr, of which a long one is cut; a broken one is none of our errors."""
+    """Its repr in one line, of which a long one is cut; a broken one is none of our errors."""
     try:
-        text = repr(value)
+        text = " ".join(map(str.strip, repr(value).splitlines()))
     except Exception:  # noqa: BLE001 (a repr may raise anything; of huge integers Python's own does)
         return "a huge number" if isinstance(value, int) else f"<{type(value).__name__}>"
     return text if len(text) <= longest else f"{text[:longest]}…"

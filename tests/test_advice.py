@@ -234,7 +234,7 @@ BUILDS = [
     (lambda: ba.batches(list(X), lengths=[3] * T), r"which have theirs; leave it out$", lambda: ba.batches(list(X))),
     (lambda: ba.batches(X, by_length=True), r"give lengths=…, or leave by_length out$", lambda: (ba.batches(X, by_length=True, lengths=[5, 2, 3]), ba.batches(X))),
     (lambda: ba.batches(X[:3], np.ones((3, 3))), r"say which: per_step=True or per_step=False$", lambda: (ba.batches(X[:3], np.ones((3, 3)), per_step=True), ba.batches(X[:3], np.ones((3, 3)), per_step=False))),
-    (lambda: ba.batches(X).to(rnn(time_major=False)), r"use ba\.batches\(\.\.\., time_major=False\)$", lambda: ba.batches(X, time_major=False).to(rnn(time_major=False))),
+    (lambda: ba.batches(X).to(rnn(time_major=False)), r"use ba\.batches\(\.\.\., time_major=False\), of arrays with the sequences first$", lambda: ba.batches(X.swapaxes(0, 1), time_major=False).to(rnn(time_major=False))),
     (lambda: ba.Standardization.of(np.array([1.0, np.inf])), r"put NaN where one is missing$", lambda: ba.Standardization.of(np.array([1.0, np.nan]))),
     (lambda: ba.Standardization.of(list(X), [3] * T), r"which have theirs; leave it out$", lambda: ba.Standardization.of(list(X))),
 ]  # fmt: skip

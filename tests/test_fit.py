@@ -283,6 +283,7 @@ def test_the_schedules_and_optimizers_of_the_library_go_on_to_the_same_bits(tmp_
         (lambda: ba.AdamW(0.05, weight_decay=0.1), lambda: ba.lr_schedules.Plateau(0.5, 0)),
         (lambda: ba.RMSprop(0.01), lambda: ba.lr_schedules.cosine(40)),
         (lambda: ba.SGD(0.1, momentum=0.5, nesterov=True), lambda: ba.lr_schedules.warm_up(15)),
+        (lambda: ba.Adam(0.3), lambda: ba.lr_schedules.warm_up(8, then=ba.lr_schedules.Plateau(0.5, 0))),
     ]
     for k, (optimizer, schedule) in enumerate(kinds):
         whole = run("members", optimizer=optimizer(), schedule=schedule())
@@ -494,6 +495,12 @@ BAD = [
     ({"clip": 0}, ValueError, "clip=0; expected a positive number, or None"),
     ({"clip": -1.0}, ValueError, "clip=-1.0; expected a finite number"),
     ({"callbacks": [3]}, TypeError, "callbacks[0] is a int; expected a function"),
+    ({"callbacks": None}, TypeError, "callbacks is a NoneType; expected a function of what an epoch left, or ()"),
+    ({"optimizer": ba.Adam}, TypeError, "optimizer is a class Adam; expected an optimizer, such as ba.Adam(lr=1e-3)"),
+    ({"data": np.zeros((2, 2))}, TypeError, "data=array([[0., 0.], [0., 0.]]) is a ndarray; expected ba.batches(…)"),
+    ({"data": tuple(a[:, :0] for a in GOOD[0])}, ValueError, "data has no sequences: N=0; expected at least one"),
+    ({"validation": [tuple(a[:, :0] for a in GOOD[0])]}, ValueError, "validation has no sequences: N=0; expected at least one"),
+    ({"folder": f"{__file__}/run"}, ValueError, "is below a file; expected a folder, or the name of a new one"),
     ({"progress": 1}, TypeError, "progress=1 is a int; expected True or False"),
     ({"seed": -1}, ValueError, "seed=-1 is too small"),
     ({"truncate": 0}, ValueError, "truncate=0"),
@@ -523,6 +530,23 @@ def test_to_do_as_errors_say_helps():
     ba.fit(network(), GOOD, patience=2, validation=GOOD, **QUIET)  # give validation=…
     ba.fit(network(), GOOD, clip=None, **QUIET)  # or None
     ba.fit(network(), GOOD, schedule=ba.lr_schedules.cosine(1000), **QUIET)  # such as that
+    ba.fit(network(), GOOD, callbacks=(), epochs=1, **QUIET)  # or ()
+    ba.fit(network(), [*GOOD, tuple(a[:, :0] for a in GOOD[0])], validation=GOOD, epochs=1, **QUIET)  # at least one
+
+
+@pytest.mark.parametrize("what", ["data", "validation"])
+def test_a_minibatch_that_is_wrong_when_it_is_its_turn_is_named(what):
+    bad = Again([GOOD[0], (GOOD[0][0], GOOD[1][1][:3])])
+    with pytest.raises(ValueError, match=f"^minibatch 1 of {what}: target has shape"):
+        ba.fit(network(), **{"data": GOOD, what: bad}, epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, ValueError), (-1.0, ValueError), (None, TypeError)])
+def test_a_schedule_that_comes_to_no_number_is_named(value, kind):
+    optimizer = ba.Adam(0.1)
+    with pytest.raises(kind, match=rf"^schedule\(1\)={value}.*; expected a"):
+        ba.fit(network(), GOOD, schedule=lambda step: value if step else 1.0, optimizer=optimizer, **QUIET)
+    assert optimizer.lr == 0.1
 
 
 def test_a_network_is_one():
@@ -716,6 +740,42 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
             ba.fit(**{"rnn": network(), "data": data, "progress": False} | given | other)
         assert str(raised.value).endswith("give the same, or another folder")
     ba.fit(network(), Again(data), **given | {"optimizer": ba.Adam(0.05), "patience": 3}, **QUIET)
+
+
+def test_of_another_network_or_optimizer_the_settings_that_differ_are_said(tmp_path):
+    ba.fit(network(), GOOD, optimizer=ba.AdamW(0.1), epochs=1, folder=tmp_path, **QUIET)
+    for other, says in (
+        (
+            {"optimizer": ba.AdamW(0.1, weight_decay=0.5)},
+            "{'weight_decay': '0.01'} there, {'weight_decay': '0.5'} here",
+        ),
+        ({"optimizer": ba.RMSprop(0.1)}, "AdamW"),
+        ({"rnn": network(seed=7)}, "{'seed': 0} there, {'seed': 7} here"),
+    ):
+        given = {"rnn": network(), "optimizer": ba.AdamW(0.1), "epochs": 1, "folder": tmp_path, **QUIET}
+        with pytest.raises(ValueError, match=re.escape(says)):
+            ba.fit(**{"data": GOOD, **given, **other})
+
+
+def test_data_in_another_order_each_time_cannot_go_on_and_that_is_said_at_the_beginning(tmp_path):
+    class Shuffling(Again):
+        def __iter__(self):
+            self.items = self.items[1:] + self.items[:1]
+            return super().__iter__()
+
+    data = Shuffling(minibatches(4))
+    with pytest.raises(
+        ValueError, match=r"^data has other minibatches when it is gone through again.*: use ba\.batches"
+    ):
+        ba.fit(network(), data, folder=tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+    ba.fit(network(), list(data), folder=tmp_path / "run", epochs=1, **QUIET)  # or list(…)
+    ba.fit(network(), data, epochs=1, **QUIET)  # or no folder
+
+
+def test_what_is_wrong_with_the_optimizer_is_not_said_of_the_data():
+    with pytest.raises(ValueError, match=r"^no_decay has 'b_z'"):
+        ba.fit(network(), GOOD, optimizer=ba.AdamW(0.1, no_decay=("b_z",)), **QUIET)
 
 
 def test_a_folder_in_use_and_a_damaged_checkpoint_are_said_to_be_so(tmp_path):
@@ -973,8 +1033,45 @@ def test_a_validation_that_is_no_number_is_divergence_too():
     held_out = x, target + np.float32(1e30)
     rnn = network()
     before = params_of(rnn)
-    with pytest.raises(DivergenceError, match="the loss is inf"):
+    with pytest.raises(DivergenceError, match="the validation loss is inf"):
         ba.fit(rnn, (x, target), validation=held_out, **QUIET)
+    assert_same(params_of(rnn), before)
+
+
+@pytest.mark.parametrize("kind", ["data", "validation"])
+@pytest.mark.parametrize("readout", ["every", "last"])
+@pytest.mark.parametrize("time_major", [True, False])
+@pytest.mark.parametrize("name", ["x", "target", "weights"])
+def test_a_number_that_is_none_in_the_data_is_named(kind, readout, time_major, name):
+    """No learning rate would help. What stands past the end of a sequence is no matter."""
+
+    def minibatch(bad=False):
+        x, target, lengths = rng.standard_normal((6, 4, 2)), rng.standard_normal((6, 4, 1)), [6, 2, 5, 6]
+        arrays = {"x": x, "target": target, "weights": np.ones((6, 4))}
+        if bad:
+            arrays[name][4, 2] = np.nan
+        for each in arrays.values():
+            each[3:, 1] = np.nan
+        x, target, weights = (
+            a[0] if readout == "last" and key != "x" else a if time_major else a.swapaxes(0, 1)
+            for key, a in arrays.items()
+        )
+        if bad and readout == "last" and name != "x":
+            arrays[name][0, 2] = np.nan
+        return x, target, lengths, weights
+
+    rng = np.random.default_rng(0)
+    rnn = ba.RNN(2, 3, 1, readout=readout, time_major=time_major)
+    given = {"data": [minibatch() for _ in range(8)], "validation": [minibatch()], "epochs": 3, **QUIET}
+    ba.fit(rnn, **given)
+    before = params_of(rnn)
+    given[kind].append(minibatch(bad=True))
+    timed = name == "x" or readout == "every"
+    at = ([4, 2] if time_major else [2, 4]) if timed else [2]
+    at += [0] * (name != "weights")
+    says = f"; minibatch {len(given[kind]) - 1} of {kind} has {name}{at}=nan; expected finite numbers, such as 0 where"
+    with pytest.raises(DivergenceError, match=re.escape(says)):
+        ba.fit(rnn, **given)
     assert_same(params_of(rnn), before)
 
 

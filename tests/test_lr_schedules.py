@@ -92,6 +92,18 @@ def test_any_function_of_the_step_follows_a_warm_up():
     assert [warm_up(2, then=warm_up(2))(k) for k in range(4)] == [0.5, 1, 0.5, 1]
 
 
+def test_a_plateau_after_a_warm_up_is_told_losses_and_goes_on():
+    schedule = warm_up(2, then=warm_up(2, then=Plateau(factor=0.5, patience=0)))
+    assert [schedule.observe(loss) for loss in (1.0, 1.0)] == [1.0, 0.5]
+    other = pickle.loads(pickle.dumps(warm_up(2, then=warm_up(2, then=Plateau(factor=0.5, patience=0)))))
+    assert other != schedule
+    other.load_state_dict(schedule.state_dict())
+    assert other == schedule == copy.deepcopy(schedule)
+    assert [other(k) for k in range(5)] == [0.5, 1, 0.5, 1, 0.5]
+    for none in (warm_up(2), warm_up(2, then=linear(3))):
+        assert not any(hasattr(none, name) for name in ("observe", "state_dict", "anything"))
+
+
 def test_schedules_can_be_printed_and_compared_and_stay_as_they_are():
     schedule = warm_up(10, then=cosine(np.int64(90), least=0))
     assert repr(schedule) == "warm_up(steps=10, then=cosine(steps=90, least=0.0))"

@@ -989,8 +989,9 @@ def test_a_folder_belongs_to_one_run(tmp_path, monkeypatch):
 
 
 def test_a_closed_output_is_one_line_and_loses_nothing(text_file, tmp_path):
-    process = start("train", text_file, *SMALL, "--eval-every", "10", "--out", tmp_path / "run", cwd=tmp_path)
-    for _ in range(3):
+    often = ["--steps", "1000000", "--eval-every", "10", "--checkpoint-every", "1"]
+    process = start("train", text_file, *SMALL, *often, "--out", tmp_path / "run", cwd=tmp_path)
+    for _ in range(4):  # the network, the text, threads, step 10, whose checkpoint there is before step 20
         process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=300) == 2

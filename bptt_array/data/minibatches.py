@@ -131,7 +131,8 @@ class Batches:
         if rnn.time_major != self.options.time_major:
             raise ValueError(
                 f"rnn has time_major={rnn.time_major}, and these batches {self.options.time_major}; expected the same: "
-                f"use ba.batches(..., time_major={rnn.time_major})"
+                f"use ba.batches(..., time_major={rnn.time_major}), of arrays with "
+                f"{'time' if rnn.time_major else 'the sequences'} first"
             )
         return self._but(options=self.options._replace(dtype=rnn.dtype), _backend=rnn.backend)
 

@@ -107,6 +107,10 @@ def _schedule(name: str, value: Any) -> Schedule | None:
     return value
 
 
+#: What a schedule has that goes by losses.
+_OF_LOSSES = ("observe", "state_dict", "load_state_dict")
+
+
 @dataclass(frozen=True)
 class warm_up(_Checked):  # noqa: N801
     """In the first ``steps`` updates up to 1 in a straight line, ``(step + 1) / steps``; then another schedule.
@@ -120,11 +124,18 @@ class warm_up(_Checked):  # noqa: N801
     steps : int
         At least 1.
     then : function of the step, optional
-        Begins where the warm-up ends; left out, 1 for good.
+        Begins where the warm-up ends; left out, 1 for good. Of a :class:`Plateau` this has ``observe``, ``state_dict``
+        and ``load_state_dict`` too, and what it is told during the warm-up counts.
     """
 
     steps: int
     then: Schedule | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """What ``then`` keeps between the losses that it is told, if it does."""
+        if name in _OF_LOSSES and "then" in vars(self):
+            return getattr(self.then, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __post_init__(self) -> None:
         self._set(steps=check_count, then=_schedule)

@@ -91,12 +91,13 @@ def fit(
     schedule : (int) -> float, optional
         Of the number of updates done before: what ``optimizer.lr`` is multiplied with, see
         :mod:`bptt_array.optimizers.lr_schedules`. One with ``observe(value)`` is told the validation loss after every
-        epoch (of an ensemble the mean over its members).
+        epoch (of an ensemble the mean over its members), and knows it afterwards: a new training wants a new one.
     clip : float, optional
         Gradients of a larger global norm are scaled down to it.
     callbacks : functions
         Each is called after every epoch with its :class:`~bptt_array.training.history.EpochEnd`: ``epoch``, ``step``,
-        ``history`` and ``rnn``. Where one returns True, it was the last.
+        ``history`` and ``rnn``. Where one returns True, it was the last. The learning rate is a matter of ``schedule``:
+        what a callback sets ``optimizer.lr`` to has no effect.
     progress : bool
         A bar on standard error with tqdm (``pip install tqdm``) and a terminal, otherwise a line there for an epoch, at
         most one a second. False: nothing.
@@ -108,7 +109,8 @@ def fit(
         Where checkpoints are kept, the last three. Called again with the same arguments, in another process too, the
         run goes on from the last one, on a CPU to the same bits as if it had never been stopped. ``epochs``,
         ``patience``, ``callbacks``, ``progress``, ``checkpoint_every``, ``on_divergence`` and ``ranks`` may be others.
-        An epoch has to have the same minibatches each time; the first one is read once more to see that.
+        An epoch has to have the same minibatches each time, so that a loader which shuffles will not do; the first one
+        is read once more to see that.
     checkpoint_every : int, optional
         Updates from a checkpoint to the next; left out, there is one after an epoch, if there were ten updates or more
         since the last one. Where training diverges it goes back to the last one, also without a folder.
@@ -126,8 +128,8 @@ def fit(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, before anything is done; of a minibatch that is no list's and not the first one when it is
-        its turn.
+        Naming the argument, before anything is done; of a minibatch that is no list's and not the first one, and of a
+        schedule that comes to no number, when it is their turn.
     DivergenceError, a FloatingPointError
         See ``on_divergence``.
 
@@ -152,7 +154,8 @@ def fit(
         raise TypeError(f"rnn is a {type(rnn).__name__}; expected a ba.RNN")
     optimizer = Adam() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected an optimizer, such as ba.Adam(lr=1e-3)")
+        what = f"class {optimizer.__name__}" if isinstance(optimizer, type) else type(optimizer).__name__
+        raise TypeError(f"optimizer is a {what}; expected an optimizer, such as ba.Adam(lr=1e-3)")
     ranks = OneProcess() if ranks is None else ranks
     if not isinstance(ranks, OneProcess):
         raise TypeError(f"ranks is a {type(ranks).__name__}; expected ba.distributed.communicator()")
@@ -234,7 +237,10 @@ def _functions(callbacks: Any) -> list[Callback]:
     found = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
     for k, callback in enumerate(found):
         if not callable(callback):
-            raise TypeError(f"callbacks[{k}] is a {type(callback).__name__}; expected a function of what an epoch left")
+            which = f"[{k}]" if isinstance(callbacks, Iterable) else ""
+            raise TypeError(
+                f"callbacks{which} is a {type(callback).__name__}; expected a function of what an epoch left, or ()"
+            )
     return found
 
 
@@ -302,6 +308,8 @@ def _claimed(path: Path, stack: contextlib.ExitStack) -> Held:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ValueError(f"folder={str(path)!r} is a file; expected a folder, or the name of a new one") from None
+    except NotADirectoryError:
+        raise ValueError(f"folder={str(path)!r} is below a file; expected a folder, or the name of a new one") from None
     flush_folder(path.parent)
     held = stack.enter_context(alone_in(path))
     for each in (path, path / CHECKPOINTS):

@@ -177,6 +177,19 @@ def check_fits(checkpoint: Checkpoint, architecture: Architecture, options: Opti
         raise ValueError(f"the checkpoint's losses are not those of {architecture.members} members")
 
 
+def _different(then: Any, now: Any) -> tuple[Any, Any]:
+    """Of two things that are written down with their settings those that are not the same."""
+    (kind, _, old), (like, _, new) = (str(each).partition("{") for each in (then, now))
+    try:
+        old, new = json.loads(f"{{{old}"), json.loads(f"{{{new}")
+    except (ValueError, RecursionError):  # no settings, or a file that means harm
+        return then, now
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if kind != like or not names:
+        return then, now
+    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
+
+
 def check_run(checkpoint: FitCheckpoint, run: dict[str, str], architecture: Architecture, slots: int) -> None:
     """Whether a checkpoint is one of this run, whose optimizer keeps ``slots`` arrays a parameter.
 
@@ -187,7 +200,7 @@ def check_run(checkpoint: FitCheckpoint, run: dict[str, str], architecture: Arch
     """
     for name in sorted({*run, *checkpoint.run}):
         if checkpoint.run.get(name) != run.get(name):
-            then, now = checkpoint.run.get(name), run.get(name)
+            then, now = _different(checkpoint.run.get(name), run.get(name))
             other = "" if "sha256" in str(now) else f": {short(then)} there, {short(now)} here"
             raise ValueError(f"{name} is not that of the run that is in it{other}; give the same, or another folder")
     shapes, members, dtype = architecture.shapes, architecture.member_axis, architecture.dtype

@@ -29,13 +29,17 @@ class DivergenceError(FloatingPointError):
     """
 
     def __init__(self, step: int, lr: float, what: str, parameters: list[str]) -> None:
-        super().__init__(
-            f"training diverged at step {step}: {what} at a learning rate of {lr:g}; use a smaller one, or clip the "
-            "gradients to a smaller norm"
-            if step
-            else f"before the first update {what}; begin with smaller parameters"
-        )
-        self.step, self.lr, self.parameters = step, lr, parameters
+        self.step, self.lr, self.parameters, self._what = step, lr, parameters, what
+        super().__init__(self._said("use a smaller one, or clip the gradients to a smaller norm"))
+
+    def _said(self, way_out: str) -> str:
+        if not self.step:
+            return f"before the first update {self._what}; begin with smaller parameters"
+        return f"training diverged at step {self.step}: {self._what} at a learning rate of {self.lr:g}; {way_out}"
+
+    def comes_of(self, data: str) -> None:
+        """What the network was given is the reason, and no learning rate helps."""
+        self.args = (self._said(f"{data}; expected finite numbers, such as 0 where one is missing"),)
 
 
 class _Entry(NamedTuple):
@@ -82,7 +86,7 @@ class Readings:
         return list(values[:, 0, ...])
 
 
-def _what(values: HostArray, names: list[str]) -> tuple[str, list[str]]:
+def _what(values: HostArray, names: list[str], of: str = "loss") -> tuple[str, list[str]]:
     """In words what is wrong at an update, of ``values (1 + P, [E])``, and whose gradients are."""
     whose = ""
     if values.ndim > 1:
@@ -90,7 +94,7 @@ def _what(values: HostArray, names: list[str]) -> tuple[str, list[str]]:
         values, whose = values[:, member], f" of member {member}"
     loss, *largest = values
     wrong = {name: value for name, value in zip(names, largest, strict=True) if not np.isfinite(value)}
-    parts = [] if np.isfinite(loss) else [f"the loss{whose} is {loss:g}"]
+    parts = [] if np.isfinite(loss) else [f"the {of}{whose} is {loss:g}"]
     if wrong:
         first, value = next(iter(wrong.items()))
         others = f" (and of {', '.join(list(wrong)[1:])})" if len(wrong) > 1 else ""
@@ -99,7 +103,7 @@ def _what(values: HostArray, names: list[str]) -> tuple[str, list[str]]:
 
 
 def check_losses(step: int, lr: float, losses: HostArray) -> None:
-    """``losses (updates, [E])`` are numbers.
+    """Validation losses ``(batches, [E])`` are numbers.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def check_losses(step: int, lr: float, losses: HostArray) -> None:
     """
     for loss in losses:
         if not np.isfinite(loss).all():
-            raise DivergenceError(step, lr, *_what(loss[None], []))
+            raise DivergenceError(step, lr, *_what(loss[None], [], "validation loss"))
 
 
 def check_parameters(step: int, lr: float, params: dict[str, HostArray]) -> None:

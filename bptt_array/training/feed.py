@@ -63,7 +63,7 @@ class Feed:
         self._name, self._rnn, self._ranks, self._loss, self._reduction = name, rnn, ranks, loss, reduction
         self._one = _is_minibatch(given)
         if isinstance(given, Batches):
-            with self._named(None):
+            with self.named(None):
                 given = given.to(rnn)
         self._given = [given] if self._one else given
         self._minibatches = _epochs(name, self._given)
@@ -72,10 +72,11 @@ class Feed:
             self._minibatches = _epochs(name, shares)
         else:
             shares = [self._taken(0, item) for item in itertools.islice(self._minibatches(0), 1)]
-        for k, share in enumerate(shares):
-            self._count(k, share)
+        sequences = [self._count(k, share)[0] for k, share in enumerate(shares)]
         if not shares:
             raise ValueError(f"{name} has no minibatches; expected {_KINDS}")
+        if not any(sequences):  # a loss of nothing is 0, and would be the best there is
+            raise ValueError(f"{name} has no sequences: N=0; expected at least one")
         self.first = shares[0]
 
     def __len__(self) -> int:
@@ -114,21 +115,58 @@ class Feed:
             for n, item in enumerate(self._minibatches(k)):
                 yield self._cut(n, self._taken(n, item))
 
-    def steps(self, share: Share) -> Any:
-        """What the mean of its loss is over; None of a sum."""
-        return self._count(0, share)[1]
+    def steps(self, n: int, share: Share) -> Any:
+        """What the mean of the loss of minibatch ``n`` is over; None of a sum."""
+        return self._count(n, share)[1]
 
     def digest(self) -> str:
-        """SHA-256 of the first epoch, of all ranks."""
+        """SHA-256 of the first epoch, of all ranks.
+
+        Raises
+        ------
+        ValueError
+            If its first minibatch is another one than it was before.
+        """
         found = hashlib.sha256()
         for n, item in enumerate(self._minibatches(0)):
-            for part in self._taken(n, item)[:4]:
-                if part is None:
-                    found.update(b"none")
-                    continue
-                array = part if isinstance(part, np.ndarray) else self._rnn.backend.to_host(part)
-                found.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+            share = self._taken(n, item)
+            self._add(found, share)
+            if n == 0 and found.digest() != self._add(hashlib.sha256(), self.first).digest():
+                raise ValueError(
+                    f"{self._name} has other minibatches when it is gone through again, so that a run with folder=… "
+                    "could not go on from there; expected the same: use ba.batches(…), whose order follows from "
+                    "a seed, or list(…), or no folder"
+                )
         return found.hexdigest()
+
+    def _add(self, found: Any, share: Share) -> Any:
+        for part in share[:4]:
+            if part is None:
+                found.update(b"none")
+                continue
+            array = part if isinstance(part, np.ndarray) else self._rnn.backend.to_host(part)
+            found.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+        return found
+
+    def not_finite(self, n: int, share: Share) -> str:
+        """In words, which number of minibatch ``n`` is none, of those within their sequences; or nothing."""
+        _, _, features = self._count(n, share)
+        time_major, every = self._rnn.time_major, self._rnn.readout == "every"
+        for name, timed, behind in (("x", True, 1), ("target", every, int(features)), ("weights", every, 0)):
+            array = getattr(share, name)
+            if array is None or is_integer(array):
+                continue
+            host = array if isinstance(array, np.ndarray) else self._rnn.backend.to_host(array)
+            wrong = ~np.isfinite(host)
+            if timed and share.lengths is not None:
+                T = host.shape[host.ndim - behind - 2 + (not time_major)]
+                there = np.arange(T) < share.lengths[:, None]  # (N, T)
+                there = there.T if time_major else there
+                wrong &= there.reshape(*there.shape, *(1,) * behind)
+            if wrong.any():
+                at = tuple(np.argwhere(wrong)[0].tolist())
+                return f"{'' if self._one else f'minibatch {n} of '}{self._name} has {name}{list(at)}={host[at]:g}"
+        return ""
 
     def _taken(self, n: int, item: Any) -> Share:
         """A minibatch of the caller's in the dtype of the network; arrays stay where they are."""
@@ -143,7 +181,7 @@ class Feed:
         x, target, lengths, weights = (*item, None, None)[:4]
         if target is None:
             raise TypeError(f"minibatch {n} of {self._name} has no target; expected (x, target[, lengths[, weights]])")
-        with self._named(n):
+        with self.named(n):
             lengths = lengths if lengths is None else np.asarray(lengths)
             x, target = self._array("x", x), self._array("target", target)
             return Share(x, target, lengths, None if weights is None else self._array("weights", weights, True), None)
@@ -158,7 +196,7 @@ class Feed:
     def _count(self, n: int, share: Share) -> tuple[int, Any, bool]:
         """Sequences, steps of a mean, and whether the target has features, of a minibatch that is checked."""
         rnn = self._rnn
-        with self._named(n):
+        with self.named(n):
             return rnn.calls.count(
                 rnn.params, share.x, share.target, self._loss, **share.given, reduction=self._reduction
             )
@@ -181,7 +219,7 @@ class Feed:
         )
 
     @contextlib.contextmanager
-    def _named(self, n: int | None) -> Iterator[None]:
+    def named(self, n: int | None) -> Iterator[None]:
         """Errors say of which minibatch they are, or of all."""
         try:
             yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..optimizers.lr_schedules import Schedule
 from ..optimizers.state import Optimizer
 from ..rnn.rnn import RNN
 from .checkpoint import FitCheckpoint, HostArray
+from .divergence import DivergenceError
 from .feed import Feed, Share
 from .history import COLUMNS, EpochEnd, History
 from .listener import Listener
@@ -124,10 +126,15 @@ class Fitting(Loop):
         if self._batches is None:
             self._batches = itertools.islice(self.data.epoch(self.epoch), self.done, None)
         share = next(self._batches, None)
-        if share is None:
-            self._end_epoch(listener)
-        else:
-            self._advance(share, listener)
+        try:
+            if share is None:
+                self._end_epoch(listener)
+            else:
+                self._advance(share, listener)
+        except DivergenceError as error:
+            if self.good is not None and (data := self._not_finite(error.step)):
+                error.comes_of(data)
+            raise
 
     def _advance(self, share: Share, listener: Listener) -> None:
         self.step, self.done = self.step + 1, self.done + 1
@@ -143,6 +150,9 @@ class Fitting(Loop):
     def update(self, share: Share, step: int, stop: Callable[[], bool] = lambda: False) -> Any:
         """Update number ``step``, with what this rank has of a minibatch; see :meth:`apply`."""
         return self.apply(step, stop, share.x, share.target, dropout_rows=share.rows, **share.given)
+
+    def named(self) -> AbstractContextManager[None]:
+        return self.data.named(self.done - 1)
 
     def _end_epoch(self, listener: Listener) -> None:
         """What is due when all minibatches of an epoch are done."""
@@ -178,6 +188,21 @@ class Fitting(Loop):
             self.keep(listener)
         listener.epoch(self.history)
 
+    def _not_finite(self, step: int) -> str:
+        """In words, what the update of this step was given that is no number, or else the validation; or nothing."""
+        at, epoch, skipped, found = self.good.step, self.good.epoch, self.good.done, ""
+        while at < step:
+            for n, share in enumerate(self.data.epoch(epoch)):
+                at += n >= skipped
+                if at == step:
+                    found = self.data.not_finite(n, share)
+                    break
+            epoch, skipped = epoch + 1, 0
+        if self.validation is not None and not found:
+            each = (self.validation.not_finite(n, share) for n, share in enumerate(self.validation.epoch(0)))
+            found = next(filter(None, each), "")
+        return found
+
     def read(self) -> None:
         super().read()
         self._take_losses()
@@ -202,10 +227,10 @@ class Fitting(Loop):
         """
         assert self.validation is not None
         losses, steps, backend = [], [], self.rnn.backend
-        for share in self.validation.epoch(0):
+        for n, share in enumerate(self.validation.epoch(0)):
             if on_any_rank(self.ranks, interrupted()):
                 raise InterruptedValidation
-            steps.append(self.validation.steps(share))
+            steps.append(self.validation.steps(n, share))
             loss, _ = self.rnn.loss(share.x, share.target, self.loss, reduction=self.reduction, **share.given)
             losses.append(loss)
         with backend.active():

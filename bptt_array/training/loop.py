@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend.portable import Array
 from ..bptt.state import State
+from ..checks import check_number
 from ..distributed.ranks import OneProcess
 from ..losses import AnyLoss
 from ..optimizers.lr_schedules import Schedule
@@ -133,6 +135,10 @@ class Loop(ABC):
     def restore(self, checkpoint: Any) -> None:
         """Go on from a checkpoint, to the same bits on the same device."""
 
+    def named(self) -> AbstractContextManager[None]:
+        """Where errors say of which data they are, if those can be wrong."""
+        return nullcontext()
+
     def begin(self, listener: Listener) -> None:
         """What is done before the first update of :meth:`run`; of most: nothing."""
         return
@@ -172,7 +178,8 @@ class Loop(ABC):
         rnn, members = self.rnn, self.rnn.members
         self.optimizer.lr = self.rate(step)
         seed = self._seed + step if rnn.dropout or rnn.recurrent_dropout else None
-        loss, own, state = rnn.loss_and_grad(x, target, self.loss, dropout_seed=seed, **self._how, **given)
+        with self.named():
+            loss, own, state = rnn.loss_and_grad(x, target, self.loss, dropout_seed=seed, **self._how, **given)
         grads, loss, stops = self.ranks.all_reduce(own, loss, flag=stop())
         changes = {name: grads.params[name] for name in rnn.params}  # in this order they are named
         largest = largest_entries(changes, members)
@@ -192,7 +199,7 @@ class Loop(ABC):
 
     def rate(self, step: int) -> float:
         """The learning rate of update number ``step``."""
-        return self.lr * self.schedule(step - 1)
+        return self.lr * check_number(f"schedule({step - 1})", self.schedule(step - 1))
 
     def read(self) -> None:
         """Bring the losses since the last time to the host: the only place where updates are waited for."""
