@@ -682,7 +682,10 @@ def test_a_run_goes_on_to_the_same_bits(every, kind, tmp_path, monkeypatch):
             patch.setattr(fitting.Fitting, "update", failing)
             with pytest.raises(RuntimeError, match="the end"):
                 run(kind, folder=tmp_path, checkpoint_every=every)
-        ended.append(checkpoints.newest_checkpoint(tmp_path, pytest.fail, checkpoints.FitCheckpoint).step)
+        if checkpoints.checkpoints(tmp_path):
+            ended.append(checkpoints.newest_checkpoint(tmp_path, pytest.fail, checkpoints.FitCheckpoint).step)
+        else:
+            ended.append(0)  # the run begins anew
     assert ended == {None: [0, 0, 10, 10, 20, 30], 1: [1, 7, 10, 14, 23, 39], 3: [0, 6, 9, 12, 21, 39]}[every]
     assert_same_end(run(kind, folder=tmp_path, checkpoint_every=every), whole)
     assert len(checkpoints.checkpoints(tmp_path)) <= 3
@@ -771,6 +774,14 @@ def test_data_in_another_order_each_time_cannot_go_on_and_that_is_said_at_the_be
     assert not (tmp_path / "run").exists()
     ba.fit(network(), list(data), folder=tmp_path / "run", epochs=1, **QUIET)  # or list(…)
     ba.fit(network(), data, epochs=1, **QUIET)  # or no folder
+
+
+def test_a_run_that_comes_to_no_update_leaves_nothing_that_the_right_call_would_not_fit(tmp_path):
+    rnn, (x, target) = ba.RNN(3, 5, 1), regression()
+    with pytest.raises(ValueError, match="no_decay"):
+        ba.fit(rnn, (x, target), optimizer=ba.AdamW(0.1, no_decay=("b_hh",)), folder=tmp_path / "run", **QUIET)
+    history = ba.fit(rnn, (x, target), optimizer=ba.AdamW(0.1, no_decay=("b_h",)), folder=tmp_path / "run", **QUIET)
+    assert history.loss[-1] < history.loss[0]
 
 
 def test_what_is_wrong_with_the_optimizer_is_not_said_of_the_data():

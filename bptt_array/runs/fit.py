@@ -367,6 +367,8 @@ class _FitListener(Listener):
     def checkpoint(self, checkpoint: FitCheckpoint) -> None:
         if self._path is None or self._held is None:  # which rank 0 alone has
             return
+        if not checkpoint.step:  # a run that comes to no update, by an argument that is wrong there, leaves nothing
+            return
         with contextlib.nullcontext() if self._stop is None else self._stop.held():
             self._held.check()
             write_checkpoint(self._path, checkpoint)
