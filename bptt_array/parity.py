@@ -72,6 +72,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         {"loss": "mse", "lengths": True},
         False,
     ),
+    "projected LSTM from the end, lengths": (
+        {"cell": "lstm", "proj_size": 8, "reverse": True, "num_layers": 2},
+        {"loss": "torch_mse", "lengths": True},
+        False,
+    ),
+    "tied embedding, GRU with the reset before, no biases": (
+        {"cell": "gru_reset_before", "embedding_size": H, "output_size": I, "tied": True, "bias": False}
+        | {"output": "softmax", "recurrent_dropout": 0.2},
+        {"loss": "cross_entropy", "lengths": True, "dropout_seed": 5},
+        True,
+    ),
     "GRU, three members, tokens": (
         {"cell": "gru", "members": 3, "output": "softmax"},
         {"loss": "cross_entropy", "truncate": 18},
@@ -147,8 +158,9 @@ def _run(case: str, backend: Backend, dtype: str, rounded_to: str) -> dict[str, 
     network, options, tokens = CASES[case]
     options = dict(options)
     rng = np.random.default_rng(1)
-    rnn = RNN(I, H, O, **network, dtype=dtype, device=backend, seed=2)
-    for name, value in RNN(I, H, O, **network, dtype=rounded_to, seed=2).params.items():
+    network = {"input_size": I, "hidden_size": H, "output_size": O, "seed": 2} | network
+    rnn = RNN(**network, dtype=dtype, device=backend)
+    for name, value in RNN(**network, dtype=rounded_to).params.items():
         rnn.params[name] = rnn.asarray(value)
 
     def draw(*shape: int) -> Any:
@@ -163,7 +175,7 @@ def _run(case: str, backend: Backend, dtype: str, rounded_to: str) -> dict[str, 
     state, y_shape = draw_state(), architecture.outputs_shape(T, N)
     dy, dstate = draw(*y_shape), draw_state()
     if options["loss"] == "cross_entropy" or isinstance(options["loss"], CrossEntropy):
-        target = rnn.asarray(rng.integers(0, O, y_shape[:-1]))
+        target = rnn.asarray(rng.integers(0, y_shape[-1], y_shape[:-1]))
     else:
         target = rnn.asarray(rng.random(y_shape).astype(rounded_to))
     if options.pop("lengths", False):

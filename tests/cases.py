@@ -348,6 +348,30 @@ TRUNCATED = [
     Case(truncate=2, cell="gru", members=2, readout="last", lengths=LENGTHS, recurrent_dropout=0.3),
 ]
 
+#: Several kinds of options at once.
+COMBINED = [
+    Case(**more)
+    for more in (
+        {"cell": "lstm", "proj_size": 2, "bias": False, "reverse": True, "layers": 2, "lengths": LENGTHS}
+        | {"loss": "huber", "output": "tanh", "weights": True, "reduction": "weighted_mean"},
+        {"cell": "lstm", "proj_size": 2, "tokens": True, "embedding": 4, "tied": True, "I": 6, "O": 6}
+        | {"bidirectional": True, "bias": False, "recurrent_dropout": 0.3, "lengths": LENGTHS}
+        | {**SOFTMAX, "ignored": -100, "smoothing": 0.2, "class_weights": True},
+        {"cell": "gru_reset_before", "tokens": True, "embedding": 5, "tied": True, "I": 4, "reverse": True}
+        | {"bias": False, "members": 2, "readout": "last", "lengths": LENGTHS, "recurrent_dropout": 0.3},
+        {"cell": "gru_reset_before", "tokens": True, "embedding": 3, "T": 30, "budget": 0.1, "truncate": 11}
+        | {"layers": 2, "dropout": 0.3, **SOFTMAX, "ignored": 1, "reduction": "sum", "lengths": (30, 0, 4, 21)},
+        {"cell": "gru_reset_before", "bias": False, "reverse": True, "members": 3, "shared": False, "parts": 2}
+        | {"weights": True, "reduction": "weighted_mean", "loss": "torch_mse", "lengths": LENGTHS},
+        {"cell": "lstm", "proj_size": 3, "tokens": True, "embedding": 2, "members": 2, "reverse": True, "T": 30}
+        | {"budget": 0.0, "readout": "last", "loss": "mae", "weights": True, "lengths": (30, 0, 4, 21)},
+        {"bias": False, "reverse": True, "tokens": True, "embedding": 5, "tied": True, "I": 4, "T": 45}
+        | {"backward": "parallel", "segment": 30, "members": 2, "lengths": (45, 0, 4, 31)},
+    )
+]
+#: All of them but those of truncation, whose gradient is not that of the loss.
+ALL = CASES + GATED + PROJECTED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + REVERSED + SCHEDULED + COMBINED
+
 
 @st.composite
 def any_case(draw_):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from cases import (
     CASES,
+    COMBINED,
     DROPPED,
     EMBEDDED,
     GATED,
@@ -96,6 +97,7 @@ def cases(ranks):
         *TRUNCATED,
         *SCHEDULED[:4],
         SCHEDULED[5],
+        *COMBINED,
     ):
         check_case(ranks, case, ranks.part(case.N))
         check_case(ranks, case, uneven(ranks, case.N))

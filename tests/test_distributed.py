@@ -12,17 +12,9 @@ import mpi
 import numpy as np
 import pytest
 from cases import (
-    CASES,
-    DROPPED,
-    EMBEDDED,
-    GATED,
+    ALL,
     LENGTHS,
-    PROJECTED,
-    REVERSED,
-    SCHEDULED,
-    STACKED,
     TRUNCATED,
-    WITHOUT_BIAS,
     Case,
     draw,
     make,
@@ -42,7 +34,7 @@ PROGRAM = mpi.TESTS / "on_ranks.py"
 
 @pytest.mark.parametrize(
     "case",
-    [*CASES, *GATED, *PROJECTED, *STACKED, *DROPPED, *EMBEDDED, *WITHOUT_BIAS, *REVERSED, *TRUNCATED, *SCHEDULED],
+    ALL + TRUNCATED,
     ids=str,
 )
 def test_the_gradient_of_a_batch_is_the_weighted_sum_of_those_of_its_parts(case):

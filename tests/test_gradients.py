@@ -8,16 +8,8 @@ import pytest
 import reference
 from autograd.tracer import getval
 from cases import (
-    CASES,
-    DROPPED,
-    EMBEDDED,
-    GATED,
-    PROJECTED,
-    REVERSED,
-    SCHEDULED,
-    STACKED,
+    ALL,
     TRUNCATED,
-    WITHOUT_BIAS,
     Case,
     any_case,
     backward_options,
@@ -39,8 +31,6 @@ from gradients import check_given_gradient, check_loss_gradient, given_options, 
 from hypothesis import given, settings
 
 import bptt_array as ba
-
-ALL = CASES + GATED + PROJECTED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + REVERSED + SCHEDULED
 
 
 @pytest.mark.parametrize("case", ALL + TRUNCATED, ids=str)

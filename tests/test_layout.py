@@ -32,6 +32,10 @@ def own_loss_of_numbers(y, target):
     return own_loss(y, array_namespace(y).astype(target, y.dtype)[..., None] / 10)
 
 
+#: A class that there is, so that a mean is over fewer steps.
+IGNORING = ba.losses.CrossEntropy(range(1, O + 1), ignore_index=2, label_smoothing=0.1)
+
+
 @dataclass(frozen=True)
 class Case:
     members: bool = False
@@ -43,6 +47,8 @@ class Case:
     weights: bool = False
     readout: str = "every"
     bidirectional: bool = False
+    reverse: bool = False
+    embedding: int | None = None
 
     def __str__(self):
         changed = [f"{k}={getattr(v, '__name__', v)}" for k, v in vars(self).items() if v != getattr(Case, k)]
@@ -50,9 +56,11 @@ class Case:
 
     def pair(self, backend):
         """The same network with time first and with time after the sequences."""
-        output = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(self.loss, "tanh")
+        known = {"cross_entropy": "softmax", IGNORING: "softmax", "binary_cross_entropy": "sigmoid"}
+        output = known.get(self.loss, "tanh")
         options = {"members": E if self.members else None, "bidirectional": self.bidirectional, "output": output}
         options |= {"readout": self.readout, "cell": "lstm", "device": backend}
+        options |= {"reverse": self.reverse, "embedding_size": self.embedding}
         return tuple(ba.RNN(I, H, O, time_major=time_major, **options) for time_major in (True, False))
 
     def arrays(self):
@@ -106,6 +114,8 @@ CASES = [
     Case(readout="last", lengths=True),
     Case(readout="last", target="classes", loss="cross_entropy", tokens=True, weights=True),
     Case(readout="last", target="numbers", loss=own_loss_of_numbers, bidirectional=True),
+    Case(reverse=True, lengths=True, weights=True),
+    Case(reverse=True, embedding=3, tokens=True, target="classes", loss=IGNORING, lengths=True),
 ]
 CASES += [
     Case(**{**vars(case), "members": True, "shared": shared})

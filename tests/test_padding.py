@@ -4,29 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import (
-    CASES,
-    DROPPED,
-    EMBEDDED,
-    GATED,
-    PROJECTED,
-    REVERSED,
-    STACKED,
-    WITHOUT_BIAS,
-    Case,
-    any_case,
-    draw,
-    make,
-)
+from cases import ALL, Case, any_case, draw, make
 from gradients import check_explosion_in_the_padding, check_padding, check_weights_of_zero
 from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt_array as ba
 
-PADDED = [
-    case for case in CASES + GATED + PROJECTED + STACKED + DROPPED + EMBEDDED + WITHOUT_BIAS + REVERSED if case.lengths
-]
+PADDED = [case for case in ALL if case.lengths]
 
 
 @pytest.mark.parametrize("case", PADDED, ids=str)

@@ -861,7 +861,8 @@ def test_any_call_within_a_budget_keeps_to_it(case, data):
         truncate=None if case.bidirectional or case.reverse else data.draw(periods),
         budget=data.draw(st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])),
     )
-    case = replace(case, O=case.I, embedding=case.H * case.directions) if case.tied else case
+    case = replace(case, proj_size=None) if case.H == 1 else case  # a projection is narrower
+    case = replace(case, O=case.I, embedding=case.h * case.directions) if case.tied else case
     arrays = draw(case)
     rnn = make(ba, case, arrays["params"])
     keywords = options(ba, rnn, case, arrays) | backward_options(rnn, case, arrays)

@@ -48,6 +48,8 @@ NUMBERS = [
     Case(cell="lstm", proj_size=3, layers=2, members=2),
     Case(cell="lstm", proj_size=3, output_size=False),
     Case(tokens=True, embedding=6, cell="lstm", layers=2, members=2, shared=False),
+    Case(tokens=True, embedding=3, tied=True, I=4, cell="lstm", proj_size=3, bias=False, layers=2, members=2),
+    Case(tokens=True, embedding=5, tied=True, I=4, cell="gru_reset_before", members=2, shared=False),
     Case(dropout=0.5, recurrent_dropout=0.5, layers=2),  # which never act
 ]  # fmt: skip
 

@@ -438,12 +438,14 @@ def test_a_network_trained_in_torch_says_the_same_here(cell):
     assert np.max(np.abs(outputs(theirs, x) - y)) <= 1e-6 * np.max(np.abs(y))
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # slower, no more
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_module_without_biases_is_a_network_without(cell, bidirectional):
-    theirs = module(cell, 2, bidirectional, bias=False)
+@pytest.mark.parametrize(("cell", "more"), [*((cell, {}) for cell in CELLS), ("lstm", {"proj_size": P})], ids=str)
+def test_a_module_without_biases_is_a_network_without(cell, more, bidirectional):
+    theirs = module(cell, 2, bidirectional, bias=False, **more)
     x = inputs(cell, 2, bidirectional, "float64")[0]["x"]
     rnn = ba.RNN.from_torch_state_dict(theirs.state_dict(), cell=cell)
+    assert rnn.proj_size == more.get("proj_size")
     assert {name: np.any(value) for name, value in rnn.params.items() if "b_" in name} == {"b_y": False}
     assert rnn.to_torch_state_dict().keys() == theirs.state_dict().keys() | {"readout.bias"}
     assert np.max(np.abs(rnn(x)[0] - outputs(theirs, x))) <= 1e-14

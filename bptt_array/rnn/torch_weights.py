@@ -161,7 +161,6 @@ class _Given:
         """The numbers of layers and of directions, of which there is every part."""
         places = {(int(m[2]), m[3] is not None, m[1]) for m in map(_NAME.fullmatch, self.arrays) if m}
         layers, directions = 1 + max(k for k, _, _ in places), 1 + max(side for _, side, _ in places)
-        parts = _PARTS if self.has_biases else _PARTS[:2]
         projected = any(part == "weight_hr" for _, _, part in places)  # in modules made with proj_size
         parts = (*(_PARTS if self.has_biases else _PARTS[:2]), *(("weight_hr",) if projected else ()))
         # One by one: the first that is missing ends it, however large a number is in a name.
@@ -223,6 +222,8 @@ def _of_layer(given: _Given, k: int, side: int, architecture: Architecture) -> d
         return given.take(_name(part, k, side), shapes[name][lead:])
 
     own = {"W_xh": taken("weight_ih", "W_xh"), "W_hh": taken("weight_hh", "W_hh")}
+    if "W_hr" in shapes:
+        own["W_hr"] = taken("weight_hr", "W_hr")
     if not architecture.bias:
         return own
     bias_ih, bias_hh = taken("bias_ih", "b_h"), taken("bias_hh", "b_h")
@@ -230,8 +231,6 @@ def _of_layer(given: _Given, k: int, side: int, architecture: Architecture) -> d
     if "b_hn" in shapes:
         own["b_h"][-H:] = bias_ih[-H:]
         own["b_hn"] = bias_hh[-H:]
-    if "W_hr" in shapes:
-        own["W_hr"] = given.take(_name("weight_hr", k, side), shapes["W_hr"][lead:])
     return own
 
 
