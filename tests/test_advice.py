@@ -249,6 +249,9 @@ def test_what_an_error_of_building_something_advises_works(wrong, message, advic
 
 #: Advice that rows cannot follow: what it says, and where it is followed or why it cannot be.
 ELSEWHERE = {
+    "there is no validation.*give validation=": "test_fit.py: test_to_do_as_errors_say_helps",
+    "is not that of the run that is in it.*give the same, or another folder": "test_fit.py: test_the_folder_of_another_run_is_refused",
+    r"use list\(…\)|use ba\.batches\(…\), whose order follows from a seed": "test_fit.py: test_to_do_as_errors_say_helps",
     r"pass …\.detach\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",
     r"use lengths\.tolist\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",
     r"use module\.cpu\(\)\.float\(\) or module\.cpu\(\)\.double\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",

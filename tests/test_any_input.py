@@ -656,10 +656,12 @@ def stream_calls(draw):
     rnn = draw(networks)
     right = Right(draw, rnn)
     N, outputs = right.N, right.architecture.outputs
-    if rnn.bidirectional or draw(st.integers(0, 3)) == 0:
+    if rnn.bidirectional or rnn.reverse or draw(st.integers(0, 3)) == 0:
         wrong = {"N": counts | anything, "state": right.states()}
         arguments = draw(nearly({"N": N, "state": None}, wrong))
-        return Call(rnn.streamer, arguments, lambda step: step.reset(), weights_of(rnn), also=("bidirectional",))
+        return Call(
+            rnn.streamer, arguments, lambda step: step.reset(), weights_of(rnn), also=("bidirectional", "reverse")
+        )
     right.tokens &= rnn.backend.name == "cpu"  # where tokens are looked at
     shape = (*right.lead(), N)
     x_t = right.rng.integers(0, I, shape) if right.tokens else np.ones((*shape, I), rnn.dtype)

@@ -1049,7 +1049,7 @@ BAD = [
     (jacobian_norms, (RNN, X), {"steps": np.array(3)}, TypeError, r"steps=array\(3\) is a ndarray"),
     (gradient_flow, (LAST, X, Y[0]), {"at": [6]}, ValueError, r"at=\[6\], but this RNN has readout='last'"),
     (gradient_flow, (RNN, X, Y[1:]), {}, ValueError, r"target has shape"),
-    (gradient_flow, (RNN, X, Y, "huber"), {}, ValueError, r"loss='huber' is unknown"),
+    (gradient_flow, (RNN, X, Y, "hinge"), {}, ValueError, r"loss='hinge' is unknown"),
     (gradient_flow, (RNN, X, Y), {"weights": Y}, ValueError, r"weights has shape"),
     (saturation, (RNN, X), {"below": 1.5}, ValueError, r"below=1.5; expected at most 1"),
     (saturation, (RNN, X), {"below": -1}, ValueError, r"below=-1; expected a finite number of at least 0"),

@@ -28,7 +28,7 @@ from cases import (
 )
 from conftest import examples
 from gradients import check_given_gradient, check_loss_gradient, given_options, reference_losses
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 
 import bptt_array as ba
 
@@ -135,6 +135,11 @@ def test_backward_matches_the_autograd_of_the_reference(case):
 @settings(max_examples=examples(300))
 @given(case=any_case())
 def test_any_combination_of_options_has_the_gradient_of_the_reference(case):
+    arrays = draw(case)
+    with np.errstate(all="ignore"):
+        forwards = [run_reference(np, case, of_member(case, arrays, k)) for k in members_of(case)]
+    # States of ReLU cells may grow until the reference's own derivatives of tanh and softmax overflow.
+    assume(all(np.abs(h).max() < 30 for forward in forwards for of_layers in forward.last for h, _ in of_layers))
     test_values_and_gradients_match_the_naive_reference_and_its_autograd(case)
 
 
