@@ -249,7 +249,7 @@ MUTANTS = {
     "outputs of the reverse direction not turned back": ("bptt/directions.py", "result[..., H:] = reverse(backend, h[..., 1, :, :], padding)", "result[..., H:] = h[..., 1, :, :]"),
     "gradient of the reverse direction not reversed": ("bptt/directions.py", "dh[..., 1, :, :] = reverse(backend, d_merged[..., H:], padding)", "dh[..., 1, :, :] = d_merged[..., H:]"),
     "dx of the reverse direction not turned back": ("bptt/directions.py", "dx[..., 0, :, :] + reverse(backend, dx[..., 1, :, :], padding)", "dx[..., 0, :, :] + dx[..., 1, :, :]"),
-    "reversed over its padding": ("bptt/directions.py", "if padding is None:", "if True:"),
+    "reversed over its padding": ("bptt/directions.py", "if padding is None else padding.turned", "if True else padding.turned"),
     "directions mixed": ("bptt/directions.py", "dh[..., 0, :, :] = d_merged[..., :H]", "dh[..., 0, :, :] = d_merged[..., H:]"),
     "last states of the directions mixed": ("bptt/directions.py", "[d_merged[..., :H], d_merged[..., H:]]", "[d_merged[..., H:], d_merged[..., :H]]"),
     # dropout
