@@ -827,7 +827,7 @@ def test_the_help_of_train_mentions_everything_a_run_is_made_of(capsys):
     out = capsys.readouterr().out
     for name in vars(Options()):
         assert f"\n  --{name.replace('_', '-')} " in out or f"\n  --{name.replace('_', '-')}\n" in out, name
-    assert "{tanh,relu,lstm,gru}" in out
+    assert "{tanh,relu,lstm,gru,gru_reset_before}" in out
 
 
 def test_every_option_has_a_help_text():
