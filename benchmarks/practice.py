@@ -7,14 +7,14 @@
 - Japanese vowels: which of nine speakers said it, of 7 to 29 frames of 12 numbers each; the share that is right of the
   370 utterances of the test set (aeon).
 - Words: the next word in the source of Python's standard library, of 20,000; an embedding and an LSTM of 256, one pass
-  over 200,000 words; the share that is foretold of 20,000 others.
+  over 100,000 words; the share that is foretold of 20,000 others.
 
 The programs are those of practice_ours.py and practice_torch.py: padding, scaling, batches, windows, validation, best
 weights, early stopping and schedules, by the library or by hand. Both begin with the same weights (drawn by torch, for
-each of the seeds) and draw the order of their batches themselves. Lines are those of the program that are not empty,
-comments or docstrings. Every program runs in a fresh process with its library imported and its data in place; its time
-is that of all seeds, which ours trains side by side in sunspots and vowels (members=), and its memory what it adds to
-the peak of the process. Needs statsmodels, aeon and torch. Prints a table and writes results/practice.json and
+each of the seeds) and see the same batches, which are those of ba.batches. Lines are those of a program that are not
+empty, comments or docstrings. Every program runs in a fresh process with its library imported and its data in place; its
+time is that of all seeds, which ours trains side by side in sunspots and vowels (members=), and its memory what it adds
+to the peak of the process. Needs statsmodels, aeon and torch. Prints a table and writes results/practice.json and
 images/practice.png, into runs/benchmarks unless --out says otherwise.
 """
 
@@ -30,10 +30,12 @@ import measure
 import numpy as np
 import practice_data
 
+import bptt_array as ba
+
 PEERS = {"bptt_array": "practice_ours", "torch": "practice_torch"}
 #: Of sunspots: how many numbers are learnt from, how many years a forecast sees, and how many it foretells.
 END, LENGTH, HORIZON = 209, 33, 11
-VOCABULARY, LEARNT, TESTED = 20_000, 200_000, 20_000
+VOCABULARY, WORDS, TESTED = 20_000, 100_000, 20_000
 #: How far the accuracies of both may be apart, in points.
 POINTS = 0.5
 
@@ -73,9 +75,9 @@ def arguments_of(task, quick):
     if task == "vowels":
         (sequences, labels), (tested, _) = practice_data.japanese_vowels()
         return sequences, labels, tested
-    words = practice_data.words_of_the_standard_library(VOCABULARY, LEARNT + TESTED)
-    learnt = 5000 if quick else LEARNT
-    return words[:learnt], words[-TESTED // (10 if quick else 1) :], VOCABULARY
+    words = practice_data.words_of_the_standard_library(VOCABULARY, WORDS + TESTED)
+    count = 5000 if quick else WORDS
+    return words[:count], words[-TESTED // (10 if quick else 1) :], VOCABULARY
 
 
 def accuracies(task, result, arguments):
@@ -88,7 +90,25 @@ def accuracies(task, result, arguments):
     return [100 * share for _, share in result]
 
 
-def _run(peer, task, arguments, weights, threads):
+def learnt(task, arguments):
+    """How many sequences a program learns from."""
+    if task == "sunspots":
+        last = END - LENGTH - HORIZON
+        return last + 1 - last // 10
+    return len(arguments[1]) if task == "vowels" else (len(arguments[0]) - 1) // 32
+
+
+class Order:
+    """``order(epoch)``: which of N sequences are in each batch."""
+
+    def __init__(self, N):
+        self._batches = ba.batches(np.zeros((1, N, 1), np.float32))
+
+    def __call__(self, epoch):
+        return list(self._batches.rows(epoch))
+
+
+def _run(peer, task, arguments, weights, learnt, threads):
     """One program, in a process of its own."""
     with measure.threads(threads, peers=peer == "torch"):
         program = getattr(importlib.import_module(PEERS[peer]), task)
@@ -97,7 +117,7 @@ def _run(peer, task, arguments, weights, threads):
 
             weights = [{name: torch.from_numpy(value) for name, value in of.items()} for of in weights]
         peak, began = measure.peak_from_now(), time.perf_counter()
-        result = program(*arguments, weights)
+        result = program(*arguments, weights, Order(learnt))
         return result, time.perf_counter() - began, peak()["bytes"]
 
 
@@ -135,7 +155,9 @@ def row(task, arguments):
     forecasts = None
     for peer in PEERS:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            result, seconds, bytes_ = pool.submit(_run, peer, task, given, weights, arguments.threads).result()
+            result, seconds, bytes_ = pool.submit(
+                _run, peer, task, given, weights, learnt(task, given), arguments.threads
+            ).result()
         peers[peer] = {
             "accuracy": accuracies(task, result, given),
             "lines": lines_of(peer, task),

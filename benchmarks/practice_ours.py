@@ -1,4 +1,7 @@
-"""The programs of practice.py with bptt_array; ``weights`` are those of the first networks, as torch has them."""
+"""The programs of practice.py with bptt_array; ``weights`` are those of the first networks, as torch has them.
+
+``order``, which torch's are given, is that of the batches here.
+"""
 
 import numpy as np
 
@@ -12,7 +15,7 @@ def together(weights, **options):
     return rnn.load_params({name: np.stack([part.params[name] for part in parts]) for name in rnn.params})
 
 
-def sunspots(series, end, length, horizon, weights):
+def sunspots(series, end, length, horizon, weights, order):
     """Forecasts (seeds, W, horizon) of the steps after each window that ends at ``end`` or later."""
     scaling = ba.Standardization.of(series[:end])
     x, target = ba.windows(scaling(series), length, horizon)
@@ -20,13 +23,12 @@ def sunspots(series, end, length, horizon, weights):
     first = last + 1 - last // 10  # of the windows for validation
     rnn = together(weights, input_size=1, hidden_size=32, output_size=horizon, cell="gru", readout="last")
     held_out = x[:, first : last + 1], target[first : last + 1]
-    data = ba.batches(x[:, :first], target[:first])
-    optimizer = ba.AdamW(lr=3e-3)
-    ba.fit(rnn, data, optimizer=optimizer, epochs=100, validation=held_out, patience=20, clip=1.0, progress=False)
+    data, how = ba.batches(x[:, :first], target[:first]), {"loss": "torch_mse", "optimizer": ba.AdamW(lr=3e-3)}
+    ba.fit(rnn, data, **how, epochs=100, validation=held_out, patience=20, clip=1.0, progress=False)
     return scaling.inverse(rnn(rnn.asarray(x[:, end - length :]))[0])
 
 
-def vowels(sequences, labels, tested, weights):
+def vowels(sequences, labels, tested, weights, order):
     """Classes (seeds, M) of the ``tested`` sequences."""
     scaling = ba.Standardization.of(sequences)
     rnn = together(weights, input_size=12, hidden_size=64, output_size=9, cell="gru", readout="last", output="softmax")
@@ -38,15 +40,15 @@ def vowels(sequences, labels, tested, weights):
     return rnn(x, lengths=lengths)[0].argmax(axis=-1)
 
 
-def words(train, tested, vocabulary, weights):
+def words(train, tested, vocabulary, weights, order):
     """Nats per word and the share of words that are foretold, of ``tested``, after one pass over ``train``."""
     (x, target), (tested_x, tested_target), found = windows(train), windows(tested), []
-    for seed, initial in enumerate(weights):
+    for initial in weights:
         rnn = ba.RNN.from_torch_state_dict(
             initial, recurrent_prefix="rnn.", readout_prefix="readout.", embedding_prefix="embedding."
         )
         rnn.output = "softmax"
-        data, optimizer = ba.batches(x, target, seed=seed), ba.Adam(lr=2e-3)
+        data, optimizer = ba.batches(x, target), ba.Adam(lr=2e-3)
         ba.fit(rnn, data, loss="cross_entropy", optimizer=optimizer, epochs=1, clip=1.0, progress=False)
         loss, right = 0.0, 0
         for batch in ba.batches(tested_x, tested_target, shuffle=False).epoch(0):

@@ -1,7 +1,7 @@
 """The programs of practice.py with torch, by hand: what one writes around torch.nn.GRU and LSTM today.
 
-Each function is a whole program, from the data to what it is judged by; ``weights`` are those of the first networks, so
-that both libraries begin alike.
+Each function is a whole program, from the data to what it is judged by. ``weights`` are those of the first networks,
+and ``order(epoch)`` which sequences are in each batch, so that both libraries begin alike and see the same.
 """
 
 import copy
@@ -22,24 +22,23 @@ class Network(nn.Module):
         return self.readout(self.rnn(packed)[1][-1])
 
 
-def sunspots(series, end, length, horizon, weights):
+def sunspots(series, end, length, horizon, weights, order):
     """Forecasts (seeds, W, horizon) of the steps after each window that ends at ``end`` or later."""
     series = torch.tensor(series, dtype=torch.float32)
     mean, std = series[:end].mean(), series[:end].std(correction=0)
     windows = ((series - mean) / std).unfold(0, length + horizon, 1)
     last = end - length - horizon
-    held_out, x, target = last // 10, windows[:, :length].T[..., None], windows[:, length:]
-    train, validation = range(last + 1 - held_out), slice(last + 1 - held_out, last + 1)
+    x, target = windows[:, :length].T[..., None], windows[:, length:]
+    validation = slice(last + 1 - last // 10, last + 1)
     lengths, found = torch.full((len(windows),), length), []
-    for seed, initial in enumerate(weights):
-        torch.manual_seed(seed)
+    for initial in weights:
         network = Network(1, 32, horizon)
         network.load_state_dict(initial)
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
         best, best_loss, waited = copy.deepcopy(network.state_dict()), float("inf"), 0
-        for _ in range(100):
+        for epoch in range(100):
             network.train()
-            for k in torch.randperm(len(train)).split(32):
+            for k in order(epoch):
                 optimizer.zero_grad()
                 loss = nn.functional.mse_loss(network(x[:, k], lengths[k]), target[k])
                 loss.backward()
@@ -59,7 +58,7 @@ def sunspots(series, end, length, horizon, weights):
     return torch.stack(found).numpy()
 
 
-def vowels(sequences, labels, tested, weights):
+def vowels(sequences, labels, tested, weights, order):
     """Classes (seeds, M) of the ``tested`` sequences."""
     every = torch.cat([torch.tensor(s, dtype=torch.float32) for s in sequences])
     mean, std = every.mean(0), every.std(0, correction=0)
@@ -69,14 +68,13 @@ def vowels(sequences, labels, tested, weights):
         return nn.utils.rnn.pad_sequence(scaled), torch.tensor([len(s) for s in scaled])
 
     (x, lengths), labels, found = padded(sequences), torch.tensor(labels), []
-    for seed, initial in enumerate(weights):
-        torch.manual_seed(seed)
+    for initial in weights:
         network = Network(x.shape[-1], 64, 9)
         network.load_state_dict(initial)
         optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40 * -(-len(labels) // 32))
-        for _ in range(40):
-            for k in torch.randperm(len(labels)).split(32):
+        for epoch in range(40):
+            for k in order(epoch):
                 optimizer.zero_grad()
                 T = lengths[k].max()
                 loss = nn.functional.cross_entropy(network(x[:T, k], lengths[k]), labels[k])
@@ -101,7 +99,7 @@ class Words(nn.Module):
         return self.readout(self.rnn(self.embedding(x))[0])
 
 
-def words(train, tested, vocabulary, weights):
+def words(train, tested, vocabulary, weights, order):
     """Nats per word and the share of words that are foretold, of ``tested``, after one pass over ``train``."""
 
     def windows(words):  # (32, W), of inputs and of the words that follow
@@ -109,12 +107,11 @@ def words(train, tested, vocabulary, weights):
         return cut[:-1], cut[1:]
 
     (x, target), (tested_x, tested_target), found = windows(train), windows(tested), []
-    for seed, initial in enumerate(weights):
-        torch.manual_seed(seed)
+    for initial in weights:
         network = Words(vocabulary)
         network.load_state_dict(initial)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-        for k in torch.randperm(x.shape[1]).split(32):
+        for k in order(0):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(network(x[:, k]).flatten(0, 1), target[:, k].flatten())
             loss.backward()
