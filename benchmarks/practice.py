@@ -12,9 +12,9 @@
 The programs are those of practice_ours.py and practice_torch.py: padding, scaling, batches, windows, validation, best
 weights, early stopping and schedules, by the library or by hand. Both begin with the same weights (drawn by torch, for
 each of the seeds) and see the same batches, which are those of ba.batches. Lines are those of a program that are not
-empty, comments or docstrings. Every program runs in a fresh process with its library imported and its data in place; its
-time is that of all seeds, which ours trains side by side in sunspots and vowels (members=), and its memory what it adds
-to the peak of the process. Needs statsmodels, aeon and torch. Prints a table and writes results/practice.json and
+empty, comments or docstrings. Every program runs in a fresh process with its library imported and its data in place;
+its time is that of all seeds, which ours trains side by side in sunspots and vowels (members=), and its memory what it
+adds to the peak of the process. Needs statsmodels, aeon and torch. Prints a table and writes results/practice.json and
 images/practice.png, into runs/benchmarks unless --out says otherwise.
 """
 
