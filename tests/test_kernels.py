@@ -240,6 +240,10 @@ def test_a_grid_is_as_large_as_cuda_allows():
             assert layout is None or max(layout.grid(sequences, networks)[1:]) <= 65535
 
 
+def test_a_cell_without_kernels_has_room_for_none():
+    assert segments.widest(OnPaper("H100"), CELLS["gru_reset_before"], N=32) == 0
+
+
 @pytest.mark.parametrize(("name", "width"), [("tanh", 2016), ("relu", 2016), ("lstm", 736), ("gru", 960)])
 def test_the_widths_that_the_page_names_for_an_h100_are_the_models(name, width):
     assert segments.widest(OnPaper("H100"), CELLS[name], N=32) == width

@@ -65,7 +65,8 @@ def kernels_of(index: int) -> str:
     from ..kernels.segments import widest
 
     with backend.active():
-        found = ", ".join(f"{name} {widest(backend, cell, N=32)}" for name, cell in CELLS.items() if name != "relu")
+        widths = {name: widest(backend, cell, N=32) for name, cell in CELLS.items() if name != "relu"}
+    found = ", ".join(f"{name} {width}" for name, width in widths.items() if width)
     return f"one launch a segment of time up to H = {found} (float32, N=32)"
 
 

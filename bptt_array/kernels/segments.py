@@ -282,7 +282,10 @@ def _two(states: States) -> list[Array | None]:
 def widest(backend: Backend, cell: Cell, N: int, dtype: str = "float32") -> int:
     """The largest H, a multiple of 8, for which the model of layouts has room both ways; 0 if there is none."""
     kernels, itemsize = Kernels.of(backend), {"float32": 4, "float64": 8}[dtype]
-    size = kernels.text(cell, 8, dtype).size
+    try:
+        size = kernels.text(cell, 8, dtype).size
+    except NoKernelError:
+        return 0
     H = 0
     while all(best(Work(size, H + 8, N, 1, itemsize, backward), kernels.device) for backward in (False, True)):
         H += 8
