@@ -49,6 +49,7 @@ from bptt_array.equations.cell import Tape
 from bptt_array.kernels import layouts, segments
 from bptt_array.kernels.text import CellText
 from bptt_array.kernels.trace import trace
+from bptt_array.rnn.cells import check_cell
 from bptt_array.schedules.instructions import Backward, Forward
 from bptt_array.tracing.program import CannotTraceError
 
@@ -241,7 +242,7 @@ def test_a_grid_is_as_large_as_cuda_allows():
 
 
 def test_a_cell_without_kernels_has_room_for_none():
-    assert segments.widest(OnPaper("H100"), CELLS["gru_reset_before"], N=32) == 0
+    assert segments.widest(OnPaper("H100"), check_cell("gru_reset_before"), N=32) == 0
 
 
 @pytest.mark.parametrize(("name", "width"), [("tanh", 2016), ("relu", 2016), ("lstm", 736), ("gru", 960)])
