@@ -251,8 +251,9 @@ class Communicator(OneProcess):
             params = {name: _times(whole.params[name], 1 / of_all) for name in grads.params}
             share = total / of_all if not total.ndim else (total / of_all)[:, None, None]
             state = State(*(_scaled(array, share) for array in (grads.state.h, grads.state.c)))
+            x = _scaled(grads.x, share)
             own_loss = None if own_loss is None else own_loss / of_all
-        return Reduced(Gradients(params, state, _scaled(grads.x, share)), own_loss, flags)
+        return Reduced(Gradients(params, state, x), own_loss, flags)
 
     def sum(self, arrays: Arrays) -> dict[str, Array]:
         _check_arrays("arrays", arrays)
