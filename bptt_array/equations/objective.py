@@ -132,10 +132,12 @@ class Objective(NamedTuple):
         """What a mean is taken over, of an ensemble with a ``total`` (E,); None of a sum."""
         if self.total is None:
             return self.steps
-        xp = self.readout.backend.xp
-        return (
-            xp.reshape(self.total, ()) if self.members is None else xp.broadcast_to(self.total[:, 0], (self.members,))
-        )
+        backend = self.readout.backend
+        if self.members is None:
+            return backend.xp.reshape(self.total, ())
+        of_members = backend.empty((self.members,), self.total.dtype)  # which may be written to, unlike a broadcast
+        of_members[...] = self.total[:, 0]
+        return of_members
 
     def add_(self, losses: Sums, h: Array, target: Array, weights: Array | None) -> Array:
         """Add the loss (reduced: 0-d or (E,)) to ``losses["loss"]``; ``dv (..., O)`` of states ``h (..., H)``.
