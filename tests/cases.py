@@ -390,16 +390,17 @@ def any_case(draw_):
     layers, bidirectional = draw_(st.sampled_from([1, 1, 2, 3])), draw_(st.booleans())
     cell = draw_(st.sampled_from(["tanh", "relu", "lstm", "gru", "gru_reset_before"]))
     projected = cell == "lstm" and sizes["H"] > 1 and draw_(st.booleans())
+    proj_size = draw_(st.integers(1, sizes["H"] - 1)) if projected else None
     tokens = draw_(st.booleans())
     embedding = draw_(st.none() | st.integers(1, 4)) if tokens else None
     output_size = output != "identity" or draw_(st.booleans())
     tied = embedding is not None and output_size and draw_(st.booleans())
     if tied:
-        embedding, sizes["O"] = (1 if projected else sizes["H"]) * (1 + bidirectional), sizes["I"]
+        embedding, sizes["O"] = (proj_size or sizes["H"]) * (1 + bidirectional), sizes["I"]
     rates = st.sampled_from([0.0, 0.0, 0.25, 0.5])
     return Case(
         cell=cell,
-        proj_size=draw_(st.integers(1, sizes["H"] - 1)) if projected else None,
+        proj_size=proj_size,
         layers=layers,
         bidirectional=bidirectional,
         members=draw_(st.sampled_from([None, None, 1, 2, 3])),
