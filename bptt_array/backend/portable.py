@@ -510,10 +510,9 @@ class Backend:
 
     def add_rows_(self, out: Array, index: Array, rows: Array) -> None:
         """``out[index[k], :] += rows[k, :]`` for all k, ``out (V, F)``; each sum as exact as that of a few numbers."""
-        for start in range(
-            0, index.shape[0], ADDED_AT_ONCE
-        ):  # blocks, so that what is made of one-hot rows stays little
-            part = slice(start, min(index.shape[0], start + ADDED_AT_ONCE))
+        K = index.shape[0]
+        for start in range(0, K, ADDED_AT_ONCE):  # in blocks, so that one-hot rows take little
+            part = slice(start, min(K, start + ADDED_AT_ONCE))
             out += self.xp.matmul(self.one_hot(index[part], out.shape[0], rows.dtype).mT, rows[part, :])
 
     def sums_by_index(self, rows: Array, index: Array, size: int) -> tuple[Array, Array]:

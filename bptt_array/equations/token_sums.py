@@ -8,6 +8,7 @@ that were read are summed up, as exactly as in ``long_sums.py``.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +21,12 @@ ROWS = 64
 COLUMNS = 256
 
 
-class Unfinished:
+class Unfinished(ABC):
     """A gradient that is no array yet: those of other parts of a batch may be added."""
 
+    @abstractmethod
     def total(self, *others: Any, onto: Array | None = None) -> Array:
         """The sum of this one and of others of its kind, added to ``onto`` if that is given."""
-        raise NotImplementedError
 
 
 class TokenSums(Unfinished):

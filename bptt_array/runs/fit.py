@@ -77,7 +77,8 @@ def fit(
     data : Batches, tuple or iterable of tuples
         :func:`bptt_array.batches`; or ``(x, target)``, ``(x, target, lengths)`` or ``(x, target, lengths, weights)``,
         which is one minibatch an epoch; or a list, or anything else that can be gone through again and again, of such
-        tuples. Arrays as for :meth:`RNN.loss_and_grad`, but of any real dtype and device.
+        tuples. Arrays as for :meth:`RNN.loss_and_grad`, but of any real dtype and device. Every minibatch begins with
+        states of 0.
     loss : str, one of ``ba.losses``, or (y, target) -> (loss, dy)
         As for :meth:`RNN.loss_and_grad`.
     optimizer : Optimizer, optional
