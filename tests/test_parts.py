@@ -199,6 +199,21 @@ def test_weights_decay_without_a_gradient_and_those_left_out_are_updated_by_adam
         assert np.allclose(params[name], value if name == "W_hy" else 0.95**3 * value, rtol=1e-15)
 
 
+@pytest.mark.parametrize("lr", [2e-6, 5e-6, 2e-5])
+def test_a_decay_that_is_less_than_float32_tells_from_1_is_one(lr):
+    """In torch ``1 - lr * weight_decay`` is rounded first: there is none at 2e-6, and 1.7 times as much at 5e-6."""
+    rng, start = np.random.default_rng(0), np.random.default_rng(1).standard_normal(100_000).astype("float32")
+    params = [{"a": start.copy()} for _ in range(2)]
+    optimizers = [ba.AdamW(lr, weight_decay=decay) for decay in (0.01, 0.0)]
+    for _ in range(200):
+        grads = {"a": rng.standard_normal(len(start)).astype("float32")}
+        for optimizer, of in zip(optimizers, params, strict=True):
+            optimizer.update(of, grads)
+    with_decay, without = (of["a"].astype("float64") for of in params)
+    weights = start.astype("float64")
+    assert (without - with_decay) @ weights / (weights @ weights) == pytest.approx(200 * lr * 0.01, rel=0.02)
+
+
 def test_names_that_do_not_decay_have_to_be_those_of_parameters():
     params = {"l0.b_h": np.ones(1), "W": np.ones(1)}
     for entry in ("b", "h", "l0", "W_hy", "", ".b_h", "0.b_h"):

@@ -282,9 +282,8 @@ class _OfAStep:
     def forward(self) -> float:
         """Zeroing what is past the end; the caller's layout; masks; the outputs of two directions."""
         count: float = 0
-        if (
-            self.by_token and self.columns
-        ):  # which tokens there are; of their columns no more than of the gradient, which is later
+        if self.by_token and self.columns:
+            # Which tokens there are; of their columns no more than of the gradient, which is later.
             count += self.of_bytes(48 * self.work.N)
         if self.work.padded:
             count += max(1, self.cell.keeps) * self.row + self.of_bytes(17 * self.work.N)
