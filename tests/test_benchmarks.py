@@ -934,7 +934,6 @@ def test_lines_of_a_program_are_those_that_do_something():
         )  # fmt: skip
 
     assert practice._lines(program) == 7
-    assert practice.lines_of("bptt_array", "vowels") < practice.lines_of("torch", "vowels")
 
 
 @needs_torch
