@@ -42,6 +42,11 @@ def check_option(name: str, value: Any, options: Iterable[str]) -> None:
         raise ValueError(f"{name}={said(value)} is unknown; expected one of {', '.join(map(repr, options))}")
 
 
+def is_several(value: Any) -> bool:
+    """Whether it has things one after the other; an array of no axis only says that it can be iterated over."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
 def is_whole(value: Any) -> bool:
     """Whether it is a whole number, of Python or NumPy: no bool, and no span of time, which NumPy has among them."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
@@ -61,14 +66,19 @@ def check_count(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     return number
 
 
+def as_float(value: Any) -> float:
+    """A real number as a Python float, infinite if it is as large as no float is."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def check_number(name: str, value: Any, least: float = 0.0, below: float = math.inf) -> float:
     """A finite real number in ``[least, below)``, as a Python float (which never widens an array's dtype)."""
     if not (is_whole(value) or isinstance(value, (float, np.floating))):
         raise TypeError(f"{name}={said(value)} is a {type(value).__name__}; expected a real number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = as_float(value)
     if not (math.isfinite(number) and least <= number < below):
         lower = "" if math.isinf(least) else f" of at least {least:g}"
         upper = "" if math.isinf(below) else f" and below {below:g}"

@@ -253,6 +253,7 @@ ELSEWHERE = {
     "is not that of the run that is in it.*give the same, or another folder": "test_fit.py: test_the_folder_of_another_run_is_refused",
     r"use list\(…\)|use ba\.batches\(…\), whose order follows from a seed": "test_fit.py: test_to_do_as_errors_say_helps",
     r"pass …\.detach\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",
+    r"pass …\.to_dense\(\)": "test_sparse_tensors_are_made_dense_as_the_error_says",
     r"use lengths\.tolist\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",
     r"use module\.cpu\(\)\.float\(\) or module\.cpu\(\)\.double\(\)": "test_tensors_that_autograd_tracks_come_in_as_the_error_says",
     "not in the library; give it: cell=": "test_a_file_with_a_cell_of_ones_own_is_loaded_as_the_error_says",
@@ -444,6 +445,18 @@ def test_arrays_of_any_library_come_in_as_the_error_says():
             with pytest.raises(TypeError, match=r" rnn\.asarray\(x\)$"):
                 network(half)
             assert ba.backend.arrays.dtype_name(network.asarray(half)) == "float32"
+
+
+@needs_torch
+def test_sparse_tensors_are_made_dense_as_the_error_says():
+    import torch
+
+    sparse, numbers = torch.tensor(X).to_sparse(), [1.0] * I
+    readers = [rnn(device=ba.Backend(torch)), ba.Standardization.of, ba.Standardization(numbers, numbers)]
+    for read in (*readers, lambda x: ba.unpad(x, None)):
+        with pytest.raises(TypeError, match=r"^x has the layout torch\.sparse_coo; .*: pass x\.to_dense\(\)$"):
+            read(sparse)
+        read(sparse.to_dense())
 
 
 @needs_torch

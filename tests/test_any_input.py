@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 
 import bptt_array as ba
 from bptt_array import parity, schedules
+from bptt_array.checks import is_whole
 from bptt_array.optimizers.lr_schedules import Plateau, cosine, exponential, linear, step, warm_up
 from bptt_array.training import reading, sampling, text
 from bptt_array.training import trainer as training
@@ -296,7 +297,7 @@ flags = one_of(True, False, np.bool_(True), 0, 1, "yes")
 counts = one_of(1, 2, 3, np.int64(2), np.uint8(3), 0, -1, 2.0, True, "2")
 #: Sizes of what is allocated: small ones, or such that no machine has the room for.
 sizes = one_of(1, 2, 3, np.int8(2), 0, -1, 2.0, 10**18, 10**30).filter(
-    lambda size: not isinstance(size, (int, np.integer)) or size < 10 or size >= 10**18
+    lambda size: not is_whole(size) or size < 10 or size >= 10**18
 )
 seeds = st.one_of(st.integers(0, 2**70), st.integers(-3, 3), anything)
 reals = st.one_of(st.floats(), st.floats(0, 1), st.floats(0, 1), anything)
@@ -1585,6 +1586,12 @@ FOUND = [
     (lambda: ba.compare_devices("cpu", ("a",)), ValueError, r"dtypes\[0\]='a' is not supported"),
     (lambda: ba.compare_devices("cpu", ()), ValueError, r"dtypes is empty"),
     (lambda: ba.RNN.from_torch_state_dict({"rnn.weight_ih_l" + "9" * 5000: W["a"]}), ValueError, r"which is none of"),
+    (lambda: ba.pad([[1, 2], [3]], value=2.0**63), ValueError, r"value=9\.22\S+ does not fit in int64"),
+    (lambda: ba.pad([[0.5], [3.5]], length=2**62), ValueError, r"length=4611686018427387904 is too large"),
+    (lambda: ba.pad([np.ones((2, 0))], length=2**62), ValueError, r"length=4611686018427387904 is too large"),
+    (lambda: network(0).streamer(2**62), ValueError, r"N=4611686018427387904 is too large"),
+    (lambda: network(0).streamer(HUGE), ValueError, r"N=a huge number is too large"),
+    (lambda: ba.AdamW(no_decay=np.array("b_h")), TypeError, r"no_decay=array\('b_h', .* is a ndarray; expected names"),
     (lambda: text.Vocabulary(["a"]), TypeError, r"text is a list; expected a string"),
     (lambda: text.Vocabulary("").encode("a"), ValueError, r"text has the character 'a'"),
     (lambda: text.Vocabulary("ab").encode(b"a"), TypeError, r"text is a bytes"),

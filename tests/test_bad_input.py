@@ -490,6 +490,8 @@ DATA = [
     (lambda: ba.pad(SEQUENCES, value="0"), TypeError, r"value='0' is a str; expected a real number"),
     (lambda: ba.pad(SEQUENCES, value=10**400), ValueError, r"value=10+ is too large; expected a number such as 0"),
     (lambda: ba.pad(SEQUENCES, value=1e300), ValueError, r"value=1e\+300 does not fit in float32"),
+    (lambda: ba.pad([[1, 2]], value=2.0**63), ValueError, r"value=9\.22\S+ does not fit in int64, as which tokens are"),
+    (lambda: ba.pad([[1, 2]], value=-(2**63) - 1), ValueError, r"value=-9223372036854775809 does not fit in int64"),
     (lambda: ba.pad([[1, 2]], value=np.inf), ValueError, r"value=inf, but the sequences hold tokens"),
     (lambda: ba.pad([[1, 2]], value=0.5), ValueError, r"value=0.5, but the sequences hold tokens; expected a whole number"),
     (lambda: ba.pad(SEQUENCES, dtype="int64"), ValueError, r"dtype='int64' is not supported"),

@@ -496,6 +496,7 @@ BAD = [
     ({"clip": -1.0}, ValueError, "clip=-1.0; expected a finite number"),
     ({"callbacks": [3]}, TypeError, "callbacks[0] is a int; expected a function"),
     ({"callbacks": None}, TypeError, "callbacks is a NoneType; expected a function of what an epoch left, or ()"),
+    ({"callbacks": np.array(3)}, TypeError, "callbacks is a ndarray; expected a function of what an epoch left, or ()"),
     ({"optimizer": ba.Adam}, TypeError, "optimizer is a class Adam; expected an optimizer, such as ba.Adam(lr=1e-3)"),
     ({"data": np.zeros((2, 2))}, TypeError, "data=array([[0., 0.], [0., 0.]]) is a ndarray; expected ba.batches(…)"),
     ({"data": tuple(a[:, :0] for a in GOOD[0])}, ValueError, "data has no sequences: N=0; expected at least one"),

@@ -66,13 +66,24 @@ def on_host(name: str, array: Any) -> np.ndarray[Any, Any]:
 
 
 def check_plain(name: str, array: Any) -> None:
-    """No array with a mask, a matrix' rules or somebody else's gradients."""
+    """No array with a mask, a matrix' rules, a layout of its own or somebody else's gradients."""
     if not is_plain(array):
         raise TypeError(
             f"{name} is a {type(array).__name__}; expected a plain array (for masks see lengths and weights)"
         )
+    check_dense(name, array)
     if getattr(array, "requires_grad", False):
         raise TypeError(f"{name} is tracked by torch's autograd, which is not used here; pass {name}.detach()")
+
+
+def is_dense(array: Any) -> bool:
+    """Whether each entry has a place of its own in memory; those of a sparse tensor of torch have none."""
+    return not array_api_compat.is_torch_array(array) or str(array.layout) == "torch.strided"
+
+
+def check_dense(name: str, array: Any) -> None:
+    if not is_dense(array):
+        raise TypeError(f"{name} has the layout {array.layout}; expected a dense array: pass {name}.to_dense()")
 
 
 def repeats_itself(array: Any) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.arrays import check_dtype, is_array
-from ..checks import check_count, said
+from ..backend.arrays import check_dense, check_dtype, is_array
+from ..checks import MOST, check_count, said
 from ..rnn.arguments import check_lengths
 from ..rnn.conversions import HostArray
 from .sequences import check_value, of_list
@@ -58,7 +58,8 @@ def pad(
     column = of_list("sequences", sequences)
     lengths = np.array([len(item) for item in column.items], dtype=np.int64)
     T = int(lengths.max())
-    if length is not None and check_count("length", length, least=0) < T:
+    most = MOST // (8 * len(lengths) * max((1, *column.tail)))
+    if length is not None and check_count("length", length, least=0, most=most) < T:
         longest = int(lengths.argmax())
         raise ValueError(
             f"length={said(length)}, but sequences[{longest}] has {T} steps; expected at least as many, or cut them: "
@@ -90,6 +91,7 @@ def unpad(x: Any, lengths: Any) -> list[Any]:
     if not is_array(x) or x.ndim < 2:
         what = f"of shape {tuple(x.shape)}" if is_array(x) else f"a {type(x).__name__}"
         raise TypeError(f"x is {what}; expected an array (T, N, ...), time first")
+    check_dense("x", x)
     T, N = x.shape[:2]
     known = check_lengths(lengths, T, N)
     return [x[: T if known is None else int(known[n]), n, ...] for n in range(N)]

@@ -7,6 +7,7 @@ floats.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,8 +158,14 @@ def check_value(value: Any, whole: bool, dtype: str) -> float:
     """What stands past the end: any real number of ``dtype``, of tokens a whole one."""
     if not (is_whole(value) or isinstance(value, (float, np.floating))):
         raise TypeError(f"value={said(value)} is a {type(value).__name__}; expected a real number")
-    if is_whole(value) and abs(int(value)) >= 2**63:
-        raise ValueError(f"value={said(value)} is too large; expected a number such as 0")
-    if whole and not float(value).is_integer():
-        raise ValueError(f"value={said(value)}, but the sequences hold tokens; expected a whole number, such as 0")
-    return int(value) if whole else float(as_floats("value", np.asarray(value, "float64"), dtype))
+    if whole:
+        if not (is_whole(value) or float(value).is_integer()):
+            raise ValueError(f"value={said(value)}, but the sequences hold tokens; expected a whole number, such as 0")
+        if not -(2**63) <= int(value) < 2**63:
+            raise ValueError(f"value={said(value)} does not fit in int64, as which tokens are held; expected such as 0")
+        return int(value)
+    if is_whole(value):
+        if abs(int(value)) > sys.float_info.max:
+            raise ValueError(f"value={said(value)} is too large; expected a number such as 0")
+        value = float(value)
+    return float(as_floats("value", np.asarray(value), dtype))

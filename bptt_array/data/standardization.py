@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.arrays import dtype_name, is_array
+from ..backend.arrays import dtype_name, is_array, is_dense, is_plain
 from ..backend.devices import backend_of
 from ..backend.portable import DTYPES, Array
 from ..checks import check_flag, only_settings, said
@@ -215,7 +215,8 @@ def _listed(name: str, x: Any, lengths: Any) -> tuple[Any, list[HostArray] | Non
 
 def _array(name: str, x: Any) -> Array:
     """Real numbers: an array as it is, if there is a backend for it, all else as one of NumPy's."""
-    if is_array(x) and not isinstance(x, (np.ndarray, np.generic)) and not getattr(x, "requires_grad", False):
+    foreign = is_array(x) and not isinstance(x, (np.ndarray, np.generic))
+    if foreign and is_dense(x) and not getattr(x, "requires_grad", False):
         try:
             if backend_of(x).xp.isdtype(x.dtype, ("bool", "integral", "real floating")):
                 return x
@@ -242,7 +243,7 @@ def _blocks(x: Any, lengths: Any, time_major: bool) -> Iterator[HostArray]:
     x, arrays = _listed("x", x, lengths)
     valid = None
     if arrays is None:
-        arrays = [x if is_array(x) and not isinstance(x, np.ma.MaskedArray) else readable("x", x)]
+        arrays = [x if is_array(x) and is_dense(x) and is_plain(x) else readable("x", x)]
         if not arrays[0].ndim:
             raise ValueError("x is a single number; expected an array (..., I) or (S,)")
         valid = None if lengths is None else _valid("x", arrays[0], lengths, time_major)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from ..bptt.batch import Batch
 from ..bptt.passes import BoundNetwork
 from ..bptt.state import State
-from ..checks import check_count, is_whole, said
+from ..checks import check_count, is_several, is_whole, said
 from ..rnn.rnn import RNN
 
 
@@ -69,7 +69,7 @@ def check_increasing(name: str, steps: Any, most: float) -> list[int]:
 def check_numbers(name: str, steps: Any) -> list[Any]:
     """What may be whole numbers one after the other."""
     text = isinstance(steps, (str, bytes, bytearray, Mapping))
-    if text or not isinstance(steps, Iterable) or getattr(steps, "ndim", 1) == 0:
+    if text or not is_several(steps):
         raise TypeError(
             f"{name}={said(steps)} is a {type(steps).__name__}; expected whole numbers, such as range(0, 10, 2)"
         )

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Settings, check_count, check_number, is_whole, only_settings, said
+from ..checks import Settings, as_float, check_count, check_number, is_whole, only_settings, said
 
 Schedule = Callable[[int], float]
 
@@ -282,7 +282,7 @@ class Plateau:
                 "of an ensemble float(value.mean())"
             )
         now = dict(self._now)
-        if self._is_better(loss := float(value)):
+        if self._is_better(loss := as_float(value)):
             now |= {"best": loss, "no_better": 0}
         else:
             now["no_better"] += 1

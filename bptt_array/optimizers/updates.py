@@ -10,7 +10,7 @@ from functools import cache, lru_cache, partial
 from typing import Any
 
 from ..backend.portable import Array, Backend, Elementwise
-from ..checks import Settings, check_flag, check_number, only_settings, said
+from ..checks import Settings, check_flag, check_number, is_several, only_settings, said
 from .state import Optimizer
 
 
@@ -220,7 +220,7 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     """Several names, as a tuple."""
     if isinstance(value, str):
         raise TypeError(f"{name}={said(value)} is one string; expected several, such as {name}=({said(value)},)")
-    if not isinstance(value, Iterable):
+    if not is_several(value):
         raise TypeError(f"{name}={said(value)} is a {type(value).__name__}; expected names, such as {name}=('b_h',)")
     names = tuple(value)
     for one in names:

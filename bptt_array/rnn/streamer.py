@@ -15,7 +15,7 @@ from ..bptt.batch import as_state
 from ..bptt.passes import BoundNetwork
 from ..bptt.state import State
 from ..bptt.streaming import Stream
-from ..checks import check_count, only_settings
+from ..checks import MOST, check_count, only_settings
 from .architecture import Architecture
 from .arguments import check_float, check_place, check_rows, check_state, check_tokens_alone
 from .calls import as_initial
@@ -46,7 +46,9 @@ class Streamer:
 
     def __init__(self, architecture: Architecture, network: BoundNetwork, N: int, state: State | None) -> None:
         backend = network.backend
-        check_count("N", N)
+        # Far beyond any machine, but not beyond what NumPy can count: a KiB for each number in a row of parameters.
+        widest = max(max(shape) for shape in architecture.shapes.values()) * (architecture.members or 1)
+        check_count("N", N, most=MOST // (1024 * widest))
         for option in ("bidirectional", "reverse"):
             if getattr(architecture, option):
                 raise ValueError(

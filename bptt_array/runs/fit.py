@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..backend.arrays import is_integer
-from ..checks import check_count, check_flag, check_number, check_option, check_path, said
+from ..checks import check_count, check_flag, check_number, check_option, check_path, is_several, said
 from ..distributed.ranks import OneProcess
 from ..losses import AnyLoss
 from ..optimizers.lr_schedules import Schedule
@@ -235,10 +235,10 @@ def _check_schedule(schedule: Any, validation: Any) -> None:
 
 
 def _functions(callbacks: Any) -> list[Callback]:
-    found = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    found = list(callbacks) if is_several(callbacks) else [callbacks]
     for k, callback in enumerate(found):
         if not callable(callback):
-            which = f"[{k}]" if isinstance(callbacks, Iterable) else ""
+            which = f"[{k}]" if is_several(callbacks) else ""
             raise TypeError(
                 f"callbacks{which} is a {type(callback).__name__}; expected a function of what an epoch left, or ()"
             )
