@@ -26,10 +26,12 @@ from cases import (
 )
 
 
-def check_loss_gradient(ba, case):
+def check_loss_gradient(ba, case, at_once=False):
     """loss_and_grad against directional finite differences of the library's own loss, in float64.
 
     With truncation the differences are of the reference, with the state at the start of every window held fixed.
+
+    ``at_once``: one direction for all arrays together, which takes a few values of the loss and not a few for each.
     """
     arrays = draw_off_the_kink(case)
     rnn = make(ba, case, arrays["params"])
@@ -54,7 +56,7 @@ def check_loss_gradient(ba, case):
     starts = [run_reference(np, case, of_member(case, arrays, k)).starts for k in members_of(case)]
     loss = library_loss if case.truncate is None else truncated_loss
     found = of_the_sum(case, flat_gradients(rnn, grads))
-    ba.check_gradients(loss, at, {name: found[name] for name in at}, tolerance=1e-6, step=case.step)
+    compare(ba, loss, at, {name: found[name] for name in at}, case.step, at_once)
     expected = np.asarray(reference_losses(np, case, arrays))
     assert value.shape == (() if case.members is None else (case.members,))
     assert np.max(np.abs(value - expected)) <= 1e-12 * max(1.0, np.max(np.abs(expected)))
@@ -62,7 +64,7 @@ def check_loss_gradient(ba, case):
     assert np.allclose(last.h, state.h, rtol=1e-12, atol=1e-12)
 
 
-def check_given_gradient(ba, case, dy=True, dstate=True):
+def check_given_gradient(ba, case, dy=True, dstate=True, at_once=False):
     """backward(dy, dstate) against directional finite differences of ``<dy, y> + <dstate, last state>``."""
     arrays = draw_off_the_kink(case)
     rnn = make(ba, case, arrays["params"])
@@ -83,7 +85,24 @@ def check_given_gradient(ba, case, dy=True, dstate=True):
             total += np.sum(state.c * arrays["dc_last"]) if case.has_c else 0.0
         return float(total)
 
-    ba.check_gradients(probe, variables(case, arrays), found, tolerance=1e-6, step=case.step)
+    compare(ba, probe, variables(case, arrays), found, case.step, at_once)
+
+
+def compare(ba, loss, at, grads, step, at_once):
+    if not at_once:
+        ba.check_gradients(loss, at, grads, tolerance=1e-6, step=step)
+        return
+    # All arrays in one, each in units of its size, so that none is moved by more than another.
+    size = {name: np.sqrt(np.mean(array * array)) or 1.0 for name, array in at.items()}
+    ends = np.cumsum([array.size for array in at.values()])[:-1]
+
+    def of_all(values):
+        parts = np.split(values["all"], ends)
+        return loss({name: part.reshape(at[name].shape) * size[name] for name, part in zip(at, parts, strict=True)})
+
+    whole = np.concatenate([(array / size[name]).reshape(-1) for name, array in at.items()])
+    slopes = np.concatenate([(grads[name] * size[name]).reshape(-1) for name in at])
+    ba.check_gradients(of_all, {"all": whole}, {"all": slopes}, tolerance=1e-6, step=step)
 
 
 def check_two_periods(ba, case):

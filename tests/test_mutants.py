@@ -404,16 +404,22 @@ def mutate(monkeypatch):
         del sys.modules[module]
 
 
-def every_check():
-    """Functions of a package."""
+def finite_differences():
+    """Functions of a package, of ``at_once`` too."""
     for case in CHECKS:
         yield partial(check_loss_gradient, case=case)
         if case.truncate is None and case.loss == "mse":
             yield partial(check_given_gradient, case=case)
-        if case.lengths:
-            yield partial(check_padding, case=case)
     for alone in ({"dy": False}, {"dstate": False}):
         yield partial(check_given_gradient, case=Case(cell="lstm", layers=2, readout="last"), **alone)
+    yield partial(check_loss_gradient, case=replace(CHECKS[0], target_scale=1e6))
+
+
+def other_checks():
+    """Functions of a package."""
+    for case in CHECKS:
+        if case.lengths:
+            yield partial(check_padding, case=case)
     yield partial(check_two_periods, case=Case(T=11, truncate=(3, 8), segment=4))
     yield check_explosion_in_the_padding
     yield check_updates
@@ -421,11 +427,15 @@ def every_check():
     for case in STREAMS:
         yield partial(check_stream, case=case)
     yield check_rows_at_the_extremes
-    yield partial(check_loss_gradient, case=replace(CHECKS[0], target_scale=1e6))
 
 
-#: What found the last mistake comes first: it often finds the next one too.
-ORDER = list(every_check())
+#: First one direction for all arrays of a case, which hardly any mistake survives, and then one for each.
+#: What found the last mistake comes before all: it often finds the next one too.
+ORDER = [
+    *(partial(check, at_once=True) for check in finite_differences()),
+    *other_checks(),
+    *finite_differences(),
+]
 
 
 def check_everything(package):
