@@ -1398,7 +1398,7 @@ def _lists(right):
 
 def _few(value):
     """No number that would have an array of more than a few entries made."""
-    return not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1000
+    return not is_whole(value) or value < 1000
 
 
 @st.composite

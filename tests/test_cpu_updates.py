@@ -421,3 +421,25 @@ def test_clipped_gradients_lie_as_they_did():
     }
     clipped = ba.clip_by_global_norm(grads, 1.0)
     assert {name: a.strides for name, a in clipped.items()} == {name: a.strides for name, a in grads.items()}
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (7,), (1, 3), (1,)])
+def test_gradients_of_members_in_any_place_of_memory_have_norms_and_are_clipped(shape):
+    memory, size = np.random.default_rng(0).standard_normal(300), int(np.prod(shape))
+    inner = np.empty(shape).strides
+    places = {
+        "one for all": np.broadcast_to(memory[:size].reshape(shape), (3, *shape)),
+        "the last first": memory[: 3 * size].reshape(3, *shape)[::-1],
+        "with room between": memory[: 6 * size].reshape(3, 2, *shape)[:, 0],
+        "each within the one before": np.lib.stride_tricks.as_strided(memory, (3, *shape), (8, *inner)),
+        "each the other way": memory[: 3 * size].reshape(3, *shape[::-1]).transpose(0, *range(len(shape), 0, -1)),
+    }
+    for name, of_members in places.items():
+        grads = {"a": of_members, "b": np.ones((3, 2))}
+        copies = {key: a.copy(order="C") for key, a in grads.items()}
+        assert np.allclose(ba.global_norm(grads, members=3), ba.global_norm(copies, members=3), rtol=1e-14), name
+        clipped, expected = (ba.clip_by_global_norm(each, 1.0, members=3) for each in (grads, copies))
+        for key, a in clipped.items():
+            assert np.allclose(a, expected[key], rtol=1e-14), name
+            a += 1.0  # into a place of each number's own
+            assert np.allclose(a, expected[key] + 1.0, rtol=1e-14), name

@@ -126,6 +126,8 @@ def _views(arrays: Sequence[Array], members: int | None) -> list[Array] | None:
             if not of_members[0].flags.f_contiguous:
                 return None
             of_members = of_members.transpose(0, *range(of_members.ndim - 1, 0, -1))
+        if len(of_members) > 1 and abs(of_members.strides[0]) < of_members[0].nbytes:
+            return None  # members that share memory, as after broadcast_to, which a new array is not to do
         views.append(of_members.reshape(len(of_members), -1))
     return views
 
