@@ -56,7 +56,7 @@ def check_loss_gradient(ba, case, at_once=False):
     starts = [run_reference(np, case, of_member(case, arrays, k)).starts for k in members_of(case)]
     loss = library_loss if case.truncate is None else truncated_loss
     found = of_the_sum(case, flat_gradients(rnn, grads))
-    compare(ba, loss, at, {name: found[name] for name in at}, case.step, at_once)
+    check_slopes(ba, loss, at, {name: found[name] for name in at}, case.step, at_once)
     expected = np.asarray(reference_losses(np, case, arrays))
     assert value.shape == (() if case.members is None else (case.members,))
     assert np.max(np.abs(value - expected)) <= 1e-12 * max(1.0, np.max(np.abs(expected)))
@@ -85,10 +85,11 @@ def check_given_gradient(ba, case, dy=True, dstate=True, at_once=False):
             total += np.sum(state.c * arrays["dc_last"]) if case.has_c else 0.0
         return float(total)
 
-    compare(ba, probe, variables(case, arrays), found, case.step, at_once)
+    check_slopes(ba, probe, variables(case, arrays), found, case.step, at_once)
 
 
-def compare(ba, loss, at, grads, step, at_once):
+def check_slopes(ba, loss, at, grads, step, at_once):
+    """Gradients by name against finite differences of ``loss`` at the arrays ``at``."""
     if not at_once:
         ba.check_gradients(loss, at, grads, tolerance=1e-6, step=step)
         return

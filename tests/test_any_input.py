@@ -1586,7 +1586,6 @@ FOUND = [
     (lambda: ba.compare_devices("cpu", ("a",)), ValueError, r"dtypes\[0\]='a' is not supported"),
     (lambda: ba.compare_devices("cpu", ()), ValueError, r"dtypes is empty"),
     (lambda: ba.RNN.from_torch_state_dict({"rnn.weight_ih_l" + "9" * 5000: W["a"]}), ValueError, r"which is none of"),
-    (lambda: ba.pad([[1, 2], [3]], value=2.0**63), ValueError, r"value=9\.22\S+ does not fit in int64"),
     (lambda: ba.pad([[0.5], [3.5]], length=2**62), ValueError, r"length=4611686018427387904 is too large"),
     (lambda: ba.pad([np.ones((2, 0))], length=2**62), ValueError, r"length=4611686018427387904 is too large"),
     (lambda: network(0).streamer(2**62), ValueError, r"N=4611686018427387904 is too large"),

@@ -405,7 +405,7 @@ def mutate(monkeypatch):
 
 
 def finite_differences():
-    """Functions of a package, of ``at_once`` too."""
+    """Functions of a package, and of ``at_once``: see ``check_loss_gradient``."""
     for case in CHECKS:
         yield partial(check_loss_gradient, case=case)
         if case.truncate is None and case.loss == "mse":

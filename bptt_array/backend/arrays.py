@@ -77,8 +77,9 @@ def check_plain(name: str, array: Any) -> None:
 
 
 def is_dense(array: Any) -> bool:
-    """Whether each entry has a place of its own in memory; those of a sparse tensor of torch have none."""
-    return not array_api_compat.is_torch_array(array) or str(array.layout) == "torch.strided"
+    """Whether it has a place in memory for every entry, as a sparse tensor of torch has not."""
+    layout = str(getattr(array, "layout", ""))  # torch's
+    return layout == "torch.strided" or not layout.startswith("torch.")
 
 
 def check_dense(name: str, array: Any) -> None:
