@@ -439,6 +439,8 @@ ORDER = [
 
 
 def check_everything(package):
+    """Every check until one fails. One that ends in another error says nothing about gradients: the rest go on."""
+    broken = None
     for check in list(ORDER):
         try:
             check(package)
@@ -446,6 +448,10 @@ def check_everything(package):
             ORDER.remove(check)
             ORDER.insert(0, check)
             raise
+        except Exception as error:  # noqa: BLE001 (a mistake may make shapes that do not fit, and so anything)
+            broken = broken or error
+    if broken is not None:
+        raise broken
 
 
 def test_the_copy_without_a_mistake_passes(mutate):
