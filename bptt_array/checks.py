@@ -94,6 +94,8 @@ def check_path(name: str, path: Any) -> Path:
         os.fsencode(text)
     except UnicodeEncodeError:
         raise ValueError(f"{name}={said(text)} has characters that no name of a file has; expected another") from None
+    if not text:
+        raise ValueError(f"{name}='' is empty; expected a name, such as '.' for the current folder")
     if "\0" in text:
         raise ValueError(f"{name}={said(text)} has a null character; expected a name of a file")
     return Path(text)

@@ -572,6 +572,22 @@ def fitted(ranks):
     for mine, expected in zip(*found, strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-7, atol=1e-9)
     told = []
+    for mine, says in (
+        ({"epochs": ranks.rank + 3}, "epochs: 4 on rank 1, 3 on rank 0; expected the same on all ranks"),
+        ({"folder": None if ranks.rank else folder}, "folder=… given: False on rank 1, True on rank 0; expected the"),
+        ({"validation": [held_out] * (1 + ranks.rank)}, "minibatches of validation: 2 on rank 1, 1 on rank 0"),
+    ):
+        more = {"epochs": 3, "progress": False, "ranks": ranks, **mine}
+        assert says in raised(lambda more=more: ba.fit(ba.RNN(3, 5, 1, dtype="float64"), held_out, **more), ValueError)
+    history = ba.fit(  # of which only one rank has anything to say
+        ba.RNN(3, 5, 1, dtype="float64"),
+        (x, target),
+        epochs=5,
+        progress=False,
+        ranks=ranks,
+        callbacks=() if ranks.rank else [lambda end: end.epoch == 2],
+    )
+    assert (history.stopped, len(history)) == ("callback", 3)
     history = ba.fit(
         ba.RNN(3, 5, 1, dtype="float64", time_major=False),
         [(x.swapaxes(0, 1), target.swapaxes(0, 1)) for x, target, _ in [minibatch(4, 3)]],

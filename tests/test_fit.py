@@ -1,8 +1,10 @@
 """``ba.fit``: it does what a loop by hand does, keeps the best, and loses nothing that was learnt."""
 
+import functools
 import importlib.util
 import io
 import json
+import operator
 import os
 import random
 import re
@@ -493,7 +495,7 @@ BAD = [
     ({"schedule": 0.5}, TypeError, "schedule=0.5 is a float; expected a function of the number of updates"),
     ({"schedule": lambda step: -1.0}, ValueError, "schedule(0)=-1.0; expected a finite number of at least 0"),
     ({"clip": 0}, ValueError, "clip=0; expected a positive number, or None"),
-    ({"clip": -1.0}, ValueError, "clip=-1.0; expected a finite number"),
+    ({"clip": -1.0}, ValueError, "clip=-1; expected a positive number, or None to leave"),
     ({"callbacks": [3]}, TypeError, "callbacks[0] is a int; expected a function"),
     ({"callbacks": None}, TypeError, "callbacks is a NoneType; expected a function of what an epoch left, or ()"),
     ({"callbacks": np.array(3)}, TypeError, "callbacks is a ndarray; expected a function of what an epoch left, or ()"),
@@ -509,6 +511,13 @@ BAD = [
     ({"checkpoint_every": 0}, ValueError, "checkpoint_every=0 is too small"),
     ({"on_divergence": "go"}, ValueError, "on_divergence='go' is unknown; expected one of 'stop', 'halve-lr'"),
     ({"ranks": 2}, TypeError, "ranks is a int; expected ba.distributed.communicator()"),
+    ({"folder": ""}, ValueError, "folder='' is empty; expected a name, such as '.' for the current folder"),
+    ({"data": (*GOOD[0], [0] * len(GOOD[0][0][0]))}, ValueError, "data has no step that counts: every length or every"),
+    (
+        {"validation": [(*GOOD[1], None, np.zeros(GOOD[1][0].shape[:2]))]},
+        ValueError,
+        "validation has no step that counts: every length or every weight is 0; expected at least one that is not",
+    ),
     ({"folder": 3}, TypeError, "folder=3 is a int; expected a string or a pathlib.Path"),
     ({"folder": __file__}, ValueError, "is a file; expected a folder, or the name of a new one"),
 ]  # fmt: skip
@@ -557,8 +566,38 @@ def test_a_network_is_one():
 
 def test_a_schedule_that_goes_by_validation_needs_one():
     schedule = type("Plateau", (), {"observe": print, "__call__": lambda self, step: 1.0})()
-    with pytest.raises(ValueError, match="goes by the validation loss, but there is no validation; give validation=…"):
+    with pytest.raises(ValueError, match=r"goes by the validation loss, but there is no validation; give validation=…"):
         ba.fit(network(), GOOD, schedule=schedule, **QUIET)
+
+
+@pytest.mark.parametrize("more", [{"folder": "run"}, {"on_divergence": "halve-lr"}])
+def test_what_a_schedule_has_observed_can_be_kept(more, tmp_path, monkeypatch):
+    """Else a run would go on with another learning rate, and nobody would know."""
+
+    def made(**methods):
+        return type("Mine", (), {"observe": lambda *_: None, "__call__": lambda self, step: 1.0, **methods})()
+
+    def state_of(state):
+        return {"state_dict": lambda self: state, "load_state_dict": lambda self, state: None}
+
+    monkeypatch.chdir(tmp_path)
+    given = {"epochs": 1, "validation": GOOD, **more, **QUIET}
+    for methods in ({}, {"state_dict": lambda self: {}}, {"load_state_dict": print}):
+        with pytest.raises(TypeError, match=r"schedule=.* lacks state_dict\(\) or load_state_dict\(state\), by which"):
+            ba.fit(network(), GOOD, schedule=made(**methods), **given)
+    for state in ([1], {1: 2}, {"a": (1, 2)}, {"a": np.float32(1)}, {"a": np.zeros(2)}, {"a": {1}}, None):
+        with pytest.raises(TypeError, match=r"schedule\.state_dict\(\) is .*; expected a dict with strings as keys"):
+            ba.fit(network(), GOOD, schedule=made(**state_of(state)), **given)
+    assert not list(tmp_path.iterdir())
+    ba.fit(network(), GOOD, schedule=made(**state_of({"a": float(np.float32(1)), "b": [1, None, True]})), **given)
+    del given[next(iter(more))]
+    ba.fit(network(), GOOD, schedule=made(), **given)  # nothing is gone back to
+
+
+def test_a_validation_of_nothing_is_none_when_it_is_its_turn():
+    x, target = GOOD[0]
+    with pytest.raises(ValueError, match=r"^validation has no step that counts: every length or every weight is 0"):
+        ba.fit(network(), GOOD, validation=Again([(x, target, [0] * x.shape[1])]), **QUIET)
 
 
 # ---- what is told -------------------------------------------------------------------------------------------
@@ -577,6 +616,25 @@ def test_callbacks_are_told_each_epoch_and_end_training():
     assert others == [rnn] * 3
     assert history.stopped == "callback"
     assert len(ba.fit(rnn, GOOD, epochs=2, callbacks=lambda end: 1, **QUIET)) == 2  # 1 is not True
+
+
+@pytest.mark.parametrize("true", [True, np.True_, np.array(True)], ids=["Python", "NumPy", "array"])
+def test_true_is_true_whoever_says_it(true):
+    assert ba.fit(network(), GOOD, epochs=4, callbacks=lambda end: true, **QUIET).stopped == "callback"
+    assert len(ba.fit(network(), GOOD, epochs=4, callbacks=lambda end: end.history.loss[-1] < 1e9, **QUIET)) == 1
+    assert len(ba.fit(network(), GOOD, epochs=4, callbacks=lambda end: np.logical_not(true), **QUIET)) == 4
+    assert len(ba.fit(network(), GOOD, epochs=4, callbacks=lambda end: end.history.loss, **QUIET)) == 4
+
+
+def test_one_answer_of_all_members_is_asked_for():
+    def enough(end):
+        return end.history.loss[-1] < 1e9
+
+    message = "callbacks[1] returned bools of shape (3,); expected True where training is to end: of the members of an "
+    with pytest.raises(TypeError, match=re.escape(message)):
+        ba.fit(network(members=3), GOOD, callbacks=[print, enough], **QUIET)
+    # as it says: use .all() or .any()
+    assert len(ba.fit(network(members=3), GOOD, callbacks=lambda end: enough(end).all(), **QUIET)) == 1
 
 
 class Terminal(io.StringIO):
@@ -718,6 +776,60 @@ def test_one_that_patience_ended_is_ended_and_goes_on_with_more_of_it(tmp_path):
     expected, values = fitted(patience=3)
     assert same_history(longer, expected)
     assert_same(params, values)
+
+
+class Rate:
+    """A schedule that a user wrote, of which Python says only where it is in memory."""
+
+    def __call__(self, step):
+        return 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("schedule", lambda: functools.partial(operator.pow, 0.5)),
+        ("schedule", lambda: functools.partial(lambda a, step: a, 1.0)),
+        ("schedule", lambda: ba.lr_schedules.warm_up(2, then=lambda step: 1.0)),
+        ("schedule", lambda: ba.lr_schedules.warm_up(2, then=Rate())),
+        ("schedule", Rate),
+        ("loss", lambda: functools.partial(lambda k, y, t: (k * ((y - t) ** 2)[..., 0], 2 * k * (y - t)), 0.5)),
+    ],
+    ids=["pow", "partial", "warm_up", "warm_up of an object", "object", "loss"],
+)
+def test_what_is_made_anew_is_the_same_run_wherever_it_is_in_memory(name, made, tmp_path):
+    kept = [made()]
+    ba.fit(network(), GOOD, **{name: kept[0]}, epochs=1, folder=tmp_path, **QUIET)
+    kept.append(made())
+    assert len(ba.fit(network(), GOOD, **{name: kept[1]}, epochs=2, folder=tmp_path, **QUIET)) == 2
+
+
+def test_settings_of_any_length_are_compared_to_their_end(tmp_path):
+    def fitted(last):
+        weights, x = np.ones(300), np.arange(40).reshape(5, 8)
+        weights[-1] = last
+        rnn = ba.RNN(300, 3, 300, output="softmax")
+        loss = ba.losses.CrossEntropy(class_weights=weights)
+        return ba.fit(rnn, (x[:-1], x[1:]), loss=loss, epochs=1, folder=tmp_path, **QUIET)
+
+    fitted(1.0)
+    fitted(1.0)
+    with pytest.raises(ValueError, match=r"loss is not that of the run .*; give the same, or another folder"):
+        fitted(2.0)
+
+
+def test_a_run_that_a_callback_ended_goes_on(tmp_path):
+    whole = run("plain")
+    run("plain", folder=tmp_path, callbacks=lambda end: end.epoch == 2)
+    assert_same_end(run("plain", folder=tmp_path), whole)
+
+
+def test_a_folder_stays_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    ba.fit(network(), GOOD, folder="run", epochs=4, callbacks=lambda end: os.chdir(tmp_path / "elsewhere"), **QUIET)
+    assert checkpoints.checkpoints(tmp_path / "run")
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_the_folder_of_another_run_is_refused(tmp_path):
@@ -1038,6 +1150,65 @@ def test_half_the_learning_rate_goes_on_from_there(monkeypatch, tmp_path):
         warnings.simplefilter("ignore")
         with pytest.raises(DivergenceError):
             ba.fit(network(), data, **more, **QUIET)
+
+
+@pytest.mark.parametrize("every", [None, 3, 5])
+def test_a_stop_changes_nothing_of_where_a_divergence_goes_back_to(every, tmp_path, monkeypatch):
+    """Neither a signal, nor a callback, nor fewer epochs: what is kept there is only gone on from."""
+
+    def fitted(folder, **more):
+        rnn, schedule = network(), Halving()
+        given = {"optimizer": ba.Adam(0.01), "epochs": 8, "folder": folder, "schedule": schedule, "validation": GOOD}
+        history = ba.fit(rnn, data, **given | more, checkpoint_every=every, on_divergence="halve-lr", **QUIET)
+        return history, params_of(rnn), schedule.told
+
+    data, expected = minibatches(), None
+    stops = [None, *({"epochs": k} for k in (1, 3, 4, 5, 7)), *({"callbacks": k} for k in (0, 2, 4)), 1, 8, 17, 21, 23]
+    for number, stop in enumerate(stops):
+        folder = tmp_path / str(number)
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            spoiled(patch, 23, times=2)
+            if isinstance(stop, int):
+                seen, update = [], fitting.Fitting.update
+
+                def counted(self, share, step, stopping, stop=stop, seen=seen, update=update):
+                    seen.append(step)
+                    if seen == [*range(1, stop + 1)]:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    return update(self, share, step, stopping)
+
+                patch.setattr(fitting.Fitting, "update", counted)
+                assert fitted(folder)[0].stopped == "interrupted"
+            elif stop is not None and "callbacks" in stop:
+                fitted(folder, callbacks=lambda end, k=stop["callbacks"]: end.epoch == k)
+            elif stop is not None:
+                fitted(folder, **stop)
+            found = fitted(folder)
+        events = checkpoints.newest_checkpoint(folder, pytest.fail, checkpoints.FitCheckpoint).events
+        expected = (*found, events) if expected is None else expected
+        assert same_history(found[0], expected[0]), stop
+        assert_same(found[1], expected[1])
+        assert (found[2], events) == expected[2:], stop
+        assert [event["back_to"] for event in events] == [{None: 20, 3: 21, 5: 20}[every]] * 2
+
+
+def test_no_learning_rate_is_tried_where_the_data_are_the_reason(recwarn):
+    data = minibatches()
+    data[3][0][2, 1, 0] = np.nan
+    with pytest.raises(DivergenceError, match=r"minibatch 3 of data has x\[2, 1, 0\]=nan; expected finite numbers"):
+        ba.fit(network(), data, on_divergence="halve-lr", **QUIET)
+    assert not recwarn.list
+
+
+def test_numbers_that_become_0_are_no_error():
+    x, target = regression()
+    x = x.astype("float64")
+    x[0] = 1e-300
+    with np.errstate(all="raise"):
+        ba.fit(network(), (x, target), epochs=1, **QUIET)
+        ba.fit(network(), ba.batches(x, target), epochs=1, **QUIET)
+        assert not ba.pad([x[:1, 0]])[0].any()
 
 
 def test_a_validation_that_is_no_number_is_divergence_too():

@@ -110,16 +110,22 @@ def test_a_checkpoint_comes_back_from_its_file_as_it_was(tmp_path):
     trainer, listener = Trainer(TEXT, Options(**TINY, cell="lstm", members=2), source=["/a/ö.txt"]), Kept(15)
     trainer.run(listener)
     written = listener.checkpoints[-1]
-    found = checkpoints.read_checkpoint(checkpoints.write_checkpoint(tmp_path, written))
-    for name, value in vars(written).items():
-        np.testing.assert_equal(getattr(found, name), value)
+    checkpoints.write_checkpoint(tmp_path, written)
+    found = checkpoints.newest_checkpoint(tmp_path, pytest.fail)
+    assert (found.goes_back_to, found.earlier.goes_back_to, found.earlier.earlier) == (14, None, None)
+    for moment, expected in ((found, written), (found.earlier, listener.checkpoints[-2])):
+        for name, value in vars(expected).items():
+            if name != "earlier":
+                np.testing.assert_equal(getattr(moment, name), value)
     assert set(found.state) == {"h", "c"}
     assert found.losses.shape == (3, 2)  # of updates 13 to 15, of two members
     assert found.source == ["/a/ö.txt"]
     again = tmp_path / "again"
     again.mkdir()
     same = checkpoints.write_checkpoint(again, found)
-    assert same.read_bytes() == checkpoints.checkpoints(tmp_path)[0].read_bytes()
+    for one, other in zip(checkpoints.checkpoints(again), checkpoints.checkpoints(tmp_path), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert same == checkpoints.checkpoints(again)[-1]
 
 
 def test_checkpoints_are_written_every_so_often_and_the_last_are_kept(text_file, tmp_path):
@@ -200,7 +206,15 @@ def test_the_state_of_another_optimizer_is_refused():
         states[name] = optimizer.state_dict()
     adam = ba.Adam(0.1)
     for state, kind, message in (
-        (states["momentum"], ValueError, "state_dict['kept']['W'] is not a list of 2 arrays, as this optimizer keeps"),
+        (states["momentum"], ValueError, "state_dict['keeps']=['velocity'], but this optimizer keeps ['m', 'v'] for a"),
+        (states["adam"] | {"keeps": ["v", "mean"]}, ValueError, "expected the state of one of the same kind"),
+        (states["adam"] | {"keeps": None}, ValueError, "state_dict['keeps']=None, but this optimizer keeps"),
+        ({**states["adam"], "more": 1}, TypeError, "state_dict is none that state_dict() returned"),
+        (
+            {name: states["momentum"][name] for name in ("updates", "kept")},  # of before 0.2
+            ValueError,
+            "state_dict['kept']['W'] is not a list of 2 arrays, as this optimizer keeps",
+        ),
         ({"updates": {}}, TypeError, "state_dict is none that state_dict() returned"),
         (None, TypeError, "state_dict is none that"),
         ({"updates": {}, "kept": {"W": []}}, ValueError, "other parameters under 'updates' than under 'kept'"),
@@ -209,8 +223,18 @@ def test_the_state_of_another_optimizer_is_refused():
     ):
         with pytest.raises(kind, match=re.escape(message)):
             adam.load_state_dict(state)
-    adam.load_state_dict(states["adam"])
-    assert adam.state_dict()["updates"] == {"W": 1}
+    for state in (states["adam"], {name: states["adam"][name] for name in ("updates", "kept")}):
+        adam.load_state_dict(state)
+        assert adam.state_dict()["updates"] == {"W": 1}
+    for kind, other in (
+        (ba.SGD(0.1, momentum=0.5), ba.RMSprop()),
+        (ba.RMSprop(momentum=0.5), ba.Adam()),
+        (ba.RMSprop(momentum=0.5), ba.RMSprop(centered=True)),
+    ):
+        kind.update(params, {"W": -np.ones(2)})
+        with pytest.raises(ValueError, match="expected the state of one of the same kind"):
+            other.load_state_dict(kind.state_dict())
+    ba.AdamW().load_state_dict(states["adam"])  # which keeps the same
 
 
 # ---- runs that are stopped --------------------------------------------------------------------------------
@@ -810,7 +834,7 @@ def full_where(is_full, replace=os.replace):
 
 
 def test_keeping_fewer_checkpoints_makes_room_on_a_full_disk(text_file, tmp_path, monkeypatch, capsys):
-    folder, options = tmp_path / "run", [*SMALL, "--hidden", "32", "--steps", "40"]
+    folder, options = tmp_path / "run", [*SMALL, "--hidden", "32", "--steps", "40", "--checkpoint-every", "8"]
     assert run(text_file, *options, "--out", tmp_path / "whole") == 0
     first, *_ = checkpoints.checkpoints(tmp_path / "whole")
     most = size(tmp_path / "whole") - first.stat().st_size // 2  # for two of them, not for three
@@ -1163,6 +1187,45 @@ def test_the_learning_rate_is_halved_until_it_goes_well(monkeypatch):
     assert calm.lr == 0.000375  # it is in the checkpoint
     calm.run()
     assert calm.metrics == trainer.metrics
+
+
+@pytest.mark.parametrize("every", [7, 10, 24])
+def test_a_stop_changes_nothing_of_where_a_divergence_goes_back_to(every, tmp_path, monkeypatch):
+    """Else it would go back to where somebody stopped the run, and come to other weights."""
+    options = Options(**TINY | {"checkpoint_every": every, "steps": 60}, on_divergence="halve-lr")
+    ends = []
+    for stop in (None, 1, 9, 13, 20, 22, 23):
+        with monkeypatch.context() as patch:
+            poisoned(patch, 23, nan_loss, times=2)
+            folder, trainer = tmp_path / str(stop), Trainer(TEXT, options)
+            folder.mkdir()
+            listener = Kept(stop)
+            listener.checkpoint = lambda checkpoint, folder=folder: checkpoints.write_checkpoint(folder, checkpoint)
+            trainer.run(listener)
+            if stop is not None:
+                assert trainer.step == (trainer.good.step if stop == 23 else stop)  # it diverged there
+                trainer = Trainer.resumed(checkpoints.newest_checkpoint(folder, pytest.fail), TEXT, options)
+                trainer.run()
+        ends.append((trainer.events, trainer.metrics, {n: v.tobytes() for n, v in trainer.rnn.params.items()}))
+        assert [event["back_to"] for event in trainer.events] == [every * (22 // every)] * 2
+    assert all(end == ends[0] for end in ends)
+
+
+def test_the_checkpoint_to_which_a_divergence_goes_back_stays(text_file, tmp_path, capsys):
+    folder, steps = tmp_path / "run", ["--steps", "40", "--checkpoint-every", "10"]
+    assert run(text_file, *SMALL, *steps, "--out", folder) == 0
+    for more in ("43", "47"):  # ends that are not due
+        assert run("--resume", folder, "--steps", more, "--keep-checkpoints", "1") == 0
+        assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)] == [40, int(more)]
+    found = checkpoints.newest_checkpoint(folder, pytest.fail)
+    assert (found.step, found.goes_back_to, found.earlier.step) == (47, 40, 40)
+    first, _ = checkpoints.checkpoints(folder)
+    first.write_bytes(first.read_bytes()[:-3])  # it can do without
+    capsys.readouterr()
+    assert run("--resume", folder, "--steps", "60") == 0
+    assert "step-00000040.safetensors" in (said := capsys.readouterr().err)
+    assert said.count("; a divergence goes back to step 47") == 1
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)] == [60]
 
 
 def test_halving_ends(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ NAME = re.compile(r"step-(\d{1,18})\.safetensors")
 
 
 def write_checkpoint(folder: Path, checkpoint: Moment) -> Path:
-    """Write a checkpoint of a run folder.
+    """Write a checkpoint of a run folder, after the one to which a divergence goes back from there, if that is missing.
 
     Returns
     -------
@@ -38,6 +39,8 @@ def write_checkpoint(folder: Path, checkpoint: Moment) -> Path:
     if not here.exists():
         here.mkdir()
         flush_folder(folder)
+    if checkpoint.earlier is not None and not (here / _name(checkpoint.goes_back_to)).exists():
+        write_checkpoint(folder, checkpoint.earlier)
     form = _FORMS[type(checkpoint)]
     arrays = {
         **{name: np.frombuffer(getattr(checkpoint, name), np.uint8) for name in form.bytes},
@@ -45,17 +48,22 @@ def write_checkpoint(folder: Path, checkpoint: Moment) -> Path:
         **{f"kept.{k}.{name}": value for name, kept in checkpoint.kept.items() for k, value in enumerate(kept)},
         **{f"{part}.{name}": value for part in form.parts for name, value in getattr(checkpoint, part).items()},
     }
-    path = here / f"step-{checkpoint.step:08}.safetensors"
+    path = here / _name(checkpoint.step)
     write_file(path, form.kind, arrays, {name: getattr(checkpoint, name) for name in form.said})
     return path
 
 
-def remove_earlier(folder: Path, step: int, keep: int) -> None:
-    """Of the checkpoints up to that of ``step``, which can be read, leave the last ``keep``."""
+def _name(step: int | None) -> str:
+    return f"step-{step:08}.safetensors"
+
+
+def remove_earlier(folder: Path, step: int, keep: int, good: int) -> None:
+    """Of the checkpoints up to that of ``step``, which can be read, leave the last ``keep``, and that of ``good``."""
     upto = [path for path in checkpoints(folder) if step_of(path) <= step]
     if upto and step_of(upto[-1]) == step:
         for path in upto[:-keep]:
-            path.unlink(missing_ok=True)
+            if step_of(path) != good:
+                path.unlink(missing_ok=True)
 
 
 def remove_later(folder: Path, step: int) -> None:
@@ -135,6 +143,7 @@ _OF_ALL: dict[str, Callable[[Any], bool]] = {
     "device": lambda value: isinstance(value, str),
     "updates": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
     "events": _events,
+    "goes_back_to": lambda value: value is None or is_count(value),
 }
 
 _FORMS: dict[type[Moment], _Form] = {
@@ -152,7 +161,7 @@ _FORMS: dict[type[Moment], _Form] = {
         arrays=("seconds", "losses"),
         parts=("params", "state"),
         fits=lambda found: found.seconds.shape == (len(read_lines(found.metrics)),),
-        since={"init_from": None},  # they began with weights of their own
+        since={"init_from": None, "goes_back_to": None},  # they began with weights of their own
     ),
     FitCheckpoint: _Form(
         "checkpoint of fit",
@@ -197,6 +206,17 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
+def _earlier(folder: Path, found: Moment, say: Callable[[str], None]) -> Any:
+    """The checkpoint to which a divergence goes back from this one, if it can be read; else it is this one."""
+    path = folder / FOLDER / _name(found.goes_back_to)
+    try:
+        return read_checkpoint(path, type(found))
+    except (OSError, ValueError) as error:
+        why = f"{path}: {error.strerror or error}" if isinstance(error, OSError) else error
+        say(f"{why}; a divergence goes back to step {found.step}")
+        return None
+
+
 def newest_checkpoint(
     folder: Path,
     say: Callable[[str], None],
@@ -221,7 +241,7 @@ def newest_checkpoint(
         except ValueError as error:
             say(f"{error}; trying the checkpoint before it")
             continue
-        return found
+        return found if found.goes_back_to is None else replace(found, earlier=_earlier(folder, found, say))
     if paths:
         raise ValueError(f"{folder} has no checkpoint that can be read, of {len(paths)}: the run cannot be resumed")
     raise ValueError(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib.util
 import json
+import math
+import re
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +32,7 @@ from ..schedules.instructions import check_truncate
 from ..serialization import flush_folder, remove_unfinished
 from ..training.checkpoint import FitCheckpoint, check_run
 from ..training.feed import Feed
-from ..training.fitting import Callback, Fitting
+from ..training.fitting import Callback, Fitting, state_of_schedule
 from ..training.history import History
 from ..training.listener import Listener
 from ..training.options import ON_DIVERGENCE
@@ -41,6 +46,8 @@ T = TypeVar("T")
 
 #: Checkpoints that are kept.
 KEPT = 3
+#: Characters of a setting that are kept as they are.
+_LONGEST = 500
 #: Seconds between two plain lines, but for the last epoch's.
 SOON = 1.0
 
@@ -77,8 +84,8 @@ def fit(
     data : Batches, tuple or iterable of tuples
         :func:`bptt_array.batches`; or ``(x, target)``, ``(x, target, lengths)`` or ``(x, target, lengths, weights)``,
         which is one minibatch an epoch; or a list, or anything else that can be gone through again and again, of such
-        tuples. Arrays as for :meth:`RNN.loss_and_grad`, but of any real dtype and device. Every minibatch begins with
-        states of 0.
+        tuples. Arrays as for :meth:`RNN.loss_and_grad`, but of any float dtype and device; integers are tokens or
+        classes. Every minibatch begins with states of 0.
     loss : str, one of ``ba.losses``, or (y, target) -> (loss, dy)
         As for :meth:`RNN.loss_and_grad`.
     optimizer : Optimizer, optional
@@ -92,13 +99,15 @@ def fit(
     schedule : (int) -> float, optional
         Of the number of updates done before: what ``optimizer.lr`` is multiplied with, see
         :mod:`bptt_array.optimizers.lr_schedules`. One with ``observe(value)`` is told the validation loss after every
-        epoch (of an ensemble the mean over its members), and knows it afterwards: a new training wants a new one.
+        epoch (of an ensemble the mean over its members), and knows it afterwards: a new training wants a new one. With
+        a folder or ``"halve-lr"`` it has ``state_dict()``, a dict that JSON can hold, and ``load_state_dict(state)``.
     clip : float, optional
         Gradients of a larger global norm are scaled down to it.
     callbacks : functions
         Each is called after every epoch with its :class:`~bptt_array.training.history.EpochEnd`: ``epoch``, ``step``,
-        ``history`` and ``rnn``. Where one returns True, it was the last. The learning rate is a matter of ``schedule``:
-        what a callback sets ``optimizer.lr`` to has no effect.
+        ``history`` and ``rnn``. Where one returns True (of Python or of NumPy), it was the last; called again with the
+        same ``folder``, training goes on. The learning rate is a matter of ``schedule``: what a callback sets
+        ``optimizer.lr`` to has no effect.
     progress : bool
         A bar on standard error with tqdm (``pip install tqdm``) and a terminal, otherwise a line there for an epoch, at
         most one a second. False: nothing.
@@ -108,16 +117,18 @@ def fit(
         As for :meth:`RNN.loss_and_grad`.
     folder : str or Path, optional
         Where checkpoints are kept, the last three. Called again with the same arguments, in another process too, the
-        run goes on from the last one, on a CPU to the same bits as if it had never been stopped. ``epochs``,
+        run goes on from the last one, whatever the weights of ``rnn`` are, on a CPU to the same bits as if it had never
+        been stopped (and that one to which a divergence goes back is kept too). ``epochs``,
         ``patience``, ``callbacks``, ``progress``, ``checkpoint_every``, ``on_divergence`` and ``ranks`` may be others.
         An epoch has to have the same minibatches each time, so that a loader which shuffles will not do; the first one
         is read once more to see that.
     checkpoint_every : int, optional
         Updates from a checkpoint to the next; left out, there is one after an epoch, if there were ten updates or more
-        since the last one. Where training diverges it goes back to the last one, also without a folder.
+        since the last one. Where training diverges it goes back to the last of those, also without a folder.
     on_divergence : {"stop", "halve-lr"}
         Where a loss, gradient or parameter is no number, which is looked at every ten updates: a DivergenceError, with
-        the network as it was at the last checkpoint; or on from there with half the learning rate, at most 20 times.
+        the network as it was at the last checkpoint; or on from there with half the learning rate, at most 20 times,
+        but where the data hold what is no number.
     ranks : OneProcess, optional
         Those of :func:`bptt_array.distributed.communicator`, each of which calls this with the same arguments, and
         takes its part of every minibatch. Rank 0 writes checkpoints and shows progress.
@@ -163,19 +174,36 @@ def fit(
     epochs, seed = check_count("epochs", epochs), check_count("seed", seed, least=0, most=(1 << 63) - 1)
     patience = None if patience is None else check_count("patience", patience)
     checkpoint_every = None if checkpoint_every is None else check_count("checkpoint_every", checkpoint_every)
-    if clip is not None and not (clip := check_number("clip", clip)):
-        raise ValueError("clip=0; expected a positive number, or None to leave gradients as they are")
+    if clip is not None and (clip := check_number("clip", clip, least=-math.inf)) <= 0:
+        raise ValueError(f"clip={clip:g}; expected a positive number, or None to leave gradients as they are")
     check_option("on_divergence", on_divergence, ON_DIVERGENCE)
     check_flag("progress", progress)
-    _check_schedule(schedule, validation)
+    _check_schedule(schedule, validation, kept=folder is not None or on_divergence != "stop")
     if patience is not None and validation is None:
         raise ValueError(f"patience={patience}, but there is no validation to get better on; give validation=…")
     callbacks = _functions(callbacks)
-    truncate = check_truncate(truncate, bidirectional=rnn.bidirectional)
+    truncate = check_truncate(truncate, bidirectional=rnn.bidirectional, reverse=rnn.reverse)
     feed = Feed("data", data, rnn, ranks, loss, reduction)
     held_out = None if validation is None else Feed("validation", validation, rnn, ranks, loss, reduction)
     _check_memory(rnn, feed, memory, loss, truncate)
-    path = None if folder is None else check_path("folder", folder)
+    path = None if folder is None else check_path("folder", folder).absolute()  # wherever a callback changes to
+    _check_alike(
+        ranks,
+        {
+            "epochs": epochs,
+            "patience": patience,
+            "clip": clip,
+            "seed": seed,
+            "reduction": reduction,
+            "truncate": truncate,
+            "memory": memory,
+            "checkpoint_every": checkpoint_every,
+            "on_divergence": on_divergence,
+            "folder=… given": path is not None,
+            "minibatches of data": len(feed),
+            "minibatches of validation": None if held_out is None else len(held_out),
+        },
+    )
     lr, run = optimizer.lr, {}
     if path is not None:
         how = {"seed": seed, "reduction": reduction, "truncate": truncate, "memory": memory, "clip": clip}
@@ -219,7 +247,8 @@ def _constant(step: int) -> float:
     return 1.0
 
 
-def _check_schedule(schedule: Any, validation: Any) -> None:
+def _check_schedule(schedule: Any, validation: Any, *, kept: bool) -> None:
+    """``kept``: whether the run may go back to a checkpoint."""
     if schedule is None:
         return
     if not callable(schedule) or isinstance(schedule, type):
@@ -232,6 +261,13 @@ def _check_schedule(schedule: Any, validation: Any) -> None:
             f"schedule={said(schedule, 100)} goes by the validation loss, but there is no validation; give validation=…"
         )
     check_number("schedule(0)", schedule(0))
+    has = [hasattr(schedule, name) for name in ("state_dict", "load_state_dict")]
+    if not all(has) and (any(has) or (kept and hasattr(schedule, "observe"))):
+        raise TypeError(
+            f"schedule={said(schedule, 100)} changes with what it observes, but lacks state_dict() or load_state_dict("
+            "state), by which checkpoints keep that; expected both, as ba.lr_schedules.Plateau has them"
+        )
+    state_of_schedule(schedule)
 
 
 def _functions(callbacks: Any) -> list[Callback]:
@@ -261,6 +297,15 @@ def _check_memory(rnn: RNN, feed: Feed, memory: Any, loss: Any, truncate: Any) -
     )
 
 
+def _check_alike(ranks: OneProcess, given: dict[str, Any]) -> None:
+    """The ranks of a job are asked for the same, or some would wait for others for ever."""
+    of_ranks = ranks.comm.allgather(given) if ranks.size > 1 else [given]  # type: ignore[attr-defined]
+    for rank, its in enumerate(of_ranks):
+        for name, value in its.items():
+            if value != (first := of_ranks[0][name]):
+                raise ValueError(f"{name}: {value} on rank {rank}, {first} on rank 0; expected the same on all ranks")
+
+
 def _identity(
     rnn: RNN, optimizer: Optimizer, loss: Any, schedule: Any, data: Feed, validation: Feed | None
 ) -> dict[str, str]:
@@ -277,11 +322,28 @@ def _identity(
 
 
 def _name(thing: Any) -> str:
-    """What is the same for the same thing, as far as that can be told: no address in memory."""
+    """What is the same for the same thing, as far as that can be told, and short."""
+    words = _words(thing)
+    return words if len(words) <= _LONGEST else f"{words[:100]}… sha256 {hashlib.sha256(words.encode()).hexdigest()}"
+
+
+def _words(thing: Any) -> str:
+    """A thing with all that it was made of: no address in memory, and nothing left out, as a repr may."""
+    kind = type(thing).__qualname__
     if hasattr(thing, "__qualname__"):
         return str(thing.__qualname__)
-    shown = "__repr__" in {name for kind in type(thing).__mro__[:-1] for name in vars(kind)}
-    return said(thing) if shown else type(thing).__qualname__
+    if isinstance(thing, functools.partial):
+        return f"partial({_words(thing.func)}, {_words(thing.args)}, {_words(thing.keywords)})"
+    if isinstance(thing, np.ndarray):
+        return f"array of sha256 {hashlib.sha256(repr(thing.tolist()).encode()).hexdigest()}"
+    if isinstance(thing, (list, tuple)):
+        return f"({', '.join(map(_words, thing))})"
+    if isinstance(thing, dict):
+        return f"({', '.join(f'{name}={_words(value)}' for name, value in thing.items())})"
+    if is_dataclass(thing):
+        return kind + _words({field.name: getattr(thing, field.name) for field in fields(thing) if field.init})
+    shown = "__repr__" in {name for each in type(thing).__mro__[:-1] for name in vars(each)}
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", said(thing, sys.maxsize)) if shown else kind
 
 
 # ---- a folder ---------------------------------------------------------------------------------------------
@@ -326,7 +388,8 @@ def _go_on(fitting: Fitting, path: Path, held: Held | None, ranks: OneProcess) -
             return None
         found: FitCheckpoint = newest_checkpoint(path, warnings.warn, FitCheckpoint)
         try:
-            check_run(found, fitting.of, fitting.rnn.architecture, fitting.optimizer.slots)
+            for each in filter(None, (found, found.earlier)):
+                check_run(each, fitting.of, fitting.rnn.architecture, len(fitting.optimizer.keeps))
         except ValueError as error:
             raise ValueError(f"folder={str(path)!r}: {error}") from None
         if found.epoch > fitting.epochs:
@@ -374,7 +437,8 @@ class _FitListener(Listener):
             self._held.check()
             write_checkpoint(self._path, checkpoint)
             remove_later(self._path, checkpoint.step)
-            remove_earlier(self._path, checkpoint.step, KEPT)
+            good = checkpoint.step if checkpoint.goes_back_to is None else checkpoint.goes_back_to
+            remove_earlier(self._path, checkpoint.step, KEPT, good)
 
     def went_back(self, error: Any, step: int, lr: float) -> None:
         if self._first:

@@ -21,7 +21,7 @@ from .progress import Progress
 HostArray = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Moment:
     """What every run is made of after ``step`` updates, on the host.
 
@@ -41,6 +41,10 @@ class Moment:
     params : dict of str to array
     kept : dict of str to list of array
         What the optimizer keeps for every parameter.
+    goes_back_to : int or None
+        The step of the moment to which a divergence goes back from here, where it is an earlier one: one at which a run
+        that is never stopped has a checkpoint too. ``earlier`` is that moment, where it is known; files of this one
+        have only its step.
     """
 
     step: int
@@ -51,6 +55,8 @@ class Moment:
     losses: HostArray
     params: dict[str, HostArray]
     kept: dict[str, list[HostArray]]
+    goes_back_to: int | None = None
+    earlier: Any = None
 
     def numbers(self) -> dict[str, HostArray]:
         """What has to be finite, by what it is called in the words of errors."""
@@ -58,7 +64,7 @@ class Moment:
         return self.params | kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Moment):
     """A run that learns a text, between two updates.
 
@@ -96,7 +102,7 @@ class Checkpoint(Moment):
         return super().numbers() | {f"the state {name}": array for name, array in self.state.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitCheckpoint(Moment):
     """A run of :func:`bptt_array.fit` between two updates; ``losses`` are those of the epoch that it is in.
 
@@ -153,7 +159,7 @@ def check_fits(checkpoint: Checkpoint, architecture: Architecture, options: Opti
     ValueError
         Naming what is not.
     """
-    slots, step, members = OPTIMIZERS[options.optimizer][0](0.1).slots, checkpoint.step, architecture.member_axis
+    slots, step, members = len(OPTIMIZERS[options.optimizer][0](0.1).keeps), checkpoint.step, architecture.member_axis
     if step > options.steps:
         raise ValueError(f"the checkpoint is of step {step}; expected at most the {options.steps} of its run")
     expected: dict[str, list[tuple[int, ...]]] = {}

@@ -26,10 +26,13 @@ class DivergenceError(FloatingPointError):
         The learning rate there.
     parameters : list of str
         Whose gradients (or, found at a checkpoint, values) are no numbers.
+    of_data : bool
+        Whether the network was given what is no number, so that no learning rate helps.
     """
 
     def __init__(self, step: int, lr: float, what: str, parameters: list[str]) -> None:
         self.step, self.lr, self.parameters, self._what = step, lr, parameters, what
+        self.of_data = False
         super().__init__(self._said("use a smaller one, or clip the gradients to a smaller norm"))
 
     def _said(self, way_out: str) -> str:
@@ -38,7 +41,8 @@ class DivergenceError(FloatingPointError):
         return f"training diverged at step {self.step}: {self._what} at a learning rate of {self.lr:g}; {way_out}"
 
     def comes_of(self, data: str) -> None:
-        """What the network was given is the reason, and no learning rate helps."""
+        """What the network was given is the reason."""
+        self.of_data = True
         self.args = (self._said(f"{data}; expected finite numbers, such as 0 where one is missing"),)
 
 

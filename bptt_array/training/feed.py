@@ -20,6 +20,8 @@ from ..losses import AnyLoss
 from ..rnn.conversions import as_floats, real_numbers
 from ..rnn.rnn import RNN
 
+#: Of data whose loss is 0, whatever the network says.
+NOTHING_COUNTS = "has no step that counts: every length or every weight is 0; expected at least one that is not"
 _KINDS = "ba.batches(…), a tuple (x, target[, lengths[, weights]]), or a list of such tuples"
 
 
@@ -77,6 +79,8 @@ class Feed:
             raise ValueError(f"{name} has no minibatches; expected {_KINDS}")
         if not any(sequences):  # a loss of nothing is 0, and would be the best there is
             raise ValueError(f"{name} has no sequences: N=0; expected at least one")
+        if self._given is shares and not any(map(self._counts, shares)):
+            raise ValueError(f"{name} {NOTHING_COUNTS}")
         self.first = shares[0]
 
     def __len__(self) -> int:
@@ -118,6 +122,13 @@ class Feed:
     def steps(self, n: int, share: Share) -> Any:
         """What the mean of the loss of minibatch ``n`` is over; None of a sum."""
         return self._count(n, share)[1]
+
+    def _counts(self, share: Share) -> bool:
+        """Whether a minibatch has any step, and a weight that is not 0."""
+        weights = share.weights
+        if weights is not None and not isinstance(weights, np.ndarray):
+            weights = self._rnn.backend.to_host(weights)
+        return all(given is None or bool(given.any()) for given in (share.lengths, weights))
 
     def digest(self) -> str:
         """SHA-256 of the first epoch, of all ranks.

@@ -7,6 +7,7 @@ checkpoint to the same bits, if an epoch has the same minibatches each time it i
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.arrays import dtype_name, is_array
 from ..backend.portable import Array
+from ..checks import said
 from ..distributed.ranks import OneProcess
 from ..losses import AnyLoss
 from ..optimizers.lr_schedules import Schedule
@@ -22,7 +25,7 @@ from ..optimizers.state import Optimizer
 from ..rnn.rnn import RNN
 from .checkpoint import FitCheckpoint, HostArray
 from .divergence import DivergenceError
-from .feed import Feed, Share
+from .feed import NOTHING_COUNTS, Feed, Share
 from .history import COLUMNS, EpochEnd, History
 from .listener import Listener
 from .loop import Loop, on_any_rank
@@ -143,9 +146,14 @@ class Fitting(Loop):
         if reads:
             self.read()
             listener.trained(self.step, float(np.mean(self.losses[-self.report_every :])))
-        every = self.checkpoint_every
-        if self.stopped or (every is not None and self.step % every == 0):
-            self.keep(listener)
+        due = self._is_checked_step
+        if due or self.stopped:
+            self.keep(listener, due=due)
+
+    @property
+    def _is_checked_step(self) -> bool:
+        """Whether there is a checkpoint after this update, wherever in an epoch it is."""
+        return self.checkpoint_every is not None and self.step % self.checkpoint_every == 0
 
     def update(self, share: Share, step: int, stop: Callable[[], bool] = lambda: False) -> Any:
         """Update number ``step``, with what this rank has of a minibatch; see :meth:`apply`."""
@@ -163,7 +171,7 @@ class Fitting(Loop):
                 held_out = self.evaluate(listener.interrupted)
             except InterruptedValidation:
                 self.stopped = True
-                self.keep(listener)
+                self.keep(listener, due=False)
                 return
             self.check_validation(held_out[None])
         now, rows = time.perf_counter(), self.history.rows
@@ -180,12 +188,14 @@ class Fitting(Loop):
         else:
             self._take_losses()
         end = EpochEnd(self.epoch - 1, self.step, self.history, self.rnn)
-        wishes = [callback(end) is True for callback in self.callbacks]  # all are called
-        if wishes and on_any_rank(self.ranks, any(wishes)):
+        wishes = [_is_true(f"callbacks[{k}]", callback(end)) for k, callback in enumerate(self.callbacks)]
+        if on_any_rank(self.ranks, any(wishes)):
             self.stopped = self._called_back = True
         crossed = before // self.report_every != self.step // self.report_every
-        if self.finished or self.stopped or (crossed and self.checkpoint_every is None):
-            self.keep(listener)
+        # Once more after the last update of an epoch: it is then over.
+        due = self._is_checked_step or (crossed and self.checkpoint_every is None)
+        if due or self.finished or self.stopped:
+            self.keep(listener, due=due)
         listener.epoch(self.history)
 
     def _not_finite(self, step: int) -> str:
@@ -240,7 +250,9 @@ class Fitting(Loop):
         over = np.array([each if isinstance(each, int) else backend.to_host(each) for each in steps], np.float64)
         over = over.reshape(over.shape + (1,) * (means.ndim - over.ndim))
         found = self.ranks.sum({"loss": (means * over).sum(axis=0), "over": over.sum(axis=0)})
-        return np.asarray(found["loss"] / np.where(found["over"] == 0, 1, found["over"]))
+        if not found["over"].all():
+            raise ValueError(f"validation {NOTHING_COUNTS}")
+        return np.asarray(found["loss"] / found["over"])
 
     def _compare(self, held_out: HostArray) -> None:
         """Keep what is better than ever; of an ensemble each member by itself."""
@@ -271,14 +283,14 @@ class Fitting(Loop):
 
     def checkpoint(self) -> FitCheckpoint:
         self.read()
-        to_host, state = self.rnn.backend.to_host, getattr(self.schedule, "state_dict", None)
+        to_host = self.rnn.backend.to_host
         return FitCheckpoint(
             **self.moment(),
             run=self.of,
             epoch=self.epoch,
             done=self.done,
             waited=self.waited,
-            schedule=None if state is None else state(),
+            schedule=state_of_schedule(self.schedule),
             history={name: self.history.column(name) for name in COLUMNS},
             best={name: to_host(value) for name, value in self.best.items()},
             best_epoch=self.best_epoch,
@@ -299,3 +311,38 @@ class Fitting(Loop):
             self.history.rows[name][:] = checkpoint.history[name].tolist()
         self.history.best_epoch = self.best_epoch.tolist() if self.best else None
         self._batches, self._unread, self._began = None, [], time.perf_counter()
+
+
+def state_of_schedule(schedule: Schedule) -> dict[str, Any] | None:
+    """What a checkpoint keeps of a schedule, and gives back to it; None of a plain function.
+
+    Raises
+    ------
+    TypeError
+        If it cannot be kept.
+    """
+    if not hasattr(schedule, "state_dict"):
+        return None
+    state: Any = schedule.state_dict()
+    try:
+        same = isinstance(state, dict) and bool(json.loads(json.dumps(state)) == state)
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
+        raise TypeError(
+            f"schedule.state_dict() is {said(state, 100)}; expected a dict with strings as keys that JSON gives back "
+            "as it is: of strings, lists, True, False, None and Python's own numbers, float(…) and int(…)"
+        )
+    return state  # type: ignore[no-any-return]
+
+
+def _is_true(name: str, answer: Any) -> bool:
+    """Whether a callback said True, which NumPy has one of its own of; other numbers are no answer."""
+    if dtype_name(answer) == "bool" if is_array(answer) else isinstance(answer, bool):
+        if getattr(answer, "ndim", 0):
+            raise TypeError(
+                f"{name} returned bools of shape {tuple(answer.shape)}; expected True where training is to end: of the "
+                "members of an ensemble use .all() or .any()"
+            )
+        return bool(answer)
+    return False

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +85,10 @@ class Loop(ABC):
     events : list of dict
         Where training diverged, see :class:`~bptt_array.training.checkpoint.Moment`.
     good : Moment or None
-        The last checkpoint.
+        The last checkpoint that was due: a divergence goes back to it. Others, such as those where a run is stopped,
+        are there to go on from, and change nothing of what becomes of the run.
+    unsaid : bool
+        Whether there is to be a checkpoint before the next update.
     stopped : bool
         By what all ranks know.
     """
@@ -112,6 +116,7 @@ class Loop(ABC):
         self.losses: list[HostArray] = []
         self.events: list[dict[str, Any]] = []
         self.good: Any = None
+        self.unsaid = True
         self.stopped = False
         self._seed, self._how = seed, how or {}
         self._readings = Readings(rnn.backend)
@@ -154,13 +159,14 @@ class Loop(ABC):
         ------
         DivergenceError
             If a loss, a gradient or a parameter is no number any more: with ``on_divergence="halve-lr"`` only after
-            the learning rate was halved many times. All is then as it was at the last checkpoint.
+            the learning rate was halved many times, or where the data are the reason. All is then as it was at the last
+            checkpoint that was due.
         """
         listener = Listener() if listener is None else listener
         self.ranks.broadcast(self.rnn.params)
-        with np.errstate(over="ignore", invalid="ignore"):  # readings look at what they lead to
-            if self.good is None:
-                self.keep(listener)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # readings look at what they lead to
+            if self.unsaid:
+                self.keep(listener, due=self.good is None)
             self.stopped = False
             self.begin(listener)
             while not (self.finished or self.stopped):
@@ -221,13 +227,17 @@ class Loop(ABC):
 
     # ---- checkpoints ----------------------------------------------------------------------------------
 
-    def keep(self, listener: Listener) -> None:
-        """A checkpoint, if all that goes into it are numbers."""
+    def keep(self, listener: Listener, *, due: bool) -> None:
+        """A checkpoint, if all that goes into it are numbers; ``due``: a run that is never stopped has it too."""
         self.read()
         checkpoint = self.checkpoint()
         check_parameters(self.step, self.optimizer.lr, checkpoint.numbers())
         self.ranks.check_equal(self.rnn.params)
-        self.good = checkpoint
+        if due or self.good.step == self.step:
+            self.good = checkpoint
+        else:
+            checkpoint = replace(checkpoint, goes_back_to=self.good.step, earlier=self.good)
+        self.unsaid = False
         listener.checkpoint(checkpoint)
 
     def moment(self) -> dict[str, Any]:
@@ -251,7 +261,8 @@ class Loop(ABC):
             kept = {name: list(arrays) for name, arrays in moment.kept.items()}
             self.optimizer.load_state_dict({"updates": moment.updates, "kept": kept}, like=self.rnn.params)
             self.rnn.load_params(moment.params)
-        self.step, self.lr, self.good = moment.step, moment.lr, moment
+        self.step, self.lr, self.unsaid = moment.step, moment.lr, False
+        self.good = moment if moment.earlier is None else moment.earlier
         self.losses, self.events = list(moment.losses), list(moment.events)
         self._readings.forget()
 
@@ -263,12 +274,13 @@ class Loop(ABC):
         good, halved, events = self.good, self.lr / 2, self.events
         if good is None:  # the parameters were no numbers to begin with
             raise error
-        again = sum(event["lr"] is not None for event in events) < HALVINGS and self.on_divergence != "stop"
+        tried = sum(event["lr"] is not None for event in events)
+        again = self.on_divergence != "stop" and tried < HALVINGS and not error.of_data
         self.restore(good)
         self.lr = halved if again else good.lr
         event = {"step": error.step, "why": str(error), "back_to": good.step, "lr": halved if again else None}
         self.events = [*events, event]
-        self.keep(listener)  # with what happened, and the learning rate that follows from it
+        self.keep(listener, due=True)  # with what happened, and the learning rate that follows from it
         if not again:
             raise error
         listener.went_back(error, good.step, halved)

@@ -151,11 +151,12 @@ class Trainer(Loop):
                 "least as many"
             )
         characters = len(_vocabulary(text, checkpoint.init_from))
-        check_fits(checkpoint, Architecture.checked(**options.network(characters)), options)
+        for each in filter(None, (checkpoint, checkpoint.earlier)):
+            check_fits(each, Architecture.checked(**options.network(characters)), options)
         made = cls(text, options, device, checkpoint.source, ranks, checkpoint.init_from)
         made.restore(checkpoint)
         if options.steps != checkpoint.options.get("steps"):
-            made.good = None  # so that a checkpoint says so before anything else is done
+            made.unsaid = True  # so that a checkpoint says so before anything else is done
         return made
 
     @classmethod
@@ -234,13 +235,14 @@ class Trainer(Loop):
                 self._measure(listener.interrupted)
             except InterruptedValidation:
                 self.stopped = True
-                self.keep(listener)
+                self.keep(listener, due=False)
                 return
         if options.diagnose_every and self.step % options.diagnose_every == 0:
             self.read()
             listener.diagnosis(self.step, self.diagnose())
-        if self.stopped or self.step == options.steps or self.step % options.every("checkpoint_every") == 0:
-            self.keep(listener)
+        due = self.step % options.every("checkpoint_every") == 0
+        if due or self.stopped or self.step == options.steps:
+            self.keep(listener, due=due)
         if reports:  # when it cannot be lost any more: nobody may be there to read it
             listener.progress(self.metrics[-1], self.seconds[-1])
 
