@@ -18,5 +18,5 @@ OPTIMIZERS = {
 each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 #: Those that keep arrays for a parameter.
-KEEPING = {name: make for name, make in OPTIMIZERS.items() if make().slots}
+KEEPING = {name: make for name, make in OPTIMIZERS.items() if make().keeps}
 each_keeping = pytest.mark.parametrize("make", KEEPING.values(), ids=KEEPING)

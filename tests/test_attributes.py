@@ -166,6 +166,13 @@ MISSPELT = [
     (lambda: network().architecture.cell, "name", "x", "all networks share this cell"),
     (lambda: network().plan((5, 3, 2)), "memory", 1, r"a plan is as it was made; make another, rnn\.plan\(…\)"),
     (lambda: network().plan((5, 3, 2)), "memroy", 1, r"Plan has no setting 'memroy': a plan is as it was made"),
+    (
+        lambda: ba.lr_schedules.cosine(3),
+        "steps",
+        1,
+        r"cosine\.steps cannot be set: it stays as it was made; make another",
+    ),
+    (lambda: ba.lr_schedules.warm_up(3), "then", None, r"warm_up\.then cannot be set: it stays as it was made; make"),
     (lambda: ba.losses.Huber(), "delta", 2.0, r"Huber\.delta cannot be set: it stays as it was made; make another"),
     (lambda: ba.State(h=X), "h", 1, r"it stays as it was made; make another, dataclasses\.replace"),
     (lambda: ba.Gradients({}, ba.State(X)), "parms", 1, r"Gradients has no setting 'parms': it stays as it was made"),
@@ -190,8 +197,8 @@ def test_what_would_have_no_effect_is_an_error_that_says_what_to_do(make, name, 
 def test_the_other_ways_out_work_too():
     state = ba.State(h=X)
     assert dataclasses.replace(state, c=X).c is X
-    assert ba.SGD(0.1, momentum=0.9, nesterov=True).slots == 1
-    assert ba.RMSprop(0.1, momentum=0.9, centered=True).slots == 3
+    assert ba.SGD(0.1, momentum=0.9, nesterov=True).keeps == ("velocity",)
+    assert ba.RMSprop(0.1, momentum=0.9, centered=True).keeps == ("v", "mean", "velocity")
     rnn = network()
     assert rnn.to(ba.Backend(np)).backend == ba.Backend(np)
 

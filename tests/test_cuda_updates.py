@@ -100,7 +100,7 @@ def test_an_update_of_all_parameters_is_one_launch(device, dtype, make):
 @each_optimizer
 def test_what_the_arguments_of_one_launch_do_not_hold_takes_a_second(device, make):
     numbers = make()._numbers("", ba.backend.NumpyBackend(), np.dtype("float32"), 1)
-    most = most_groups(2 + make().slots, len(numbers))
+    most = most_groups(2 + len(make().keeps), len(numbers))
     assert most > 64
     for count, expected in ((most, 1), (most + 1, 2), (3 * most, 3)):
         shapes = [(k % 5,) for k in range(count * 5 // 4)]

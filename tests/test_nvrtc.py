@@ -158,7 +158,7 @@ def other_texts(real):
     for make in OPTIMIZERS.values():
         optimizer = make()
         numbers = optimizer._numbers("", ba.backend.NumpyBackend(), np.dtype(dtype), 1)
-        yield "over", cuda_updates.kernel_text(optimizer._equation(), real, 2 + optimizer.slots, len(numbers))
+        yield "over", cuda_updates.kernel_text(optimizer._equation(), real, 2 + len(optimizer.keeps), len(numbers))
     rows = (
         ("mse", "identity", 1),
         ("cross_entropy", "softmax", 32),

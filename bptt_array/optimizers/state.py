@@ -9,14 +9,20 @@ from typing import Any, Self
 from ..backend.arrays import dtype_name, rounded
 from ..backend.devices import backend_of, packed, resolve, unpacked
 from ..backend.portable import Array, Backend, Elementwise
-from ..checks import check_count
+from ..checks import check_count, said
 from .arguments import Arrays, check_arrays, check_update
 
 
-def _checked_state(state_dict: Any, slots: int) -> tuple[dict[str, int], dict[str, list[Array]]]:
-    """Both parts of a state_dict, of an optimizer that keeps ``slots`` arrays a parameter."""
-    if not isinstance(state_dict, Mapping) or set(state_dict) != {"updates", "kept"}:
+def _checked_state(state_dict: Any, keeps: tuple[str, ...]) -> tuple[dict[str, int], dict[str, list[Array]]]:
+    """Both parts of a state_dict, of an optimizer that ``keeps`` these arrays for a parameter."""
+    if not isinstance(state_dict, Mapping) or set(state_dict) - {"keeps"} != {"updates", "kept"}:
         raise TypeError("state_dict is none that state_dict() returned; expected a dictionary of updates and kept")
+    theirs, slots = state_dict.get("keeps", list(keeps)), len(keeps)  # older ones do not say it
+    if theirs != list(keeps):
+        raise ValueError(
+            f"state_dict['keeps']={said(theirs, 100)}, but this optimizer keeps {list(keeps)} for a parameter; "
+            "expected the state of one of the same kind"
+        )
     updates, kept = state_dict["updates"], state_dict["kept"]
     if not isinstance(updates, Mapping) or not isinstance(kept, Mapping) or set(updates) != set(kept):
         raise ValueError("state_dict has other parameters under 'updates' than under 'kept'; expected the same")
@@ -54,8 +60,8 @@ def _moved(name: str, kept: Array, backend: Backend, dtype: str) -> Array:
 class Optimizer(ABC):
     """A learning rate, and arrays kept per parameter."""
 
-    #: How many arrays of a parameter's shape an update keeps.
-    slots: int = 0
+    #: The arrays of a parameter's shape that an update keeps, by name.
+    keeps: tuple[str, ...] = ()
     #: Learning rate, eta of (4); may be set between updates.
     lr: float
     _kept: dict[str, list[Array]]
@@ -81,7 +87,7 @@ class Optimizer(ABC):
             backend = backend_of(param)
             if name not in self._kept:
                 with backend.active():
-                    self._kept[name] = [backend.xp.zeros_like(param) for _ in range(self.slots)]
+                    self._kept[name] = [backend.xp.zeros_like(param) for _ in self.keeps]
             self._updates[name] = self._updates.get(name, 0) + 1
             alike = backend, self._numbers(name, backend, param.dtype, self._updates[name])
             together.setdefault(alike, []).append((param, grads[name], *self._kept[name]))
@@ -95,13 +101,13 @@ class Optimizer(ABC):
         Returns
         -------
         dict
-            ``"updates"``: how often each parameter was updated; ``"kept"``: copies of the arrays kept for each (of
-            :class:`Adam` m and v, of :class:`RMSprop` v, then the mean if it is centered; the velocity of a momentum
-            last), on their device.
+            ``"updates"``: how often each parameter was updated; ``"kept"``: copies of the arrays kept for each, on
+            their device; ``"keeps"``: which these are, such as ``["m", "v"]`` of :class:`Adam`.
         """
         return {
             "updates": dict(self._updates),
             "kept": {name: [_copied(a) for a in kept] for name, kept in self._kept.items()},
+            "keeps": list(self.keeps),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], like: Arrays | None = None) -> None:
@@ -120,7 +126,7 @@ class Optimizer(ABC):
             If it is no such dictionary, or of another kind of optimizer; if ``like`` has another shape for a name, or
             not all of its names; if a number is too large for the dtype. Nothing is changed then.
         """
-        updates, kept = _checked_state(state_dict, self.slots)
+        updates, kept = _checked_state(state_dict, self.keeps)
         if like is None:
             moved = {name: [_copied(a) for a in arrays] for name, arrays in kept.items()}
         else:

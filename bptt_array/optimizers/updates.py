@@ -152,13 +152,13 @@ class SGD(Optimizer):
         if nesterov and not self.momentum:
             raise ValueError("nesterov=True has no effect with momentum=0; expected a momentum too, such as 0.9")
         self.nesterov = bool(nesterov)
-        vars(self)["slots"] = 1 if self.momentum else 0
+        vars(self)["keeps"] = ("velocity",) if self.momentum else ()
 
     def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
-        return _nesterov if self.nesterov else _momentum if self.slots else _gradient_descent
+        return _nesterov if self.nesterov else _momentum if self.keeps else _gradient_descent
 
     def _numbers(self, name: str, backend: Backend, dtype: Any, t: int) -> tuple[float, ...]:
-        return (self.momentum, self.lr) if self.slots else (self.lr,)
+        return (self.momentum, self.lr) if self.keeps else (self.lr,)
 
 
 def _positive(name: str, value: Any) -> float:
@@ -196,7 +196,7 @@ class Adam(Optimizer):
     All four may be set between updates.
     """
 
-    slots = 2
+    keeps = ("m", "v")
     beta1: float
     beta2: float
     eps: float
@@ -357,7 +357,7 @@ class RMSprop(Optimizer):
         self.momentum = check_number("momentum", momentum, below=1.0)
         check_flag("centered", centered)
         self.centered = bool(centered)
-        vars(self)["slots"] = 1 + self.centered + (self.momentum > 0)
+        vars(self)["keeps"] = ("v", *["mean"] * self.centered, *["velocity"] * (self.momentum > 0))
 
     def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
         return _rmsprop(self.centered, self.momentum > 0)
