@@ -20,6 +20,9 @@ from .equations.losses import LOSSES, Loss, UserLoss, cross_entropy, huber
 
 _AS_IT_IS = only_settings({}, "it stays as it was made; make another, dataclasses.replace(…, name=value)", {})
 
+#: The smallest class weight but 0.
+_LEAST = 1e-20
+
 #: Of how many class weights a repr says each.
 _FEW = 16
 
@@ -51,7 +54,8 @@ class CrossEntropy(_Options):
     ----------
     class_weights : sequence of O numbers, optional
         q_k is multiplied by that of class k. Of class numbers a ``"mean"`` is divided by the sum of the weights of the
-        targets, not by the number of steps; of probabilities by that number, as in PyTorch.
+        targets, not by the number of steps; of probabilities by that number, as in PyTorch. 0, or from 1e-20 to 1e20.
+        Where all targets have the weight 0 a mean is 0 (PyTorch's is no number), also with a smoothing of their labels.
     ignore_index : int, optional
         Steps with this number for a class have no loss, no gradient, and do not count in a mean. It need not be below
         O: -100 is what PyTorch's users have. Other numbers that are no class stay errors. For class numbers only.
@@ -117,13 +121,20 @@ class CrossEntropy(_Options):
 def _class_weights(given: Any) -> tuple[float, ...]:
     expected = "numbers of at least 0, one for each class"
     array = host_array("class_weights", given, expected)
-    if array.ndim != 1 or array.dtype.kind not in "iuf":
+    if array.ndim != 1 or array.dtype.kind not in "iuf" or isinstance(given, np.ma.MaskedArray):
         raise TypeError(f"class_weights={said(given)} is no sequence of numbers; expected {expected}")
     wrong = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    exact = array.astype(np.float64)
+    far = np.flatnonzero((exact != 0) & ~((exact >= _LEAST) & (exact <= 1 / _LEAST)))
+    if far.size and not wrong.size:  # sums of them would be none in float32
+        raise ValueError(
+            f"class_weights[{far[0]}]={array[far[0]]}; expected 0, or numbers from {_LEAST:g} to {1 / _LEAST:g}: "
+            "divide all by one of them, which changes no mean"
+        )
     if wrong.size or not array.size:
         what = f"class_weights[{wrong[0]}]={array[wrong[0]]}" if wrong.size else "class_weights is empty"
         raise ValueError(f"{what}; expected {expected}")
-    return tuple(array.astype(np.float64).tolist())
+    return tuple(exact.tolist())
 
 
 @_AS_IT_IS

@@ -95,6 +95,11 @@ BUILD = [
 OPTIONS = [
     (lambda: ba.losses.CrossEntropy([]), ValueError, r"class_weights is empty; expected numbers of at least 0, one for each class"),
     (lambda: ba.losses.CrossEntropy(2.0), TypeError, r"class_weights=2.0 is no sequence of numbers; expected"),
+    (lambda: ba.losses.CrossEntropy(np.ma.array([1.0, 2.0], mask=[0, 1])), TypeError, r"class_weights=.* is no sequence of n"),
+    *(
+        (lambda weights=weights: ba.losses.CrossEntropy(weights), ValueError, rf"class_weights\[1\]={said}; expected 0, or")
+        for weights, said in (([1, 1e39], r"1e\+39"), ([0, 1e-42], "1e-42"), (np.array([1, 2.0**70], "f4"), r"1\.1805.*e\+21"))
+    ),
     (lambda: ba.losses.CrossEntropy("ab"), TypeError, r"class_weights='ab' is no sequence of numbers; expected"),
     (lambda: ba.losses.CrossEntropy([1, -2]), ValueError, r"class_weights\[1\]=-2; expected numbers of at least 0"),
     (lambda: ba.losses.CrossEntropy([np.nan, 1]), ValueError, r"class_weights\[0\]=nan; expected"),

@@ -183,6 +183,44 @@ def test_cells_that_do_not_fit_together_say_why():
         odd = type("Odd", (Residual,), {"name": "odd", **attributes})()
         with pytest.raises(ValueError, match=rf"finish_ of <cell 'odd'> returned {said}"):
             ba.RNN(2, 2, cell=odd, dtype="float64").loss_and_grad(np.ones((2, 2, 2)), np.ones((2, 2, 2)))
+    for name in ("W_xh", "W_hh", "b_h"):
+        with pytest.raises(
+            ValueError, match=rf"own parameters \['{name}'\], which every cell has; expected other names"
+        ):
+            ba.RNN(2, 2, cell=cell(own_parameters=lambda self, H, name=name: {name: (H,)}))
+    with pytest.raises(TypeError, match=r"own_parameters\(2\) of <cell 'odd'> is a list; expected a dictionary"):
+        ba.RNN(2, 2, cell=cell(own_parameters=lambda self, H: ["U"]))
+    with pytest.raises(ValueError, match=r"own parameters of shapes \{'U': 2\}; expected vectors"):
+        ba.RNN(2, 2, cell=cell(own_parameters=lambda self, H: {"U": H}))
+
+
+@pytest.mark.parametrize("options", [{}, {"members": 2}, {"bidirectional": True}, {"recurrent_dropout": 0.2}], ids=str)
+def test_gradients_of_own_parameters_have_their_sizes(options):
+    """Or arrays of other shapes than the parameters' would come out, and nobody say so."""
+
+    def returned(found):
+        attributes = {
+            "own_parameters": lambda self, H: {"W": (H, H), "b": (H,)},
+            "finish_": lambda self, backend, slopes, dz, dh, tape: found(dz, tape.h_before),
+        }
+        cell = type("Odd", (Residual,), {"name": "odd", **attributes})()
+        rnn, seed = ba.RNN(3, 4, 2, cell=cell, **options), {"dropout_seed": 1} if "recurrent_dropout" in options else {}
+        return rnn.loss_and_grad(np.ones((5, 6, 3), "f"), np.ones((5, 6, 2), "f"), **seed)[1].params
+
+    for found, shape, name in (
+        (lambda dz, h: {"W": (dz[..., :2], h), "b": dz}, 2, "W"),
+        (lambda dz, h: {"W": (dz, h[..., :1]), "b": dz}, 1, "W"),
+        (lambda dz, h: {"W": (dz, h), "b": dz[..., :3]}, 3, "b"),
+        (lambda dz, h: {"W": (dz, h), "b": dz[:2]}, 4, "b"),
+        (lambda dz, h: {"W": (dz, h[..., :1, :]), "b": dz}, 4, "W"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"returned an array of shape \(.* {shape}\) for {name} .*; expected \(S, "
+        ):
+            returned(found)
+    with pytest.raises(ValueError, match="returned a NoneType; expected a dictionary with those of "):
+        returned(lambda dz, h: None)
+    assert returned(lambda dz, h: {"W": (dz, h), "b": dz})["l0.W"].shape[-2:] == (4, 4)
 
 
 def test_a_cell_without_a_step_says_which_it_lacks():

@@ -57,6 +57,30 @@ def test_without_options_it_is_the_one_of_that_name(loss, name):
     assert plans[0] == plans[1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_delta_that_no_error_reaches_is_none(dtype):
+    target, half = RNG.standard_normal((T, N, O)), network(output="identity", dtype=dtype)
+    x, target = (array.astype(dtype) for array in (X, target))
+    value, grads, _ = half.loss_and_grad(x, target, ba.losses.Huber(1e300))  # no warning, which is an error here
+    squares, of_squares, _ = half.loss_and_grad(x, target, "mse")
+    assert value == pytest.approx(squares / O, rel=1e-5)
+    for name, grad in of_squares.params.items():
+        np.testing.assert_allclose(grads.params[name], grad / O, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e30])
+def test_a_mean_over_weights_is_of_their_ratios(scale):
+    """Also where one over their sum is infinite in float32."""
+    rnn, weights = network(output="identity", dtype="float32"), RNG.random((T, N)).astype("float32")
+    x, target = X.astype("float32"), RNG.standard_normal((T, N, O)).astype("float32")
+    expected, grads, _ = rnn.loss_and_grad(x, target, weights=weights, reduction="weighted_mean")
+    small = (weights.astype("float64") * scale).astype("float32")
+    found, others, _ = rnn.loss_and_grad(x, target, weights=small, reduction="weighted_mean")
+    assert found == pytest.approx(expected, rel=1e-3 if scale == 1e-40 else 1e-5)  # of few bits
+    for name, grad in grads.params.items():
+        np.testing.assert_allclose(others.params[name], grad, rtol=0.01, atol=1e-4)
+
+
 def test_what_is_ignored_has_no_gradient_and_may_be_any_number():
     rnn, found = network(), []
     for ignored in (-100, O, 10**12, 2**62):

@@ -490,6 +490,22 @@ def call_of(kind, T, N, I, H, O):  # noqa: E741
     return step, lambda memory=None: rnn.plan(x.shape, memory, **planned)
 
 
+@pytest.mark.parametrize("kind", [{"lengths": True}, {"reverse": True}], ids=str)
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_what_a_mean_is_over_takes_no_memory_of_outputs(kind, loss):
+    """Only weights are added up before the first segment, and no wide targets read."""
+    output = "softmax" if loss == "cross_entropy" else "identity"
+    call = {"loss": loss, "reduction": "weighted_mean"}
+    step, plan_within = call_of({**kind, "output": output, "weights": True, "call": call}, T=64, N=4, I=3, H=8, O=5000)
+    memory = int(1.1 * smallest_budget(plan_within))
+    step()
+    tracemalloc.start()
+    step(memory=memory)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 1.05 * memory
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_measured_peak_is_within_five_percent_of_the_budget(kind):
     step, plan_within = call_of(kind, T=500, N=32, I=20, H=48, O=24)

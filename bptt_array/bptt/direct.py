@@ -135,7 +135,10 @@ def total_of(mode: str, objective: Objective, targets: Targets, batch: Batch) ->
 
     It is added up on the device, a block of steps at a time, and never read.
     """
-    head, steps = loss_head(mode, objective, *targets, batch, Sums()), batch.T
+    target, weights = targets
+    if target.ndim > (2 if mode == "every" else 1) + (batch.members is not None):
+        target = target[..., :1]  # of features one is enough: only classes count, and those have none
+    head, steps = loss_head(mode, objective, target, weights, batch, Sums()), batch.T
     if mode == "every":
         steps = max(1, batch.backend.segment_bytes // _BYTES_OF_A_STEP // max(1, batch.N * (batch.members or 1)))
     blocks = Segments(0, batch.T, steps)

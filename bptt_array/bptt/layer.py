@@ -376,7 +376,7 @@ class LayerBackward:
         of_h = rows if cell.recurrent_gates is None else rows[..., : params["W_hh"].shape[-2]]
 
         def of_input() -> Array:
-            self._sum_up_own(finish_())
+            self._sum_up_own(finish_(), math.prod(h_before.shape[:-1]))
             stacked = ndim > 2  # the rows are a copy
             return flat(backend, dz, ndim) if cell.changes_dz and stacked else rows
 
@@ -384,13 +384,15 @@ class LayerBackward:
         add_weight_sums(backend, self._sums, of_h, h_before, x, of_input, self._by_token, bias=bias)
         self._sums.settle()  # dz and what was made of it is written to again
 
-    def _sum_up_own(self, own: OwnGradients) -> None:
-        """What ``cell.finish_`` returned: of every step, of the cell's own parameters."""
+    def _sum_up_own(self, own: OwnGradients, rows_of_all: int) -> None:
+        """What ``cell.finish_`` returned: of every step and sequence, so many, of the cell's own parameters."""
         backend, (cell, params, zeros) = self.forward.backend, self.forward.layer
         expected = cell.own_parameters(self.forward.layer.hidden_size)
-        if own.keys() != expected.keys():
-            names = sorted(expected)
-            raise ValueError(f"finish_ of {cell!r} returned gradients of {sorted(own)}; expected those of {names}")
+        if not isinstance(own, Mapping) or own.keys() != expected.keys():
+            what = f"gradients of {sorted(own)}" if isinstance(own, Mapping) else f"a {type(own).__name__}"
+            raise ValueError(
+                f"finish_ of {cell!r} returned {what}; expected a dictionary with those of {sorted(expected)}"
+            )
         for name, shape in expected.items():
             if name in zeros:
                 continue
@@ -401,6 +403,12 @@ class LayerBackward:
                 raise ValueError(
                     f"finish_ of {cell!r} returned {len(given)} array(s) for {name} {shape}; expected {kind}"
                 )
+            for array, size in zip(given, shape, strict=True):
+                if array.shape[-1:] != (size,) or math.prod(array.shape[:-1]) != rows_of_all:
+                    raise ValueError(
+                        f"finish_ of {cell!r} returned an array of shape {tuple(array.shape)} for {name} {shape}; "
+                        f"expected (S, ..., N, {size}), of every step and sequence as h_before"
+                    )
             # A number that a cell made an array of may be of another dtype.
             dz, *a = [array if array.dtype == param.dtype else backend.xp.astype(array, param.dtype) for array in given]
             rows = flat(backend, dz, params["W_hh"].ndim)

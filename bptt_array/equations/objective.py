@@ -147,7 +147,7 @@ class Objective(NamedTuple):
         backend, loss = self.readout.backend, self.loss
         target, weights = self._without_ignored(target, weights, h.dtype)
         if self.total is not None:
-            weights = self._share(self.total) if weights is None else weights * self._share(self.total)
+            weights = self._share(self.total, weights)
         scale = 1.0 if self.steps is None else 1.0 / max(1, self.steps)  # without any valid step it is 0 either way
         if isinstance(loss, Loss):
             v = self.readout.product(h)
@@ -185,11 +185,12 @@ class Objective(NamedTuple):
         weights = xp.astype(counts, dtype) if weights is None else xp.where(counts, weights, xp.zeros_like(weights))
         return xp.where(counts, target, xp.zeros_like(target)), weights
 
-    def _share(self, total: Array) -> Array:
-        """``1 / total``, and 0 where that is 0."""
+    def _share(self, total: Array, weights: Array | None) -> Array:
+        """``weights / total``, and 0 where that is 0."""
         xp = self.readout.backend.xp
         nothing = total == 0
-        return xp.where(nothing, total, 1 / xp.where(nothing, xp.ones_like(total), total))
+        share = (1 if weights is None else weights) / xp.where(nothing, xp.ones_like(total), total)
+        return xp.where(nothing, total, share) if weights is None else share  # which then are 0
 
     def _sum(self, losses: Sums, loss: Array, after: float) -> None:
         """Over steps and sequences: ``([S,] [E,] N)``."""

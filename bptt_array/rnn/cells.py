@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+from collections.abc import Mapping
 from typing import Any
 
 from ..checks import check_count, check_option, said
@@ -46,7 +47,13 @@ def check_cell(cell: Any) -> Cell:
             "states have room for nothing else"
         )
     own, H = cell.own_parameters(2), 2
-    wrong = {name: shape for name, shape in own.items() if len(shape) not in (1, 2)}
+    if not isinstance(own, Mapping):
+        raise TypeError(
+            f"own_parameters({H}) of {cell!r} is a {type(own).__name__}; expected a dictionary of names and shapes"
+        )
+    if taken := sorted({"W_xh", "W_hh", "b_h"} & set(own)):
+        raise ValueError(f"{cell!r} has own parameters {taken}, which every cell has; expected other names")
+    wrong = {name: shape for name, shape in own.items() if not isinstance(shape, tuple) or len(shape) not in (1, 2)}
     if wrong:
         raise ValueError(f"{cell!r} has own parameters of shapes {wrong}; expected vectors (M,) or matrices (M, K)")
     for name in cell.of_state:
