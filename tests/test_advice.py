@@ -58,7 +58,7 @@ class Column:
 
 
 def rnn(**more):
-    return ba.RNN(I, H, O, **more)
+    return ba.RNN(**{"input_size": I, "hidden_size": H, "output_size": O} | more)
 
 
 def classifier(**more):
@@ -105,6 +105,7 @@ CALLS = [
     (rnn, lambda r: r(np.ma.masked_greater(X, 0)), r"x is a MaskedArray; expected a plain array \(for masks see lengths and weights\)", lambda r: (r(np.ma.masked_greater(X, 0).data, lengths=[3, 5, 5]), r.loss(X, Y, weights=ONES))),
     (rnn, lambda r: r.asarray(np.ma.masked_greater(X, 0)), r"array is masked; expected a plain array \(for masks see lengths and weights\)", lambda r: r.asarray(X)),
     (rnn, lambda r: r(np.full((T, N), I)), r"expected 0 to 3 .*; steps to be left out are marked with lengths, or with any value in range and a weight of 0", lambda r: (r(np.full((T, N), I), lengths=[0, 0, 0]), r.loss(np.zeros((T, N), int), Y, weights=0 * ONES))),
+    (lambda: rnn(input_size=1), lambda r: r(np.full((T, N), 112)), r"; numbers that are no tokens are floats \(T, N, 1\): rnn\.asarray\(x\[\.\.\., None\], dtype='float32'\)$", lambda r: r(r.asarray(np.full((T, N), 112)[..., None], dtype="float32"))),
     (rnn, lambda r: r(X, lengths=[5.0, 3.0, 1.0]), r"lengths has dtype float64; expected integers: use np\.asarray\(lengths, dtype=int\)", lambda r: r(X, lengths=np.asarray([5.0, 3.0, 1.0], dtype=int))),
     (rnn, lambda r: r(X, lengths=Column([5, 3, 1])), r"lengths is a Column; .*: use np\.asarray\(lengths\)", lambda r: r(X, lengths=np.asarray(Column([5, 3, 1]), dtype=int))),
     (rnn, lambda r: r.loss(X, Y, reset=[1, 0, 1]), r"reset has dtype int64; .*; use np\.asarray\(reset\) != 0", lambda r: r.loss(X, Y, reset=np.asarray([1, 0, 1]) != 0)),
@@ -236,6 +237,10 @@ BUILDS = [
     (lambda: ba.batches(X[:3], np.ones((3, 3))), r"say which: per_step=True or per_step=False$", lambda: (ba.batches(X[:3], np.ones((3, 3)), per_step=True), ba.batches(X[:3], np.ones((3, 3)), per_step=False))),
     (lambda: ba.batches(X).to(rnn(time_major=False)), r"use ba\.batches\(\.\.\., time_major=False\), of arrays with the sequences first$", lambda: ba.batches(X.swapaxes(0, 1), time_major=False).to(rnn(time_major=False))),
     (lambda: ba.Standardization.of(np.array([1.0, np.inf])), r"put NaN where one is missing$", lambda: ba.Standardization.of(np.array([1.0, np.nan]))),
+    (lambda: ba.Standardization([1e300], [1.0])(X[..., :1]), r"mean\[0\]=1e\+300 does not fit in float32, the dtype of x; give x in float64$", lambda: ba.Standardization([1e300], [1.0])(X[..., :1].astype("float64"))),
+    (lambda: ba.Standardization([0.0], [1e-50]).inverse(X[..., :1]), r"std\[0\]=1e-50 does not fit in float32, the dtype of y; give y in float64$", lambda: ba.Standardization([0.0], [1e-50]).inverse(X[..., :1].astype("float64"))),
+    (lambda: ba.losses.CrossEntropy([1e38, 1e38]), r"class_weights\[0\]=1e\+38; expected 0, or numbers from 1e-20 to 1e\+20: divide all by one of them", lambda: ba.losses.CrossEntropy([1.0, 1.0])),
+    (lambda: rnn(embedding_size=3).to_torch_state_dict("", "", ""), r"expected different ones: give embedding_prefix='embedding\.'$", lambda: rnn(embedding_size=3).to_torch_state_dict("", "", embedding_prefix="embedding.")),
     (lambda: ba.Standardization.of(list(X), [3] * T), r"which have theirs; leave it out$", lambda: ba.Standardization.of(list(X))),
 ]  # fmt: skip
 

@@ -8,6 +8,7 @@ import pickle
 import tempfile
 import threading
 import tracemalloc
+from array import array as memory
 
 import array_api_strict
 import hypothesis
@@ -465,6 +466,54 @@ def test_it_is_exact_where_the_mean_is_far_larger_than_the_deviation(dtype, offs
     assert np.array_equal(np.isnan(z), np.isnan(x))
     assert np.allclose(np.nanmean(z.astype("float64"), axis=0), 0, atol=close)
     assert np.allclose(scaling.inverse(z), x, rtol=1e-7 if dtype == "float32" else 1e-15, equal_nan=True)
+
+
+class Buffer:
+    """An array of a library that NumPy can read, and that is none: such as one of Arrow."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values if dtype is None else self.values.astype(dtype)
+
+
+@pytest.mark.parametrize("kind", [lambda values: memory("d", values), Buffer], ids=["array", "Arrow"])
+def test_pieces_of_memory_in_a_list_are_its_sequences(kind):
+    rows = [[1.0, 2.0, 4.0], [4.0, 5.0, 6.0]]
+    assert ba.Standardization.of([kind(row) for row in rows]) == ba.Standardization.of([np.array(row) for row in rows])
+    data = ba.batches([np.zeros((3, 1))] * 2, [kind(row) for row in rows], per_step=True, shuffle=False)
+    assert next(iter(data)).target[..., 0].T.tolist() == rows
+    data = ba.batches([np.zeros((3, 1)), np.zeros((2, 1))], [kind(rows[0]), kind(rows[1][:2])], shuffle=False)
+    assert next(iter(data)).target[..., 0].T.tolist() == [rows[0], [4.0, 5.0, 0.0]]
+
+
+@needs_pandas
+def test_a_column_of_sequences_is_a_list_of_them():
+    import pandas
+
+    table = pandas.DataFrame({"id": [0, 0, 0, 1, 1], "a": [0.5, 1.5, 2.0, 2.5, 3.0]})
+    column, rows = table.groupby("id")["a"].agg(list), [[0.5, 1.5, 2.0], [2.5, 3.0]]
+    x, lengths = ba.pad(column)
+    assert (x[..., 0].T.tolist(), lengths.tolist()) == ([rows[0], [*rows[1], 0.0]], [3, 2])
+    assert ba.Standardization.of(column) == ba.Standardization.of(rows)
+    batch = next(iter(ba.batches(column, column, shuffle=False)))
+    assert np.array_equal(batch.x, x)
+    assert np.array_equal(batch.target, x)
+    assert ba.Standardization.of(table["a"].astype(object)) == ba.Standardization.of(table["a"])
+    for one in (table, table.groupby("id")):
+        with pytest.raises(TypeError, match=r"expected a list of them, .* \[rows for _, rows in table\.groupby\("):
+            ba.pad(one)
+    x, _ = ba.pad([rows for _, rows in table.groupby("id")])
+    assert x.shape == (3, 2, 2)
+
+
+def test_a_standardization_is_of_features():
+    with pytest.raises(ValueError, match=r"x has shape \(5, 0\); expected at least one feature \(last axis\)"):
+        ba.Standardization.of(np.zeros((5, 0)))
 
 
 def test_what_does_not_vary_has_the_deviation_1():

@@ -173,6 +173,7 @@ def test_sequences_begin_anew_by_mask_by_number_or_all():
         (2, [2]),
         ([1, 1, 3], [1, 3]),
         (np.array([0, 2], "uint8"), [0, 2]),
+        (range(1, 3), [1, 2]),
         ((), []),
         ([], []),
         (None, [0, 1, 2, 3]),
@@ -327,6 +328,15 @@ def test_what_no_streamer_can_be_made_of_says_why(more, arguments, kind, message
         ba.RNN(3, 8, 2, **more).streamer(**{"N": 4, **arguments})
 
 
+@pytest.mark.parametrize("dtype", ["uint64", ">u8"])
+def test_a_token_that_int64_does_not_hold_is_named_as_it_was_given(dtype):
+    step, tokens = ba.RNN(3, 8, 2).streamer(2), np.array([0, 2**63 + 1], dtype)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"^x_t\[1\]={2**63 + 1}; expected 0 to 2 \(tokens below input_size\)"):
+            step(tokens)
+    step(tokens % 3)
+
+
 def test_states_and_rows_that_do_not_fit_say_why_and_change_nothing():
     step = ba.RNN(3, 8, 2).streamer(4)
     step(X_T)
@@ -343,6 +353,7 @@ def test_states_and_rows_that_do_not_fit_say_why_and_change_nothing():
         ("all", TypeError, "rows is a str; expected a list or array of N=4 bools, or numbers of sequences"),
         ([[0], [1, 2]], ValueError, "rows=.* is ragged; expected N=4 bools, or numbers of sequences"),
         (True, TypeError, "rows is a bool"),
+        ([[0], [1]], ValueError, r"rows has shape \(2, 1\); expected numbers of sequences \(n,\), or N=4 bools"),
     ]:
         with pytest.raises(kind, match=message):
             step.reset(rows)

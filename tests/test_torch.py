@@ -462,6 +462,17 @@ def test_a_recurrent_module_alone_is_a_network_without_a_readout():
     assert rnn.to_torch_state_dict("").keys() == theirs.state_dict().keys()
 
 
+def test_two_weights_have_two_names():
+    rnn = ba.RNN(5, 4, 5, embedding_size=4)
+    for prefixes in (("", "", ""), ("rnn.", "x.", "x.")):
+        with pytest.raises(
+            ValueError, match=r"readout_prefix and embedding_prefix are both .*; expected different ones"
+        ):
+            rnn.to_torch_state_dict(*prefixes)
+    assert len(rnn.to_torch_state_dict("", "", "embedding.")) == 4 + 2 + 1  # as it says
+    assert len(ba.RNN(5, 4, embedding_size=4).to_torch_state_dict("", "", "")) == 4 + 1  # there is no readout
+
+
 def test_modules_may_have_any_names():
     import torch
 

@@ -108,9 +108,9 @@ def is_plain(array: Any) -> bool:
 def rounded(array: np.ndarray[Any, Any], dtype: str) -> tuple[np.ndarray[Any, Any], int | None]:
     """Numbers in ``"float32"`` or ``"float64"``, and which one is the first too large (in C order), if any is."""
     try:
-        with np.errstate(over="raise"):
+        with np.errstate(over="raise", under="ignore"):
             return array.astype(dtype, copy=False), None
     except FloatingPointError:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             found = array.astype(dtype)
         return found, int(np.flatnonzero(np.isinf(found) & np.isfinite(array))[0])

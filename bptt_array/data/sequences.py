@@ -8,7 +8,7 @@ floats.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ class Column:
         out = np.full((*shape, *self.tail), value, kind) if value else np.zeros((*shape, *self.tail), kind)
         each = out.swapaxes(0, 1) if self.timed and time_major else out
         try:
-            with np.errstate(over="raise"):
+            with np.errstate(over="raise", under="ignore"):
                 for k, row in enumerate(rows):
                     if self.timed:
                         each[k, : lengths[k]] = self.items[row][: lengths[k]]
@@ -79,9 +79,9 @@ def readable(name: str, value: Any) -> HostArray:
 
 
 def is_list(value: Any) -> bool:
-    """Whether it is a list of sequences and no array: any iterable, also an array of objects that has them."""
-    if isinstance(value, np.ndarray):
-        return value.dtype == object and value.ndim == 1
+    """Whether it is a list of sequences and no array: any iterable, an array of objects, or a column of a table."""
+    if isinstance(value, np.ndarray) or isinstance(getattr(value, "dtype", None), np.dtype):
+        return bool(value.dtype == object and value.ndim == 1)
     if not isinstance(value, Iterable) or isinstance(value, str) or is_array(value) or hasattr(value, "__array__"):
         return False
     try:
@@ -93,7 +93,9 @@ def is_list(value: Any) -> bool:
 
 def has_sequences(values: list[Any]) -> bool:
     """Whether a list has something else than numbers."""
-    return any(is_list(value) or getattr(value, "ndim", 0) for value in values)
+    return any(
+        getattr(value, "ndim", isinstance(value, Sized) and not isinstance(value, (str, bytes))) for value in values
+    )
 
 
 def of_list(name: str, sequences: Any) -> Column:
@@ -102,7 +104,7 @@ def of_list(name: str, sequences: Any) -> Column:
     One without any step goes with all others.
     """
     kind = type(sequences).__name__
-    if hasattr(sequences, "columns"):
+    if hasattr(sequences, "columns") or kind.endswith("GroupBy"):
         raise TypeError(
             f"{name} is a {kind}; expected a list of them, one for each sequence, such as "
             "[rows for _, rows in table.groupby('sequence')]"

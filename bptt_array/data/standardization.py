@@ -13,7 +13,7 @@ from ..backend.devices import backend_of
 from ..backend.portable import DTYPES, Array
 from ..checks import check_flag, only_settings, said
 from ..rnn.arguments import check_lengths
-from ..rnn.conversions import HostArray, as_floats
+from ..rnn.conversions import HostArray
 from .sequences import has_sequences, is_list, of_list, readable
 
 #: So many numbers are read at a time.
@@ -192,13 +192,26 @@ class Standardization:
             if dtype_name(x) not in DTYPES:
                 x = backend.xp.astype(x, backend.dtype("float64" if backend.has_dtype("float64") else "float32"))
             # The mean in two numbers of that dtype: what is lost where one is subtracted is in the other.
-            high, std = (as_floats(of, getattr(self, of), dtype_name(x)) for of in ("mean", "std"))
+            high, std = (self._in(of, name, dtype_name(x)) for of in ("mean", "std"))
             low = (self.mean - high).astype(high.dtype)
             result = f(x, *(backend.from_host(part) for part in (high, low, std)))
             if lengths is not None:
                 valid = _valid(name, x, lengths, time_major)
                 result = backend.xp.where(backend.from_host(valid)[..., None], result, backend.zeros((1,), x.dtype))
             return result
+
+    def _in(self, of: str, name: str, dtype: str) -> HostArray:
+        """The mean or the deviation in the dtype of the data, in which it may be too large, or nothing."""
+        exact = getattr(self, of)
+        with np.errstate(over="ignore", under="ignore"):
+            found: HostArray = exact.astype(dtype)
+        wrong = np.flatnonzero(~np.isfinite(found) | ((found == 0) & (of == "std")))
+        if wrong.size:
+            raise ValueError(
+                f"{of}[{wrong[0]}]={exact[wrong[0]]:g} does not fit in {dtype}, the dtype of {name}; give {name} in "
+                "float64"
+            )
+        return found
 
 
 def _listed(name: str, x: Any, lengths: Any) -> tuple[Any, list[HostArray] | None]:
@@ -248,6 +261,8 @@ def _blocks(x: Any, lengths: Any, time_major: bool) -> Iterator[HostArray]:
             raise ValueError("x is a single number; expected an array (..., I) or (S,)")
         valid = None if lengths is None else _valid("x", arrays[0], lengths, time_major)
     for array in arrays:
+        if array.ndim > 1 and not array.shape[-1]:
+            raise ValueError(f"x has shape {tuple(array.shape)}; expected at least one feature (last axis)")
         rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
         for start in range(0, array.shape[0], rows):
             block = readable("x", array[start : min(start + rows, array.shape[0]), ...])

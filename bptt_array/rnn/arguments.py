@@ -274,12 +274,15 @@ def check_rows(rows: Any, N: int, backend: Backend) -> Any:
     """Some of N sequences, which bools ``(N,)`` or their numbers say, as bool on the device."""
     if is_whole(rows):
         rows = [rows]
-    if isinstance(rows, (list, tuple)):
+    if isinstance(rows, (list, tuple, range)):
         rows = host_array("rows", rows, _BOOLS["rows"] % N)
         rows = rows.astype(int) if not rows.size else rows  # an empty list has floats
     if not is_array(rows) or not is_integer(rows):
         return check_reset(rows, N, backend, "rows")
-    numbers = on_host("rows", rows).reshape(-1)
+    numbers = on_host("rows", rows)
+    if numbers.ndim > 1:
+        raise ValueError(f"rows has shape {numbers.shape}; expected numbers of sequences (n,), or N={N} bools")
+    numbers = numbers.reshape(-1)
     wrong = np.flatnonzero((numbers < 0) | (numbers >= N))
     if wrong.size:
         raise ValueError(
@@ -312,11 +315,12 @@ def check_range(
     timed: bool = True,
     ignored: int | None = None,
     ignorable: bool = False,
+    way: str = "",
 ) -> None:
     """Integers ``(T, ..., N)``, if not ``timed`` (..., N), within ``[0, size)`` or ``ignored`` at valid steps.
 
-    ``ignorable``: some other number might be. Host arrays are always checked; those of a device only with ``read``,
-    since that synchronises.
+    ``ignorable``: some other number might be. ``way``: what else is said. Host arrays are always checked; those of a
+    device only with ``read``, since that synchronises.
     """
     if array_api_compat.is_numpy_array(array):
         values = array
@@ -338,7 +342,8 @@ def check_range(
         first, *others = (int(i) for i in np.argwhere(wrong)[0])
         index = (start + first, *others)
         more = "" if ignored is None else f" or {ignored}, which is ignored"
-        way = f", or ignored by loss=losses.CrossEntropy(ignore_index={values[index]})" if ignorable else ""
+        if ignorable and abs(int(values[index])) <= MOST:
+            way = f", or ignored by loss=losses.CrossEntropy(ignore_index={values[index]})"
         raise ValueError(
             f"{name}[{', '.join(map(str, index))}]={values[index]}; expected 0 to {size - 1} ({what}){more}; steps to "
             f"be left out are marked with lengths, or with any value in range and a weight of 0{way}"

@@ -272,7 +272,17 @@ def make_batch(
     known = check_lengths(lengths, T, N)
     tokens = is_integer(x)
     if tokens:
-        check_range("x", x, architecture.input_size, "tokens below input_size", backend, known, read=validate)
+        numbers = f"; numbers that are no tokens are floats (T, N, 1): rnn.asarray(x[..., None], dtype={dtype!r})"
+        check_range(
+            "x",
+            x,
+            architecture.input_size,
+            "tokens below input_size",
+            backend,
+            known,
+            read=validate,
+            way=numbers if architecture.input_size == 1 else "",
+        )
     if members is not None:
         x = for_members(x, 3 if tokens else 4)
     if state is not None:

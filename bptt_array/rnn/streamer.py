@@ -17,7 +17,7 @@ from ..bptt.state import State
 from ..bptt.streaming import Stream
 from ..checks import MOST, check_count, only_settings
 from .architecture import Architecture
-from .arguments import check_float, check_place, check_rows, check_state, check_tokens_alone
+from .arguments import check_float, check_place, check_range, check_rows, check_state, check_tokens_alone
 from .calls import as_initial
 
 Run = Callable[[Array], Array]
@@ -109,6 +109,9 @@ class Streamer:
                 "step.state)"
             )
         if x_t.dtype != self._dtype:
+            if tokens:  # some of which int64 does not hold
+                size = self._architecture.input_size
+                check_range("x_t", x_t, size, "tokens below input_size", backend, None, read=False, timed=False)
             with backend.active():
                 return backend.xp.astype(x_t, self._dtype)
         vars(self)["_shape"] = tuple(x_t.shape)

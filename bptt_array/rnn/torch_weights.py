@@ -75,6 +75,12 @@ def to_state_dict(
             f"this RNN has members={architecture.members}, which PyTorch's modules have not: use "
             "rnn.member(k).to_torch_state_dict()"
         )
+    both = architecture.output_size is not None and architecture.embedding_size is not None
+    if both and prefixes.readout == prefixes.embedding:
+        raise ValueError(
+            f"readout_prefix and embedding_prefix are both {said(prefixes.readout)}, so that two would have one "
+            "name; expected different ones: give embedding_prefix='embedding.'"
+        )
     state: dict[str, HostArray] = {}
     for k in range(architecture.num_layers):
         own = architecture.of_layer(k, params)
