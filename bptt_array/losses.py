@@ -100,8 +100,8 @@ class CrossEntropy(_Options):
         """Whether steps have different weights by their classes, or none."""
         return self.class_weights is not None or self.ignore_index is not None
 
-    def equation(self, outputs: int) -> Loss:
-        """What it is with O outputs, but for what the classes weigh."""
+    def equation(self, outputs: int, dtype: str) -> Loss:
+        """What it is with O outputs of a dtype, but for what the classes weigh."""
         if self.class_weights is not None and len(self.class_weights) != outputs:
             raise ValueError(
                 f"loss.class_weights has {len(self.class_weights)} numbers; expected one for each of the "
@@ -168,19 +168,19 @@ class Huber(_Options):
         if self.delta == 0:
             raise ValueError("delta=0; expected a number above 0, or use loss='mae', which is that without bends")
 
-    def equation(self, outputs: int) -> Loss:
-        """What it is with O outputs."""
-        return Loss(huber, arrays=4, of_mean=1.0, options=(self.delta,))
+    def equation(self, outputs: int, dtype: str) -> Loss:
+        """What it is with O outputs of a dtype, of which no error is above its largest number."""
+        return Loss(huber, arrays=4, of_mean=1.0, options=(min(self.delta, float(np.finfo(dtype).max)),))
 
 
 #: What ``loss=`` takes: a name, one with options, or ``(y, target) -> (loss, dy)``.
 AnyLoss = str | CrossEntropy | Huber | UserLoss
 
 
-def equation_of(loss: Any, outputs: int) -> Loss | UserLoss:
-    """What ``loss`` is with O outputs: of the library, or the caller's function as it is."""
+def equation_of(loss: Any, outputs: int, dtype: str) -> Loss | UserLoss:
+    """What ``loss`` is with O outputs of a dtype: of the library, or the caller's function as it is."""
     if isinstance(loss, (CrossEntropy, Huber)):
-        return loss.equation(outputs)
+        return loss.equation(outputs, dtype)
     if isinstance(loss, type):
         raise TypeError(f"loss={loss.__name__} is a class; expected one of its losses, such as {loss.__name__}()")
     if callable(loss):

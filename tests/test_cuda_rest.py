@@ -188,7 +188,7 @@ def test_a_cross_entropy_with_options_in_one_kernel_is_that_of_the_equations(
     weights = (rng.standard_normal(rows) * (rng.random(rows) < 0.7)).astype(dtype)
     class_weights = (rng.random(O) * (np.arange(O) != 1)).astype(dtype)
     for of_classes, weight in itertools.product(((), (class_weights,)), (None, weights)):
-        loss = CrossEntropy(of_classes[0] if of_classes else None, label_smoothing=smoothing).equation(O)
+        loss = CrossEntropy(of_classes[0] if of_classes else None, label_smoothing=smoothing).equation(O, dtype)
         function = LossOfRows(loss, OUTPUT_ACTIVATIONS["softmax"], 2.0**-5, bool(of_classes))
         given = v.astype(dtype), None, targets, weight, 0.3, *of_classes
         with gpuemu.count() as counted:

@@ -170,7 +170,7 @@ def other_texts(real):
         kinds = ["entry", "entry", "class" if LOSSES[loss].takes_classes else "entry", "row", "number"]
         function = LossOfRows(LOSSES[loss], OUTPUT_ACTIVATIONS[output], 0.5)
         yield "bptt_rows", cuda_rows.source(function, kinds, 3, real, lanes)[0]
-    loss, g = CrossEntropy([1, 2], None, 0.1).equation(2), OUTPUT_ACTIVATIONS["softmax"]
+    loss, g = CrossEntropy([1, 2], None, 0.1).equation(2, "float32"), OUTPUT_ACTIVATIONS["softmax"]
     for kind, lanes in (("class", 32), ("entry", 128)):
         kinds = ["entry", "entry", kind, "row", "number", "entry"]
         yield "bptt_rows", cuda_rows.source(LossOfRows(loss, g, 0.5, True), kinds, 3, real, lanes)[0]

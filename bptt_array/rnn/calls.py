@@ -109,7 +109,7 @@ class Calls:
         backend, architecture = self.backend, self.architecture
         y_shape = architecture.outputs_shape(batch.T, batch.N)
         check_option("reduction", reduction, ("mean", "weighted_mean", "sum"))
-        equation = equation_of(loss, y_shape[-1])
+        equation = equation_of(loss, y_shape[-1], architecture.dtype)
         every = architecture.readout == "every"
         features = None
         if every:

@@ -820,7 +820,7 @@ class RNN:
         }
         for name, flag in flags.items():
             check_flag(name, flag)
-        equation = equation_of(loss, self.architecture.outputs)
+        equation = equation_of(loss, self.architecture.outputs, self.dtype)
         check_backward(backward, self.architecture.cell)
         T, N, tokens, shared = check_x_shape(x_shape, self.architecture, tokens)
         if tokens and input_grad:
