@@ -125,7 +125,7 @@ def _class_weights(given: Any) -> tuple[float, ...]:
         raise TypeError(f"class_weights={said(given)} is no sequence of numbers; expected {expected}")
     wrong = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
     exact = array.astype(np.float64)
-    far = np.flatnonzero((exact != 0) & ~((exact >= _LEAST) & (exact <= 1 / _LEAST)))
+    far = np.flatnonzero((exact != 0) & ~((exact > 0.999 * _LEAST) & (exact < 1.001 / _LEAST)))  # of any dtype
     if far.size and not wrong.size:  # sums of them would be none in float32
         raise ValueError(
             f"class_weights[{far[0]}]={array[far[0]]}; expected 0, or numbers from {_LEAST:g} to {1 / _LEAST:g}: "

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import mpi
 import numpy as np
@@ -25,6 +25,7 @@ from test_mutants import mutate as mutate
 
 import bptt_array as ba
 from bptt_array.runs import checkpoints
+from bptt_array.runs import fit as runs_fit
 from bptt_array.runs.held import FolderLostError
 from bptt_array.training import fitting
 from bptt_array.training.divergence import DivergenceError
@@ -512,11 +513,11 @@ BAD = [
     ({"on_divergence": "go"}, ValueError, "on_divergence='go' is unknown; expected one of 'stop', 'halve-lr'"),
     ({"ranks": 2}, TypeError, "ranks is a int; expected ba.distributed.communicator()"),
     ({"folder": ""}, ValueError, "folder='' is empty; expected a name, such as '.' for the current folder"),
-    ({"data": (*GOOD[0], [0] * len(GOOD[0][0][0]))}, ValueError, "data has no step that counts: every length or every"),
+    ({"data": (*GOOD[0], [0] * len(GOOD[0][0][0]))}, ValueError, "data has no step that counts, of some member or of"),
     (
         {"validation": [(*GOOD[1], None, np.zeros(GOOD[1][0].shape[:2]))]},
         ValueError,
-        "validation has no step that counts: every length or every weight is 0; expected at least one that is not",
+        "validation has no step that counts, of some member or of all: lengths or weights of 0, classes that are ignored",
     ),
     ({"folder": 3}, TypeError, "folder=3 is a int; expected a string or a pathlib.Path"),
     ({"folder": __file__}, ValueError, "is a file; expected a folder, or the name of a new one"),
@@ -583,20 +584,26 @@ def test_what_a_schedule_has_observed_can_be_kept(more, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"epochs": 1, "validation": GOOD, **more, **QUIET}
     for methods in ({}, {"state_dict": lambda self: {}}, {"load_state_dict": print}):
-        with pytest.raises(TypeError, match=r"schedule=.* lacks state_dict\(\) or load_state_dict\(state\), by which"):
+        with pytest.raises(TypeError, match=r"schedule=.* has observe.*; expected both state_dict\(\) and load"):
             ba.fit(network(), GOOD, schedule=made(**methods), **given)
     for state in ([1], {1: 2}, {"a": (1, 2)}, {"a": np.float32(1)}, {"a": np.zeros(2)}, {"a": {1}}, None):
-        with pytest.raises(TypeError, match=r"schedule\.state_dict\(\) is .*; expected a dict with strings as keys"):
+        if "folder" in more:
+            with pytest.raises(
+                TypeError, match=r"schedule\.state_dict\(\) is .*; expected a dict with strings as keys"
+            ):
+                ba.fit(network(), GOOD, schedule=made(**state_of(state)), **given)
+        else:  # in memory all is well
             ba.fit(network(), GOOD, schedule=made(**state_of(state)), **given)
     assert not list(tmp_path.iterdir())
-    ba.fit(network(), GOOD, schedule=made(**state_of({"a": float(np.float32(1)), "b": [1, None, True]})), **given)
+    plain = {"a": float(np.float32(1)), "b": [1, None, True], "c": float("nan")}
+    ba.fit(network(), GOOD, schedule=made(**state_of(plain)), **given)
     del given[next(iter(more))]
     ba.fit(network(), GOOD, schedule=made(), **given)  # nothing is gone back to
 
 
 def test_a_validation_of_nothing_is_none_when_it_is_its_turn():
     x, target = GOOD[0]
-    with pytest.raises(ValueError, match=r"^validation has no step that counts: every length or every weight is 0"):
+    with pytest.raises(ValueError, match=r"^validation has no step that counts, of some member or of all: lengths or"):
         ba.fit(network(), GOOD, validation=Again([(x, target, [0] * x.shape[1])]), **QUIET)
 
 
@@ -776,6 +783,70 @@ def test_one_that_patience_ended_is_ended_and_goes_on_with_more_of_it(tmp_path):
     expected, values = fitted(patience=3)
     assert same_history(longer, expected)
     assert_same(params, values)
+
+
+@dataclass
+class Named:
+    """A schedule of settings."""
+
+    names: frozenset
+    more: dict
+
+    def __call__(self, step):
+        return 1.0
+
+
+def test_of_what_a_run_is_is_said_the_same_way_in_every_process():
+    """Python has another order of sets in each."""
+    code = "import test_fit as t; print(*map(t.run_of, t.identities()), sep='\\n')"
+    said = set()
+    for seed in ("1", "2", "3"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([str(mpi.TESTS), *sys.path])}
+        command = [sys.executable, "-c", code]
+        said.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert said == {"".join(f"{run_of(thing)}\n" for thing in identities())}
+    words = [run_of(thing) for thing in identities()]
+    assert len(set(words)) == len(words)
+
+
+def run_of(thing):
+    return runs_fit._name(thing)
+
+
+def identities():
+    """Settings, no two of which are the same."""
+    partial = functools.partial
+    yield Named(frozenset("abcdef"), {"a": 1, "b": {"x", "y", "z"}})
+    yield Named(frozenset("abcdeg"), {"a": 1, "b": {"x", "y", "z"}})
+    yield partial(max, default=1, key=None)
+    yield partial(max, default=2, key=None)
+    yield Counted(1).count
+    yield Counted(2).count
+    yield partial(max, np.arange(2000))
+    yield partial(max, np.where(np.arange(2000) == 1000, 0, np.arange(2000)))
+    yield [np.float64(1.0)]
+    yield [2.0]
+    yield "\ud800" * 600
+    yield ["\ud800" * 600]
+
+
+@dataclass
+class Counted:
+    k: int
+
+    def count(self, step):
+        return self.k
+
+
+def test_of_what_a_run_is_the_order_of_settings_and_the_kind_of_a_number_are_nothing():
+    def name(thing):
+        return run_of(thing)
+
+    assert name(functools.partial(max, a=1, b=2)) == name(functools.partial(max, b=2, a=1))
+    assert name([np.float64(1.0), {"a": 1, "b": 2}]) == name([1.0, {"b": 2, "a": 1}])
+    itself = []
+    itself.append(itself)
+    assert name(itself) == "list"
 
 
 class Rate:
@@ -1152,12 +1223,32 @@ def test_half_the_learning_rate_goes_on_from_there(monkeypatch, tmp_path):
             ba.fit(network(), data, **more, **QUIET)
 
 
+class Listing(Halving):
+    """One whose state is the very list that it goes on with."""
+
+    def __init__(self):
+        self.all = []
+
+    @property
+    def told(self):
+        return len(self.all)
+
+    def observe(self, value):
+        self.all.append(value)
+
+    def state_dict(self):
+        return {"all": self.all}
+
+    def load_state_dict(self, state):
+        self.all = state["all"]
+
+
 @pytest.mark.parametrize("every", [None, 3, 5])
 def test_a_stop_changes_nothing_of_where_a_divergence_goes_back_to(every, tmp_path, monkeypatch):
     """Neither a signal, nor a callback, nor fewer epochs: what is kept there is only gone on from."""
 
     def fitted(folder, **more):
-        rnn, schedule = network(), Halving()
+        rnn, schedule = network(), Listing()
         given = {"optimizer": ba.Adam(0.01), "epochs": 8, "folder": folder, "schedule": schedule, "validation": GOOD}
         history = ba.fit(rnn, data, **given | more, checkpoint_every=every, on_divergence="halve-lr", **QUIET)
         return history, params_of(rnn), schedule.told

@@ -68,6 +68,26 @@ def test_a_delta_that_no_error_reaches_is_none(dtype):
         np.testing.assert_allclose(grads.params[name], grad / O, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("ignored", [None, 2])
+@pytest.mark.parametrize("weights", [None, np.full((T, N), 2.0)])
+def test_a_mean_over_nothing_is_0(weights, ignored):
+    """With smoothed labels steps have a loss, also those whose class weighs nothing."""
+    loss = ba.losses.CrossEntropy([0.0, *[1.0] * (O - 1)], ignored, label_smoothing=0.1)
+    target = np.zeros((T, N), int)
+    if ignored is not None:
+        target[0] = ignored
+    value, grads, _ = network().loss_and_grad(X, target, loss, weights=weights)
+    assert value == 0
+    assert not any(grad.any() for grad in grads.params.values())
+
+
+def test_weights_that_cancel_have_a_mean_of_0():
+    weights = np.ones((T, N))
+    weights.reshape(-1)[: weights.size // 2] = -1
+    assert weights.sum() == 0
+    assert network().loss(X, CLASSES, "cross_entropy", weights=weights, reduction="weighted_mean")[0] == 0
+
+
 @pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e30])
 def test_a_mean_over_weights_is_of_their_ratios(scale):
     """Also where one over their sum is infinite in float32."""

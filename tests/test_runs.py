@@ -1211,6 +1211,30 @@ def test_a_stop_changes_nothing_of_where_a_divergence_goes_back_to(every, tmp_pa
     assert all(end == ends[0] for end in ends)
 
 
+def test_of_every_checkpoint_that_is_kept_stays_the_one_gone_back_to(tmp_path):
+    """Also of one before the last: that one may be damaged."""
+    trainer, listener, there = Trainer(TEXT, Options(**TINY | {"checkpoint_every": 10, "steps": 60})), Kept(25), []
+    trainer.run(listener)
+    trainer.run(listener)
+    for checkpoint in listener.checkpoints:
+        checkpoints.write_checkpoint(tmp_path, checkpoint)
+        checkpoints.remove_earlier(tmp_path, checkpoint.step, 2)
+        there.append([checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)])
+    assert there == [[0], [0, 10], [10, 20], [20, 25], [20, 25, 30], [30, 40], [40, 50], [50, 60]]
+
+
+def test_a_checkpoint_of_another_step_is_not_gone_back_to(tmp_path):
+    trainer, listener, said = Trainer(TEXT, Options(**TINY)), Kept(15), []
+    trainer.run(listener)
+    for checkpoint in listener.checkpoints:
+        last = checkpoints.write_checkpoint(tmp_path, checkpoint)
+    (last.parent / "step-00000007.safetensors").replace(last.parent / "step-00000014.safetensors")
+    assert checkpoints.newest_checkpoint(tmp_path, said.append).earlier is None
+    assert said == [
+        f"path={str(last.parent / 'step-00000014.safetensors')!r} is of step 7; a divergence goes back to step 15"
+    ]
+
+
 def test_the_checkpoint_to_which_a_divergence_goes_back_stays(text_file, tmp_path, capsys):
     folder, steps = tmp_path / "run", ["--steps", "40", "--checkpoint-every", "10"]
     assert run(text_file, *SMALL, *steps, "--out", folder) == 0

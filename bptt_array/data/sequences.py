@@ -94,7 +94,8 @@ def is_list(value: Any) -> bool:
 def has_sequences(values: list[Any]) -> bool:
     """Whether a list has something else than numbers."""
     return any(
-        getattr(value, "ndim", isinstance(value, Sized) and not isinstance(value, (str, bytes))) for value in values
+        getattr(value, "ndim", isinstance(value, (Iterable, Sized)) and not isinstance(value, (str, bytes)))
+        for value in values
     )
 
 

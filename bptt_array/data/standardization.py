@@ -193,7 +193,8 @@ class Standardization:
                 x = backend.xp.astype(x, backend.dtype("float64" if backend.has_dtype("float64") else "float32"))
             # The mean in two numbers of that dtype: what is lost where one is subtracted is in the other.
             high, std = (self._in(of, name, dtype_name(x)) for of in ("mean", "std"))
-            low = (self.mean - high).astype(high.dtype)
+            with np.errstate(under="ignore"):
+                low = (self.mean - high).astype(high.dtype)
             result = f(x, *(backend.from_host(part) for part in (high, low, std)))
             if lengths is not None:
                 valid = _valid(name, x, lengths, time_major)

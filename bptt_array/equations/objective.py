@@ -190,7 +190,7 @@ class Objective(NamedTuple):
         xp = self.readout.backend.xp
         nothing = total == 0
         share = (1 if weights is None else weights) / xp.where(nothing, xp.ones_like(total), total)
-        return xp.where(nothing, total, share) if weights is None else share  # which then are 0
+        return xp.where(nothing, total, share)
 
     def _sum(self, losses: Sums, loss: Array, after: float) -> None:
         """Over steps and sequences: ``([S,] [E,] N)``."""

@@ -18,7 +18,7 @@ def _checked_state(state_dict: Any, keeps: tuple[str, ...]) -> tuple[dict[str, i
     if not isinstance(state_dict, Mapping) or set(state_dict) - {"keeps"} != {"updates", "kept"}:
         raise TypeError("state_dict is none that state_dict() returned; expected a dictionary of updates and kept")
     theirs, slots = state_dict.get("keeps", list(keeps)), len(keeps)  # older ones do not say it
-    if theirs != list(keeps):
+    if not isinstance(theirs, (list, tuple)) or list(theirs) != list(keeps):
         raise ValueError(
             f"state_dict['keeps']={said(theirs, 100)}, but this optimizer keeps {list(keeps)} for a parameter; "
             "expected the state of one of the same kind"
@@ -60,8 +60,6 @@ def _moved(name: str, kept: Array, backend: Backend, dtype: str) -> Array:
 class Optimizer(ABC):
     """A learning rate, and arrays kept per parameter."""
 
-    #: The arrays of a parameter's shape that an update keeps, by name.
-    keeps: tuple[str, ...] = ()
     #: Learning rate, eta of (4); may be set between updates.
     lr: float
     _kept: dict[str, list[Array]]
@@ -70,6 +68,11 @@ class Optimizer(ABC):
     def __init__(self, lr: float) -> None:
         self.lr = lr
         self._kept, self._updates = {}, {}
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """The arrays of a parameter's shape that an update keeps, by name."""
+        return ()
 
     def update(self, params: Arrays, grads: Arrays) -> None:
         """Change every parameter in place.

@@ -152,7 +152,10 @@ class SGD(Optimizer):
         if nesterov and not self.momentum:
             raise ValueError("nesterov=True has no effect with momentum=0; expected a momentum too, such as 0.9")
         self.nesterov = bool(nesterov)
-        vars(self)["keeps"] = ("velocity",) if self.momentum else ()
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return ("velocity",) if self.momentum else ()
 
     def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
         return _nesterov if self.nesterov else _momentum if self.keeps else _gradient_descent
@@ -196,7 +199,6 @@ class Adam(Optimizer):
     All four may be set between updates.
     """
 
-    keeps = ("m", "v")
     beta1: float
     beta2: float
     eps: float
@@ -204,6 +206,10 @@ class Adam(Optimizer):
     def __init__(self, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         super().__init__(lr)
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return ("m", "v")
 
     def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
         return _adam
@@ -357,7 +363,10 @@ class RMSprop(Optimizer):
         self.momentum = check_number("momentum", momentum, below=1.0)
         check_flag("centered", centered)
         self.centered = bool(centered)
-        vars(self)["keeps"] = ("v", *["mean"] * self.centered, *["velocity"] * (self.momentum > 0))
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return ("v", *["mean"] * self.centered, *["velocity"] * (self.momentum > 0))
 
     def _equation(self) -> Callable[[Elementwise], Callable[..., None]]:
         return _rmsprop(self.centered, self.momentum > 0)

@@ -57,13 +57,26 @@ def _name(step: int | None) -> str:
     return f"step-{step:08}.safetensors"
 
 
-def remove_earlier(folder: Path, step: int, keep: int, good: int) -> None:
-    """Of the checkpoints up to that of ``step``, which can be read, leave the last ``keep``, and that of ``good``."""
+def remove_earlier(folder: Path, step: int, keep: int, made: type[Moment] = Checkpoint) -> None:
+    """Of the checkpoints up to that of ``step``, which can be read, leave the last ``keep``.
+
+    And those to which a divergence goes back from one of them.
+    """
     upto = [path for path in checkpoints(folder) if step_of(path) <= step]
     if upto and step_of(upto[-1]) == step:
+        needed = {_goes_back_to(path, _FORMS[made]) for path in upto[-keep:]}
         for path in upto[:-keep]:
-            if step_of(path) != good:
+            if step_of(path) not in needed:
                 path.unlink(missing_ok=True)
+
+
+def _goes_back_to(path: Path, form: _Form) -> Any:
+    """The step to which a divergence goes back from this checkpoint, if that can be read; None: it is this one."""
+    try:
+        with open_file(path) as file:
+            return (form.since | file.about(form.kind)).get("goes_back_to")
+    except (OSError, ValueError):  # which is said where it is to be gone on from
+        return None
 
 
 def remove_later(folder: Path, step: int) -> None:
@@ -177,6 +190,7 @@ _FORMS: dict[type[Moment], _Form] = {
         arrays=("losses", "best_epoch", "best_validation"),
         parts=("params", "best", "history"),
         fits=lambda found: set(found.history) == set(COLUMNS),
+        since={"goes_back_to": None},
     ),
 }
 
@@ -210,11 +224,18 @@ def _earlier(folder: Path, found: Moment, say: Callable[[str], None]) -> Any:
     """The checkpoint to which a divergence goes back from this one, if it can be read; else it is this one."""
     path = folder / FOLDER / _name(found.goes_back_to)
     try:
-        return read_checkpoint(path, type(found))
+        return _read_of_step(path, type(found))
     except (OSError, ValueError) as error:
-        why = f"{path}: {error.strerror or error}" if isinstance(error, OSError) else error
-        say(f"{why}; a divergence goes back to step {found.step}")
+        say(f"{error}; a divergence goes back to step {found.step}")
         return None
+
+
+def _read_of_step(path: Path, made: type[Moment]) -> Any:
+    """A checkpoint that is of the step in its name."""
+    found = read_checkpoint(path, made)
+    if found.step != step_of(path):
+        raise ValueError(f"path={str(path)!r} is of step {short(found.step)}")
+    return found
 
 
 def newest_checkpoint(
@@ -232,9 +253,7 @@ def newest_checkpoint(
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
-            found = read_checkpoint(path, made)
-            if found.step != step_of(path):
-                raise ValueError(f"path={str(path)!r} is of step {short(found.step)}")
+            found = _read_of_step(path, made)
         except OSError as error:
             say(f"{path}: {error.strerror or error}; trying the checkpoint before it")
             continue

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..backend.arrays import is_integer
+from ..backend.arrays import is_array, is_integer, on_host
 from ..checks import check_count, check_flag, check_number, check_option, check_path, is_several, said
 from ..distributed.ranks import OneProcess
 from ..losses import AnyLoss
@@ -100,7 +101,8 @@ def fit(
         Of the number of updates done before: what ``optimizer.lr`` is multiplied with, see
         :mod:`bptt_array.optimizers.lr_schedules`. One with ``observe(value)`` is told the validation loss after every
         epoch (of an ensemble the mean over its members), and knows it afterwards: a new training wants a new one. With
-        a folder or ``"halve-lr"`` it has ``state_dict()``, a dict that JSON can hold, and ``load_state_dict(state)``.
+        a folder or ``"halve-lr"`` it has ``state_dict()`` and ``load_state_dict(state)``, with a folder of a dict that
+        JSON can hold.
     clip : float, optional
         Gradients of a larger global norm are scaled down to it.
     callbacks : functions
@@ -178,7 +180,8 @@ def fit(
         raise ValueError(f"clip={clip:g}; expected a positive number, or None to leave gradients as they are")
     check_option("on_divergence", on_divergence, ON_DIVERGENCE)
     check_flag("progress", progress)
-    _check_schedule(schedule, validation, kept=folder is not None or on_divergence != "stop")
+    on_disk = folder is not None
+    _check_schedule(schedule, validation, kept=on_disk or on_divergence != "stop", on_disk=on_disk)
     if patience is not None and validation is None:
         raise ValueError(f"patience={patience}, but there is no validation to get better on; give validation=…")
     callbacks = _functions(callbacks)
@@ -196,7 +199,6 @@ def fit(
             "seed": seed,
             "reduction": reduction,
             "truncate": truncate,
-            "memory": memory,
             "checkpoint_every": checkpoint_every,
             "on_divergence": on_divergence,
             "folder=… given": path is not None,
@@ -247,8 +249,8 @@ def _constant(step: int) -> float:
     return 1.0
 
 
-def _check_schedule(schedule: Any, validation: Any, *, kept: bool) -> None:
-    """``kept``: whether the run may go back to a checkpoint."""
+def _check_schedule(schedule: Any, validation: Any, *, kept: bool, on_disk: bool) -> None:
+    """``kept``: whether the run may go back to a checkpoint, or, ``on_disk``, on from one."""
     if schedule is None:
         return
     if not callable(schedule) or isinstance(schedule, type):
@@ -261,13 +263,14 @@ def _check_schedule(schedule: Any, validation: Any, *, kept: bool) -> None:
             f"schedule={said(schedule, 100)} goes by the validation loss, but there is no validation; give validation=…"
         )
     check_number("schedule(0)", schedule(0))
-    has = [hasattr(schedule, name) for name in ("state_dict", "load_state_dict")]
-    if not all(has) and (any(has) or (kept and hasattr(schedule, "observe"))):
+    has = {name: hasattr(schedule, name) for name in ("observe", "state_dict", "load_state_dict")}
+    if kept and any(has.values()) and not (has["state_dict"] and has["load_state_dict"]):
         raise TypeError(
-            f"schedule={said(schedule, 100)} changes with what it observes, but lacks state_dict() or load_state_dict("
-            "state), by which checkpoints keep that; expected both, as ba.lr_schedules.Plateau has them"
+            f"schedule={said(schedule, 100)} has {' and '.join(name for name in has if has[name])}; expected both "
+            "state_dict() and load_state_dict(state), by which checkpoints keep what it has observed, as "
+            "ba.lr_schedules.Plateau has them"
         )
-    state_of_schedule(schedule)
+    state_of_schedule(schedule, on_disk=on_disk)
 
 
 def _functions(callbacks: Any) -> list[Callback]:
@@ -322,24 +325,40 @@ def _identity(
 
 
 def _name(thing: Any) -> str:
-    """What is the same for the same thing, as far as that can be told, and short."""
-    words = _words(thing)
-    return words if len(words) <= _LONGEST else f"{words[:100]}… sha256 {hashlib.sha256(words.encode()).hexdigest()}"
+    """What is the same for the same thing in every process, as far as that can be told, and short."""
+    try:
+        words = _words(thing)
+    except RecursionError:  # it holds itself
+        words = type(thing).__qualname__
+    if len(words) <= _LONGEST:
+        return words
+    return f"{words[:100]}… sha256 {hashlib.sha256(words.encode(errors='surrogatepass')).hexdigest()}"
 
 
 def _words(thing: Any) -> str:
-    """A thing with all that it was made of: no address in memory, and nothing left out, as a repr may."""
+    """A thing with what it was made of: no address in memory, and nothing left out that its repr leaves out.
+
+    Of what a function has from around it, and an object without a repr of its own, nobody knows.
+    """
     kind = type(thing).__qualname__
     if hasattr(thing, "__qualname__"):
-        return str(thing.__qualname__)
+        of = getattr(thing, "__self__", None)  # of a method
+        return (
+            str(thing.__qualname__) if of is None or inspect.ismodule(of) else f"{thing.__qualname__} of {_words(of)}"
+        )
     if isinstance(thing, functools.partial):
         return f"partial({_words(thing.func)}, {_words(thing.args)}, {_words(thing.keywords)})"
-    if isinstance(thing, np.ndarray):
-        return f"array of sha256 {hashlib.sha256(repr(thing.tolist()).encode()).hexdigest()}"
+    if isinstance(thing, np.generic):
+        return _words(thing.item())
+    if is_array(thing):
+        array = on_host("array", thing)
+        return f"array {array.shape} of sha256 {hashlib.sha256(repr(array.tolist()).encode()).hexdigest()}"
     if isinstance(thing, (list, tuple)):
         return f"({', '.join(map(_words, thing))})"
+    if isinstance(thing, (set, frozenset)):
+        return f"({', '.join(sorted(map(_words, thing)))})"
     if isinstance(thing, dict):
-        return f"({', '.join(f'{name}={_words(value)}' for name, value in thing.items())})"
+        return f"({', '.join(sorted(f'{name}={_words(value)}' for name, value in thing.items()))})"
     if is_dataclass(thing):
         return kind + _words({field.name: getattr(thing, field.name) for field in fields(thing) if field.init})
     shown = "__repr__" in {name for each in type(thing).__mro__[:-1] for name in vars(each)}
@@ -437,8 +456,7 @@ class _FitListener(Listener):
             self._held.check()
             write_checkpoint(self._path, checkpoint)
             remove_later(self._path, checkpoint.step)
-            good = checkpoint.step if checkpoint.goes_back_to is None else checkpoint.goes_back_to
-            remove_earlier(self._path, checkpoint.step, KEPT, good)
+            remove_earlier(self._path, checkpoint.step, KEPT, FitCheckpoint)
 
     def went_back(self, error: Any, step: int, lr: float) -> None:
         if self._first:

@@ -119,8 +119,7 @@ class RunFolder:
         were reached. The checkpoint holds all of that too: it is enough to flush the model.
         """
         self._check()
-        good = trainer.step if trainer.good is None else trainer.good.step
-        remove_earlier(self.path, trainer.step, trainer.options.keep_checkpoints, good)
+        remove_earlier(self.path, trainer.step, trainer.options.keep_checkpoints)
         for path in _diagnoses(self.path):
             if step_of(path) > trainer.step:  # of a course that was not gone on with
                 path.unlink()

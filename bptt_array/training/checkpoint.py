@@ -114,8 +114,8 @@ class FitCheckpoint(Moment):
         Epochs that are over, and minibatches of the one that is not.
     waited : int
         Epochs since the last one that was better.
-    schedule : dict or None
-        State of the schedule, of one that has any.
+    schedule : dict, or None
+        State of the schedule, of one that has any; where nothing is written, it may be of any kind.
     history : dict of str to array
         The columns of a :class:`~bptt_array.training.history.History`.
     best : dict of str to array
@@ -128,7 +128,7 @@ class FitCheckpoint(Moment):
     epoch: int
     done: int
     waited: int
-    schedule: dict[str, Any] | None
+    schedule: Any
     history: dict[str, HostArray]
     best: dict[str, HostArray]
     best_epoch: HostArray

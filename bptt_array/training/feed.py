@@ -21,7 +21,10 @@ from ..rnn.conversions import as_floats, real_numbers
 from ..rnn.rnn import RNN
 
 #: Of data whose loss is 0, whatever the network says.
-NOTHING_COUNTS = "has no step that counts: every length or every weight is 0; expected at least one that is not"
+NOTHING_COUNTS = (
+    "has no step that counts, of some member or of all: lengths or weights of 0, classes that are ignored or of weight "
+    "0 leave none; expected at least one"
+)
 _KINDS = "ba.batches(…), a tuple (x, target[, lengths[, weights]]), or a list of such tuples"
 
 
@@ -74,12 +77,12 @@ class Feed:
             self._minibatches = _epochs(name, shares)
         else:
             shares = [self._taken(0, item) for item in itertools.islice(self._minibatches(0), 1)]
-        sequences = [self._count(k, share)[0] for k, share in enumerate(shares)]
+        counted = [self._count(k, share) for k, share in enumerate(shares)]
         if not shares:
             raise ValueError(f"{name} has no minibatches; expected {_KINDS}")
-        if not any(sequences):  # a loss of nothing is 0, and would be the best there is
+        if not any(sequences for sequences, *_ in counted):  # a loss of nothing is 0, and would be the best there is
             raise ValueError(f"{name} has no sequences: N=0; expected at least one")
-        if self._given is shares and not any(map(self._counts, shares)):
+        if self._given is shares and not self._any_counts(shares, [steps for _, steps, _ in counted]):
             raise ValueError(f"{name} {NOTHING_COUNTS}")
         self.first = shares[0]
 
@@ -123,12 +126,16 @@ class Feed:
         """What the mean of the loss of minibatch ``n`` is over; None of a sum."""
         return self._count(n, share)[1]
 
-    def _counts(self, share: Share) -> bool:
-        """Whether a minibatch has any step, and a weight that is not 0."""
-        weights = share.weights
-        if weights is not None and not isinstance(weights, np.ndarray):
-            weights = self._rnn.backend.to_host(weights)
-        return all(given is None or bool(given.any()) for given in (share.lengths, weights))
+    def _any_counts(self, shares: list[Share], steps: list[Any]) -> bool:
+        """Whether a mean is over something, of every member, and a weight is not 0."""
+        over = [
+            np.asarray(each if isinstance(each, int) else self._on_host(each)) for each in steps if each is not None
+        ]
+        weights = [None if share.weights is None else self._on_host(share.weights) for share in shares]
+        return bool(np.all(sum(over) if over else True)) and any(w is None or w.any() for w in weights)
+
+    def _on_host(self, array: Array) -> np.ndarray[Any, Any]:
+        return array if isinstance(array, np.ndarray) else self._rnn.backend.to_host(array)
 
     def digest(self) -> str:
         """SHA-256 of the first epoch, of all ranks.
@@ -155,7 +162,7 @@ class Feed:
             if part is None:
                 found.update(b"none")
                 continue
-            array = part if isinstance(part, np.ndarray) else self._rnn.backend.to_host(part)
+            array = self._on_host(part)
             found.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
         return found
 
@@ -167,7 +174,7 @@ class Feed:
             array = getattr(share, name)
             if array is None or is_integer(array):
                 continue
-            host = array if isinstance(array, np.ndarray) else self._rnn.backend.to_host(array)
+            host = self._on_host(array)
             wrong = ~np.isfinite(host)
             if timed and share.lengths is not None:
                 T = host.shape[host.ndim - behind - 2 + (not time_major)]

@@ -6,6 +6,7 @@ checkpoint to the same bits, if an epoch has the same minibatches each time it i
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import time
@@ -135,7 +136,7 @@ class Fitting(Loop):
             else:
                 self._advance(share, listener)
         except DivergenceError as error:
-            if self.good is not None and (data := self._not_finite(error.step)):
+            if data := self._not_finite(error.step):
                 error.comes_of(data)
             raise
 
@@ -290,7 +291,7 @@ class Fitting(Loop):
             epoch=self.epoch,
             done=self.done,
             waited=self.waited,
-            schedule=state_of_schedule(self.schedule),
+            schedule=state_of_schedule(self.schedule, on_disk=bool(self.of)),
             history={name: self.history.column(name) for name in COLUMNS},
             best={name: to_host(value) for name, value in self.best.items()},
             best_epoch=self.best_epoch,
@@ -304,7 +305,7 @@ class Fitting(Loop):
         with backend.active():
             self.best = {name: backend.from_host(value) for name, value in checkpoint.best.items()}
         if checkpoint.schedule is not None:
-            self.schedule.load_state_dict(checkpoint.schedule)  # type: ignore[attr-defined]
+            self.schedule.load_state_dict(copy.deepcopy(checkpoint.schedule))  # type: ignore[attr-defined]
         self.epoch, self.done, self.waited = checkpoint.epoch, checkpoint.done, checkpoint.waited
         self.best_epoch, self.best_validation = checkpoint.best_epoch, checkpoint.best_validation
         for name in COLUMNS:
@@ -313,27 +314,34 @@ class Fitting(Loop):
         self._batches, self._unread, self._began = None, [], time.perf_counter()
 
 
-def state_of_schedule(schedule: Schedule) -> dict[str, Any] | None:
-    """What a checkpoint keeps of a schedule, and gives back to it; None of a plain function.
+def state_of_schedule(schedule: Schedule, *, on_disk: bool) -> Any:
+    """A copy of what a schedule has observed, for a checkpoint, which may be one ``on_disk``; None of a plain function.
 
     Raises
     ------
     TypeError
-        If it cannot be kept.
+        If a file cannot hold it.
     """
-    if not hasattr(schedule, "state_dict"):
+    if not (hasattr(schedule, "state_dict") and hasattr(schedule, "load_state_dict")):
         return None
-    state: Any = schedule.state_dict()
-    try:
-        same = isinstance(state, dict) and bool(json.loads(json.dumps(state)) == state)
-    except (TypeError, ValueError, RecursionError):
-        same = False
-    if not same:
+    state = schedule.state_dict()
+    if not on_disk:
+        return copy.deepcopy(state)
+    if not (isinstance(state, dict) and _is_plain(state)):
         raise TypeError(
             f"schedule.state_dict() is {said(state, 100)}; expected a dict with strings as keys that JSON gives back "
             "as it is: of strings, lists, True, False, None and Python's own numbers, float(…) and int(…)"
         )
-    return state  # type: ignore[no-any-return]
+    return json.loads(json.dumps(state))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives it back as it is."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, bool, int, float))
 
 
 def _is_true(name: str, answer: Any) -> bool:

@@ -272,8 +272,6 @@ class Loop(ABC):
     def _go_back(self, error: DivergenceError, listener: Listener) -> None:
         """To the last checkpoint, and on with half the learning rate; or give up there."""
         good, halved, events = self.good, self.lr / 2, self.events
-        if good is None:  # the parameters were no numbers to begin with
-            raise error
         tried = sum(event["lr"] is not None for event in events)
         again = self.on_divergence != "stop" and tried < HALVINGS and not error.of_data
         self.restore(good)
