@@ -95,7 +95,7 @@ def check_path(name: str, path: Any) -> Path:
     except UnicodeEncodeError:
         raise ValueError(f"{name}={said(text)} has characters that no name of a file has; expected another") from None
     if not text:
-        raise ValueError(f"{name}='' is empty; expected a name, such as '.' for the current folder")
+        raise ValueError(f"{name}='' is empty; expected the name of a file or a folder")
     if "\0" in text:
         raise ValueError(f"{name}={said(text)} has a null character; expected a name of a file")
     return Path(text)
@@ -148,3 +148,7 @@ def only_settings(settings: Settings, otherwise: str, ways_out: Mapping[str, str
         return kind
 
     return decorated
+
+
+#: A class decorator for dataclasses whose values stay.
+AS_IT_IS = only_settings({}, "it stays as it was made; make another, dataclasses.replace(…, name=value)", {})

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 
 from .backend.arrays import host_array
-from .checks import MOST, check_count, check_number, only_settings, said
+from .checks import AS_IT_IS, MOST, check_count, check_number, said
 from .equations.losses import LOSSES, Loss, UserLoss, cross_entropy, huber
-
-_AS_IT_IS = only_settings({}, "it stays as it was made; make another, dataclasses.replace(…, name=value)", {})
 
 #: The smallest class weight but 0.
 _LEAST = 1e-20
@@ -43,7 +41,7 @@ def _short(value: Any) -> str:
     return repr(value)
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True, repr=False)
 class CrossEntropy(_Options):
     """Cross-entropy of a softmax output, ``L_t = -sum_k q_k log y_k``, as ``torch.nn.CrossEntropyLoss`` has it.
@@ -137,7 +135,7 @@ def _class_weights(given: Any) -> tuple[float, ...]:
     return tuple(exact.tolist())
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True, repr=False)
 class Huber(_Options):
     """Huber's loss, ``1/O`` of the sum of ``1/2 e^2``, where ``|e| > delta`` of ``delta (|e| - 1/2 delta)``.

@@ -183,6 +183,11 @@ def test_cells_that_do_not_fit_together_say_why():
         odd = type("Odd", (Residual,), {"name": "odd", **attributes})()
         with pytest.raises(ValueError, match=rf"finish_ of <cell 'odd'> returned {said}"):
             ba.RNN(2, 2, cell=odd, dtype="float64").loss_and_grad(np.ones((2, 2, 2)), np.ones((2, 2, 2)))
+    lists = cell(own_parameters=lambda self, H: {"b_hn": [H]})  # a list of sizes will do
+    assert ba.RNN(2, 3, cell=lists).params["l0.b_hn"].shape == (3,)
+    of_none = cell(forward_=lambda self, backend, params, product: product.of("nope").adding())
+    with pytest.raises(ValueError, match=r"product\.of\('nope'\) is unknown; expected a matrix among \['W_hh', "):
+        ba.RNN(2, 2, cell=of_none)(np.ones((2, 2, 2), "f"))
     for name in ("W_xh", "W_hh", "b_h"):
         with pytest.raises(
             ValueError, match=rf"own parameters \['{name}'\], which every cell has; expected other names"

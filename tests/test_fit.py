@@ -25,8 +25,8 @@ from test_mutants import mutate as mutate
 
 import bptt_array as ba
 from bptt_array.runs import checkpoints
-from bptt_array.runs import fit as runs_fit
 from bptt_array.runs.held import FolderLostError
+from bptt_array.runs.identity import name_of
 from bptt_array.training import fitting
 from bptt_array.training.divergence import DivergenceError
 
@@ -512,7 +512,7 @@ BAD = [
     ({"checkpoint_every": 0}, ValueError, "checkpoint_every=0 is too small"),
     ({"on_divergence": "go"}, ValueError, "on_divergence='go' is unknown; expected one of 'stop', 'halve-lr'"),
     ({"ranks": 2}, TypeError, "ranks is a int; expected ba.distributed.communicator()"),
-    ({"folder": ""}, ValueError, "folder='' is empty; expected a name, such as '.' for the current folder"),
+    ({"folder": ""}, ValueError, "folder='' is empty; expected the name of a file or a folder"),
     ({"data": (*GOOD[0], [0] * len(GOOD[0][0][0]))}, ValueError, "data has no step that counts, of some member or of"),
     (
         {"validation": [(*GOOD[1], None, np.zeros(GOOD[1][0].shape[:2]))]},
@@ -599,6 +599,14 @@ def test_what_a_schedule_has_observed_can_be_kept(more, tmp_path, monkeypatch):
     ba.fit(network(), GOOD, schedule=made(**state_of(plain)), **given)
     del given[next(iter(more))]
     ba.fit(network(), GOOD, schedule=made(), **given)  # nothing is gone back to
+
+
+@pytest.mark.parametrize("direction", ["reverse", "bidirectional"])
+def test_truncation_of_what_reads_from_the_end_is_refused_before_a_folder_is_made(direction, tmp_path):
+    with pytest.raises(ValueError, match=rf"^truncate=2, but {direction}=True: .*; leave truncate=None"):
+        ba.fit(network(**{direction: True}), GOOD, truncate=2, folder=tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+    ba.fit(network(**{direction: True}), GOOD, truncate=None, epochs=1, **QUIET)
 
 
 def test_a_validation_of_nothing_is_none_when_it_is_its_turn():
@@ -810,7 +818,7 @@ def test_of_what_a_run_is_is_said_the_same_way_in_every_process():
 
 
 def run_of(thing):
-    return runs_fit._name(thing)
+    return name_of(thing)
 
 
 def identities():

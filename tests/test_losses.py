@@ -81,6 +81,14 @@ def test_a_mean_over_nothing_is_0(weights, ignored):
     assert not any(grad.any() for grad in grads.params.values())
 
 
+def test_what_no_option_can_ignore_is_not_said_to_be_ignorable():
+    for number, can in ((2**63 - 1, True), (2**63 + 3, False)):
+        with pytest.raises(ValueError, match=rf"^target\[0, 0\]={number}; expected 0 to ") as error:
+            network().loss(X, np.full((T, N), number, "uint64"), "cross_entropy")
+        assert ("ignored by" in str(error.value)) is can
+    ba.losses.CrossEntropy(ignore_index=2**63 - 1)
+
+
 def test_weights_that_cancel_have_a_mean_of_0():
     weights = np.ones((T, N))
     weights.reshape(-1)[: weights.size // 2] = -1

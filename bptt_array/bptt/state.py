@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..backend.portable import Array
-from ..checks import only_settings
-
-_AS_IT_IS = only_settings({}, "it stays as it was made; make another, dataclasses.replace(…, name=value)", {})
+from ..checks import AS_IT_IS
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True)
 class State:
     """The state of a network between two steps, or the gradient of one.
@@ -27,7 +25,7 @@ class State:
     c: Array | None = None
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True)
 class Gradients:
     """What a backward pass returns.

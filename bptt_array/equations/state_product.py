@@ -42,6 +42,8 @@ class StateProduct:
         """The product with another matrix ``W (..., M, K)``: forward of rows ``(..., N, K)`` with ``W^T``, backward of
         ``(..., N, M)`` with W.
         """
+        if name not in self.own:
+            raise ValueError(f"product.of({name!r}) is unknown; expected a matrix among {sorted(self.own)}")
         W, mask = self.own[name], self.mask if name in self.of_state else None
         return StateProduct(
             self.backend, W if self.backward else W.mT, self.rows, self.steps, mask, backward=self.backward

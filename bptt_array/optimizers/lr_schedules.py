@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Settings, as_float, check_count, check_number, is_whole, only_settings, said
+from ..checks import AS_IT_IS, Settings, as_float, check_count, check_number, is_whole, only_settings, said
 
 Schedule = Callable[[int], float]
 
@@ -43,9 +43,6 @@ def _fraction(name: str, value: Any, otherwise: str = "") -> float:
 _FACTOR = partial(_fraction, otherwise=": a rate that grows is a function of your own, such as lambda step: 1.01**step")
 
 
-_AS_IT_IS = only_settings({}, "it stays as it was made; make another, dataclasses.replace(…, name=value)", {})
-
-
 class _Checked:
     """What a schedule is made of, checked when it is made: each field by a function of its name and its value."""
 
@@ -54,7 +51,7 @@ class _Checked:
             object.__setattr__(self, name, check(name, getattr(self, name)))
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True)
 class cosine(_Checked):  # noqa: N801 (called as a function)
     """From 1 down half a cosine (Loshchilov & Hutter, 2017, "SGDR", without restarts), then ``least`` for good.
@@ -81,7 +78,7 @@ class cosine(_Checked):  # noqa: N801 (called as a function)
         return self.least + (1 - self.least) * (1 + math.cos(math.pi * part)) / 2
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True)
 class linear(_Checked):  # noqa: N801
     """From 1 down to 0 in a straight line, ``1 - step / steps``, then 0 for good.
@@ -116,7 +113,7 @@ def _schedule(name: str, value: Any) -> Schedule | None:
 _OF_LOSSES = ("observe", "state_dict", "load_state_dict")
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True)
 class warm_up(_Checked):  # noqa: N801
     """In the first ``steps`` updates up to 1 in a straight line, ``(step + 1) / steps``; then another schedule.
@@ -153,7 +150,7 @@ class warm_up(_Checked):  # noqa: N801
         return 1.0 if self.then is None else self.then(step - self.steps)
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True)
 class step(_Checked):  # noqa: N801
     """Multiplied with ``factor`` after each ``every`` updates: ``factor**(step // every)``, torch's StepLR.
@@ -176,7 +173,7 @@ class step(_Checked):  # noqa: N801
         return self.factor ** (_COUNT("step", step) // self.every)
 
 
-@_AS_IT_IS
+@AS_IT_IS
 @dataclass(frozen=True)
 class exponential(_Checked):  # noqa: N801
     """Multiplied with ``factor`` after every update: ``factor**step``, torch's ExponentialLR.

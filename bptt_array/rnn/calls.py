@@ -255,6 +255,10 @@ def for_members(array: Array, ndim: int, before: int = 1) -> Array:
     return array if array.ndim == ndim else array[(slice(None),) * before + (None, ...)]
 
 
+#: Where a network of one input was given integers.
+_NUMBERS = "; numbers that are no tokens are floats (T, N, 1): rnn.asarray(x[..., None], dtype={!r})"
+
+
 def make_batch(
     backend: Backend,
     architecture: Architecture,
@@ -272,7 +276,6 @@ def make_batch(
     known = check_lengths(lengths, T, N)
     tokens = is_integer(x)
     if tokens:
-        numbers = f"; numbers that are no tokens are floats (T, N, 1): rnn.asarray(x[..., None], dtype={dtype!r})"
         check_range(
             "x",
             x,
@@ -281,7 +284,7 @@ def make_batch(
             backend,
             known,
             read=validate,
-            way=numbers if architecture.input_size == 1 else "",
+            way=_NUMBERS.format(dtype) if architecture.input_size == 1 else "",
         )
     if members is not None:
         x = for_members(x, 3 if tokens else 4)

@@ -53,7 +53,9 @@ def check_cell(cell: Any) -> Cell:
         )
     if taken := sorted({"W_xh", "W_hh", "b_h"} & set(own)):
         raise ValueError(f"{cell!r} has own parameters {taken}, which every cell has; expected other names")
-    wrong = {name: shape for name, shape in own.items() if not isinstance(shape, tuple) or len(shape) not in (1, 2)}
+    wrong = {
+        name: shape for name, shape in own.items() if not isinstance(shape, (tuple, list)) or len(shape) not in (1, 2)
+    }
     if wrong:
         raise ValueError(f"{cell!r} has own parameters of shapes {wrong}; expected vectors (M,) or matrices (M, K)")
     for name in cell.of_state:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
-import importlib.util
-import inspect
-import json
 import math
-import re
-import sys
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from ..backend.arrays import is_array, is_integer, on_host
+from ..backend.arrays import is_integer
 from ..checks import check_count, check_flag, check_number, check_option, check_path, is_several, said
 from ..distributed.ranks import OneProcess
 from ..losses import AnyLoss
@@ -35,22 +23,15 @@ from ..training.checkpoint import FitCheckpoint, check_run
 from ..training.feed import Feed
 from ..training.fitting import Callback, Fitting, state_of_schedule
 from ..training.history import History
-from ..training.listener import Listener
 from ..training.options import ON_DIVERGENCE
 from .checkpoints import FOLDER as CHECKPOINTS
-from .checkpoints import checkpoints, newest_checkpoint, remove_earlier, remove_later, write_checkpoint
+from .checkpoints import checkpoints, newest_checkpoint
 from .claims import alone_in
+from .fit_listener import FitListener, shown_of, stopping
 from .held import Held
-from .signals import Stop
+from .identity import identity
 
 T = TypeVar("T")
-
-#: Checkpoints that are kept.
-KEPT = 3
-#: Characters of a setting that are kept as they are.
-_LONGEST = 500
-#: Seconds between two plain lines, but for the last epoch's.
-SOON = 1.0
 
 
 def fit(
@@ -209,7 +190,7 @@ def fit(
     lr, run = optimizer.lr, {}
     if path is not None:
         how = {"seed": seed, "reduction": reduction, "truncate": truncate, "memory": memory, "clip": clip}
-        run = _identity(rnn, optimizer, loss, schedule, feed, held_out) | {k: repr(v) for k, v in how.items()}
+        run = identity(rnn, optimizer, loss, schedule, feed, held_out) | {k: repr(v) for k, v in how.items()}
     fitting = Fitting(
         rnn,
         optimizer,
@@ -234,9 +215,9 @@ def fit(
         held = None if path is None else _at_first(ranks, lambda: _claimed(path, stack))
         if path is not None:
             _go_on(fitting, path, held, ranks)
-        stop = stack.enter_context(_stopping())
-        shown = stack.enter_context(_shown(fitting, len(feed))) if progress and ranks.rank == 0 else None
-        fitting.run(_FitListener(stop, path, held, shown, first=ranks.rank == 0))
+        stop = stack.enter_context(stopping())
+        shown = stack.enter_context(shown_of(fitting, len(feed))) if progress and ranks.rank == 0 else None
+        fitting.run(FitListener(stop, path, held, shown, first=ranks.rank == 0))
         fitting.history.stopped = fitting.ended_by
         fitting.take_best()
     return fitting.history
@@ -309,62 +290,6 @@ def _check_alike(ranks: OneProcess, given: dict[str, Any]) -> None:
                 raise ValueError(f"{name}: {value} on rank {rank}, {first} on rank 0; expected the same on all ranks")
 
 
-def _identity(
-    rnn: RNN, optimizer: Optimizer, loss: Any, schedule: Any, data: Feed, validation: Feed | None
-) -> dict[str, str]:
-    """Of a run, what its results depend on, in words that are the same in every process."""
-    settings = {name: _name(value) for name, value in vars(optimizer).items() if not name.startswith("_")}
-    return {
-        "rnn": json.dumps(rnn.config),
-        "optimizer": f"{type(optimizer).__name__} {json.dumps(settings, sort_keys=True)}",
-        "loss": _name(loss),
-        "schedule": _name(schedule),
-        "data": f"sha256 {data.digest()}",
-        "validation": "none" if validation is None else f"sha256 {validation.digest()}",
-    }
-
-
-def _name(thing: Any) -> str:
-    """What is the same for the same thing in every process, as far as that can be told, and short."""
-    try:
-        words = _words(thing)
-    except RecursionError:  # it holds itself
-        words = type(thing).__qualname__
-    if len(words) <= _LONGEST:
-        return words
-    return f"{words[:100]}… sha256 {hashlib.sha256(words.encode(errors='surrogatepass')).hexdigest()}"
-
-
-def _words(thing: Any) -> str:
-    """A thing with what it was made of: no address in memory, and nothing left out that its repr leaves out.
-
-    Of what a function has from around it, and an object without a repr of its own, nobody knows.
-    """
-    kind = type(thing).__qualname__
-    if hasattr(thing, "__qualname__"):
-        of = getattr(thing, "__self__", None)  # of a method
-        return (
-            str(thing.__qualname__) if of is None or inspect.ismodule(of) else f"{thing.__qualname__} of {_words(of)}"
-        )
-    if isinstance(thing, functools.partial):
-        return f"partial({_words(thing.func)}, {_words(thing.args)}, {_words(thing.keywords)})"
-    if isinstance(thing, np.generic):
-        return _words(thing.item())
-    if is_array(thing):
-        array = on_host("array", thing)
-        return f"array {array.shape} of sha256 {hashlib.sha256(repr(array.tolist()).encode()).hexdigest()}"
-    if isinstance(thing, (list, tuple)):
-        return f"({', '.join(map(_words, thing))})"
-    if isinstance(thing, (set, frozenset)):
-        return f"({', '.join(sorted(map(_words, thing)))})"
-    if isinstance(thing, dict):
-        return f"({', '.join(sorted(f'{name}={_words(value)}' for name, value in thing.items()))})"
-    if is_dataclass(thing):
-        return kind + _words({field.name: getattr(thing, field.name) for field in fields(thing) if field.init})
-    shown = "__repr__" in {name for each in type(thing).__mro__[:-1] for name in vars(each)}
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", said(thing, sys.maxsize)) if shown else kind
-
-
 # ---- a folder ---------------------------------------------------------------------------------------------
 
 
@@ -423,104 +348,3 @@ def _go_on(fitting: Fitting, path: Path, held: Held | None, ranks: OneProcess) -
         found = ranks.comm.bcast(found)  # type: ignore[attr-defined]
     if found is not None:
         fitting.restore(found)
-
-
-class _FitListener(Listener):
-    """Writes checkpoints, shows what there is to show, and hears Ctrl-C."""
-
-    def __init__(
-        self, stop: Stop | None, path: Path | None, held: Held | None, shown: _Shown | None, *, first: bool
-    ) -> None:
-        self._stop, self._path, self._held, self._shown, self._first = stop, path, held, shown, first
-
-    def stop(self) -> bool:
-        return self._stop is not None and self._stop.requested
-
-    def interrupted(self) -> bool:
-        return self.stop()
-
-    def trained(self, step: int, loss: float) -> None:
-        if self._shown is not None:
-            self._shown.trained(step, loss)
-
-    def epoch(self, history: History) -> None:
-        if self._shown is not None:
-            self._shown.epoch(history)
-
-    def checkpoint(self, checkpoint: FitCheckpoint) -> None:
-        if self._path is None or self._held is None:  # which rank 0 alone has
-            return
-        if not checkpoint.step:  # a run that comes to no update, by an argument that is wrong there, leaves nothing
-            return
-        with contextlib.nullcontext() if self._stop is None else self._stop.held():
-            self._held.check()
-            write_checkpoint(self._path, checkpoint)
-            remove_later(self._path, checkpoint.step)
-            remove_earlier(self._path, checkpoint.step, KEPT, FitCheckpoint)
-
-    def went_back(self, error: Any, step: int, lr: float) -> None:
-        if self._first:
-            warnings.warn(f"{error}; going back to step {step} and on with lr={lr:g}", stacklevel=2)
-
-
-# ---- Ctrl-C, and progress ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[Stop | None]:
-    """Ctrl-C ends training cleanly, in the one thread that hears of it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield None
-        return
-    with Stop(names=("SIGINT",)) as stop:
-        yield stop
-
-
-class _Shown:
-    """A bar on standard error, or lines."""
-
-    def __init__(self, fitting: Fitting, updates: int) -> None:
-        self._epochs, self._updates = fitting.epochs, updates
-        self._bar: Any = None
-        self._last, self._words = 0.0, ""
-        if importlib.util.find_spec("tqdm") is not None and sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            total = fitting.epochs * updates or None
-            self._bar = tqdm(total=total, initial=fitting.step, unit=" updates", dynamic_ncols=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def trained(self, step: int, loss: float) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4g}{self._words}", refresh=False)
-            self._bar.update(step - self._bar.n)
-
-    def epoch(self, history: History) -> None:
-        epochs = len(history.lr)
-        validation = "" if history.validation is None else f"  validation {_mean(history.validation[-1])}"
-        if self._bar is not None:
-            self._words = f"{validation}  epoch {epochs} of {self._epochs}"
-            if self._updates:
-                self._bar.update(epochs * self._updates - self._bar.n)
-            return
-        now = time.monotonic()
-        if sys.stderr is not None and (now - self._last >= SOON or epochs == self._epochs):
-            self._last = now
-            loss = f"  loss {_mean(history.loss[-1])}" if len(history) == epochs else ""
-            print(f"epoch {epochs} of {self._epochs}{loss}{validation}", file=sys.stderr, flush=True)
-
-
-def _mean(losses: Any) -> str:
-    return f"{float(np.mean(losses)):.4g}"
-
-
-@contextlib.contextmanager
-def _shown(fitting: Fitting, updates: int) -> Iterator[_Shown]:
-    shown = _Shown(fitting, updates)
-    try:
-        yield shown
-    finally:
-        shown.close()
