@@ -52,7 +52,7 @@ TESTS = {
     "rnn/memory.py": "schedules parallel",
     "rnn/": f"{_GRADIENTS} parts attributes pickling bad_input advice docs layout gradients schedules parity any_input",
     "kernels/": "kernels",
-    "runs/fit.py": "fit",
+    **dict.fromkeys(("runs/fit.py", "runs/fit_listener.py", "runs/identity.py"), "fit"),
     "runs/": "report runs jobs training",
     "schedules/": "schedules parallel docs any_input gradients",
     "tracing/": "kernels cuda_rest",

@@ -513,11 +513,11 @@ BAD = [
     ({"on_divergence": "go"}, ValueError, "on_divergence='go' is unknown; expected one of 'stop', 'halve-lr'"),
     ({"ranks": 2}, TypeError, "ranks is a int; expected ba.distributed.communicator()"),
     ({"folder": ""}, ValueError, "folder='' is empty; expected the name of a file or a folder"),
-    ({"data": (*GOOD[0], [0] * len(GOOD[0][0][0]))}, ValueError, "data has no step that counts, of some member or of"),
+    ({"data": (*GOOD[0], [0] * len(GOOD[0][0][0]))}, ValueError, "data has no step that counts in the loss (of an"),
     (
         {"validation": [(*GOOD[1], None, np.zeros(GOOD[1][0].shape[:2]))]},
         ValueError,
-        "validation has no step that counts, of some member or of all: lengths or weights of 0, classes that are ignored",
+        "validation has no step that counts in the loss (of an ensemble, in that of some member): all are of length 0",
     ),
     ({"folder": 3}, TypeError, "folder=3 is a int; expected a string or a pathlib.Path"),
     ({"folder": __file__}, ValueError, "is a file; expected a folder, or the name of a new one"),
@@ -611,7 +611,7 @@ def test_truncation_of_what_reads_from_the_end_is_refused_before_a_folder_is_mad
 
 def test_a_validation_of_nothing_is_none_when_it_is_its_turn():
     x, target = GOOD[0]
-    with pytest.raises(ValueError, match=r"^validation has no step that counts, of some member or of all: lengths or"):
+    with pytest.raises(ValueError, match=r"^validation has no step that counts in the loss "):
         ba.fit(network(), GOOD, validation=Again([(x, target, [0] * x.shape[1])]), **QUIET)
 
 

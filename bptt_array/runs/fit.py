@@ -99,12 +99,12 @@ def fit(
     reduction, truncate, memory
         As for :meth:`RNN.loss_and_grad`.
     folder : str or Path, optional
-        Where checkpoints are kept, the last three. Called again with the same arguments, in another process too, the
-        run goes on from the last one, whatever the weights of ``rnn`` are, on a CPU to the same bits as if it had never
-        been stopped (and that one to which a divergence goes back is kept too). ``epochs``,
-        ``patience``, ``callbacks``, ``progress``, ``checkpoint_every``, ``on_divergence`` and ``ranks`` may be others.
-        An epoch has to have the same minibatches each time, so that a loader which shuffles will not do; the first one
-        is read once more to see that.
+        Where checkpoints are kept: the last three, and those that a divergence may go back to. Called again with the
+        same arguments, in another process too, the run goes on from the last one, whatever the weights of ``rnn`` are
+        then; on a CPU to the same bits as if it had never been stopped. ``epochs``, ``patience``, ``callbacks``,
+        ``progress``, ``checkpoint_every``, ``on_divergence`` and ``ranks`` may be others. An epoch has to have
+        the same minibatches each time, so that a loader which shuffles will not do; the first one is read once more to
+        see that.
     checkpoint_every : int, optional
         Updates from a checkpoint to the next; left out, there is one after an epoch, if there were ten updates or more
         since the last one. Where training diverges it goes back to the last of those, also without a folder.

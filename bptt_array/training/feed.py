@@ -22,8 +22,8 @@ from ..rnn.rnn import RNN
 
 #: Of data whose loss is 0, whatever the network says.
 NOTHING_COUNTS = (
-    "has no step that counts, of some member or of all: lengths or weights of 0, classes that are ignored or of weight "
-    "0 leave none; expected at least one"
+    "has no step that counts in the loss (of an ensemble, in that of some member): all are of length 0, of weight 0, "
+    "of an ignored class or of one of weight 0; expected at least one that counts"
 )
 _KINDS = "ba.batches(…), a tuple (x, target[, lengths[, weights]]), or a list of such tuples"
 
