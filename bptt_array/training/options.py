@@ -89,11 +89,13 @@ class Options:
         metavar="K",
     )
     checkpoint_every: int | None = _option(None, "a checkpoint that often (default: ten times)", metavar="STEPS")
-    keep_checkpoints: int = _option(3, "the last K checkpoints are kept", metavar="K")
+    keep_checkpoints: int = _option(
+        3, "the last K checkpoints are kept, and those that a divergence may go back to", metavar="K"
+    )
     on_divergence: str = _option(
         "stop",
-        "where a loss or gradient is no number: stop, or go back to the last checkpoint and on with half the learning "
-        "rate",
+        "where a loss or gradient is no number: stop, or go back to the last checkpoint that was due "
+        "(--checkpoint-every) and on with half the learning rate",
         choices=ON_DIVERGENCE,
     )
     diagnose_every: int | None = _option(
